@@ -1,0 +1,313 @@
+"""The life of one model call: begin, first chunk, finish once.
+
+A `ModelCall` owns one span. Whoever carries the call out (the hook on a client) begins it, tells it of the first and last
+chunk, and finishes it; the first `finish` counts, later ones do nothing, so error paths may overlap freely.
+
+Two layers can see the same call: LangChain starts a run, and the OpenAI client inside it sends the request. LangChain
+*offers* its call in a context variable; the client's hook *claims* it and finishes it with the provider's own numbers. A call
+that nobody claimed is finished by LangChain. So one model call is one span, whoever is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from opentelemetry import context as otel
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import get_current_span as current_span
+
+from otel_llm import context, faults, semconv
+from otel_llm.usage import Usage
+
+_KEY = otel.create_key("otel-llm-call")
+_ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
+
+OK: Final = "ok"
+ERROR: Final = "error"
+CANCELLED: Final = "cancelled"
+PARTIAL: Final = "partial"
+
+
+class Place(NamedTuple):
+    """Where in the tree of a run a model call stands."""
+
+    span: Span
+    agent_name: str | None = None
+    workflow_name: str | None = None
+
+
+finders: list[Callable[[], Place | None]] = []
+"""Asked in turn for the place of a new call: frameworks whose runs are not attached to the OpenTelemetry context register here."""
+
+
+class ModelCall:
+    """One model call and its span, from begin to the one finish. Safe to finish from any thread."""
+
+    __slots__ = (
+        "__weakref__",
+        "_adopted",
+        "_claimed",
+        "_done",
+        "_process",
+        "attempts",
+        "first_chunk_ns",
+        "last_chunk_ns",
+        "model",
+        "propagates",
+        "span",
+        "started_ns",
+        "started_perf_ns",
+    )
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        operation: str,
+        model: str | None,
+        attributes: Mapping[str, Any],
+        *,
+        place: Place | None = None,
+        started_ns: int | None = None,
+    ) -> None:
+        """Starts the span.
+
+        Args:
+            operation: `gen_ai.operation.name`.
+            model: `gen_ai.request.model`, None where the request names none.
+            attributes: everything else that is known at the start; samplers decide on it.
+            place: the parent; looked up where it is not given.
+            started_ns: wall clock in nanoseconds, for a call that began earlier; default now.
+        """
+        self.started_ns = started_ns or time.time_ns()
+        self.started_perf_ns = time.perf_counter_ns() - (time.time_ns() - self.started_ns if started_ns else 0)
+        self.first_chunk_ns: int | None = None
+        self.last_chunk_ns: int | None = None
+        self.attempts: int | None = None
+        self.model = model
+        self.propagates = False
+        """Whether the provider may see our trace context (`OTEL_LLM_PROPAGATE_TO`)."""
+        self._adopted = threading.Lock()
+        self._claimed = threading.Lock()
+        self._process = _process
+        self._done = threading.Lock()
+        if place is None:
+            place = find_place()
+        parent = otel.get_current()
+        at_start: dict[str, Any] = {semconv.OPERATION: operation, **attributes, **context.attributes(parent)}
+        if model is not None:
+            at_start[semconv.REQUEST_MODEL] = model
+        if place is not None:
+            parent = set_span_in_context(place.span, parent)
+            if place.agent_name is not None:
+                at_start[semconv.AGENT_NAME] = place.agent_name
+            if place.workflow_name is not None:
+                at_start[semconv.WORKFLOW_NAME] = place.workflow_name
+        self.span = tracer.start_span(
+            f"{operation} {model}" if model else operation,
+            parent,
+            SpanKind.CLIENT,
+            at_start,
+            start_time=self.started_ns,
+        )
+
+    def describe(self, operation: str, model: str | None, attributes: Mapping[str, Any]) -> None:
+        """Adds what is known to the layer that took the call over; it is nearer to the provider."""
+        self.span.set_attributes(attributes)
+        if model is not None and model != self.model:
+            self.model = model
+            self.span.set_attribute(semconv.REQUEST_MODEL, model)
+            self.span.update_name(f"{operation} {model}")
+
+    def context(self) -> otel.Context:
+        """The context for the request itself: this span is current, and `wiring` withholds all of it from the provider."""
+        return otel.set_value(_KEY, self, set_span_in_context(self.span))
+
+    def chunk(self) -> None:
+        """Notes the time of a chunk of a stream. Called for each, before the app sees it."""
+        self.last_chunk_ns = now = time.perf_counter_ns()
+        if self.first_chunk_ns is None:
+            self.first_chunk_ns = now
+            self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, (now - self.started_perf_ns) / 1e9)
+
+    @property
+    def finished(self) -> bool:
+        return self._done.locked()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request and no answer have been seen of it."""
+        return not (self._claimed.locked() or self._done.locked() or self.first_chunk_ns)
+
+    def finish(
+        self,
+        status: str,
+        *,
+        usage: Usage | None = None,
+        error: BaseException | None = None,
+        error_type: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Ends the span with what is known at the end. Only the first call counts.
+
+        Args:
+            status: `ok`, `error`, `cancelled` or `partial`.
+            usage: what the provider reported; None where it reported nothing.
+            error: what the app gets to see; only its class is recorded.
+            error_type: HTTP status or class name, where it is better known than from `error`.
+            attributes: response id, model, finish reasons and the like.
+        """
+        if not self._done.acquire(blocking=False) or self._process is not _process:
+            return  # a forked child holds copies of its parent's calls: they are the parent's to finish
+        span = self.span
+        try:
+            at_end: dict[str, Any] = {semconv.STATUS: status}
+            if attributes:
+                at_end.update(attributes)
+            if usage is not None:
+                at_end.update(usage.attributes())
+                at_end[semconv.USAGE_SOURCE] = "reported"
+            if self.attempts is not None:
+                at_end[semconv.ATTEMPTS] = self.attempts
+            if error_type is None and error is not None:
+                error_type = type(error).__name__
+            if error_type is not None:
+                at_end[semconv.ERROR_TYPE] = error_type
+            span.set_attributes(at_end)
+            if status in (ERROR, CANCELLED):
+                span.set_status(_ERROR)
+        except Exception as fault:
+            faults.report("describe a finished call", fault)
+        # A stream is as long as the time to its last chunk, however late the app lets go of it. Durations come from the
+        # monotonic clock: a wall clock that is set back gives no negative ones.
+        end_perf_ns = self.last_chunk_ns or time.perf_counter_ns()
+        try:
+            span.end(self.started_ns + end_perf_ns - self.started_perf_ns)
+        except Exception as fault:  # a span processor of the app's that raises
+            faults.report("end a span", fault)
+
+    def abandon(
+        self, status: str = PARTIAL, usage: Usage | None = None, attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Finishes later, on another stack.
+
+        For finalizers: they run wherever the garbage collector does, perhaps inside a lock that ending a span needs.
+        """
+        if not self.finished:
+            later(partial(self.finish, status, usage=usage, attributes=attributes))
+
+
+_abandoned: deque[Callable[[], None]] = deque()
+
+
+def later(finish: Callable[[], None]) -> None:
+    """Has `finish_abandoned` call this, so that a finalizer need not end a span itself."""
+    _abandoned.append(finish)
+
+
+def finish_abandoned() -> None:
+    """Ends what was dropped unfinished. The store's background thread, the next call and `flush()` do this."""
+    while _abandoned:
+        try:
+            finish = _abandoned.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        finish()
+
+
+_process = object()
+"""Stands for this process; another after a fork."""
+
+
+def _after_fork_in_child() -> None:
+    global _process
+    _process = object()
+    _abandoned.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def in_flight(current: otel.Context | None = None) -> ModelCall | None:
+    """The call whose request is being made in this context, if any."""
+    call = otel.get_value(_KEY, current)
+    return call if isinstance(call, ModelCall) else None
+
+
+def find_place() -> Place | None:
+    """The place of a call that begins here, by the frameworks that know better than the OpenTelemetry context."""
+    for finder in finders:
+        try:
+            place = finder()
+        except Exception as fault:
+            faults.report("find the parent of a call", fault)
+            continue
+        if place is not None and nearer(place.span) is place.span:
+            return place
+    return None
+
+
+def nearer(span: Span, at: otel.Context | None = None) -> Span:
+    """`span`, or the current span where that was opened inside it (by hand, say)."""
+    current = current_span(at)
+    return current if _is_older(span, current) else span
+
+
+def _is_older(span: Span, other: Span) -> bool:
+    """Whether `other` was opened inside `span` (by hand, say), which makes it the nearer parent."""
+    if span is other or not other.get_span_context().is_valid:
+        return False
+    if span.get_span_context().trace_id != other.get_span_context().trace_id:
+        return False
+    own, others = getattr(span, "start_time", None), getattr(other, "start_time", None)
+    return own is not None and others is not None and others > own
+
+
+# --- one call seen by two layers -------------------------------------------------------------------------------------
+_offered: ContextVar[tuple[ModelCall, ...]] = ContextVar("otel_llm_offered_calls", default=())
+_ANSWERED_IN_TEXT = frozenset({semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT})
+
+
+def offer(*offered: ModelCall) -> None:
+    """Lets a client's hook in this context (or a copy of it) take the calls over, one request each, in this order.
+
+    Never reset: a call that has finished, or has begun to answer, is no offer any more.
+    """
+    _offered.set(offered)
+
+
+def claim(operation: str) -> ModelCall | None:
+    """Takes over the first call offered here that nobody has claimed, for a request that does `operation`.
+
+    The models are not compared: a framework's name for one (a deployment, an alias) need not be the one sent. The operation
+    tells a model's own request from others made on its way: the embeddings of a semantic cache, a moderation.
+    """
+    if operation not in _ANSWERED_IN_TEXT:
+        return None
+    for call in _offered.get():
+        if call.is_waiting and call._claimed.acquire(blocking=False):
+            return call
+    return None
+
+
+def adopt() -> ModelCall | None:
+    """Takes over the first call offered here for a run inside it, which offers it in turn.
+
+    A model that hands its prompt to another model makes one call, not two.
+    """
+    for call in _offered.get():
+        if call.is_waiting and call._adopted.acquire(blocking=False):
+            return call
+    return None
+
+
+def is_claimed(call: ModelCall) -> bool:
+    """Whether a client's hook has taken the call over, and will finish it."""
+    return call._claimed.locked()

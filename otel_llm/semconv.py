@@ -1,0 +1,159 @@
+"""Every attribute name that otel-llm reads or writes, once.
+
+The GenAI names follow the OpenTelemetry semantic conventions for generative AI (`semantic-conventions-genai`,
+status Development). The constants of `opentelemetry-semantic-conventions` are marked deprecated and lag behind, so the
+project keeps its own. Older names that other instrumentations still write are in `ALIASES`.
+"""
+
+from typing import Final
+
+# --- what is called --------------------------------------------------------------------------------------------------
+OPERATION: Final = "gen_ai.operation.name"
+PROVIDER: Final = "gen_ai.provider.name"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+REQUEST_STREAM: Final = "gen_ai.request.stream"
+REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
+REQUEST_TOP_P: Final = "gen_ai.request.top_p"
+REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
+REQUEST_FREQUENCY_PENALTY: Final = "gen_ai.request.frequency_penalty"
+REQUEST_PRESENCE_PENALTY: Final = "gen_ai.request.presence_penalty"
+REQUEST_SEED: Final = "gen_ai.request.seed"
+REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
+REQUEST_CHOICE_COUNT: Final = "gen_ai.request.choice.count"
+REQUEST_ENCODING_FORMATS: Final = "gen_ai.request.encoding_formats"
+REQUEST_REASONING_LEVEL: Final = "gen_ai.request.reasoning.level"
+REQUEST_PREVIOUS_RESPONSE: Final = "gen_ai.request.previous_response.id"
+EMBEDDINGS_DIMENSIONS: Final = "gen_ai.embeddings.dimension.count"
+OUTPUT_TYPE: Final = "gen_ai.output.type"
+OPENAI_API_TYPE: Final = "openai.api.type"
+OPENAI_REQUEST_SERVICE_TIER: Final = "openai.request.service_tier"
+OPENAI_RESPONSE_SERVICE_TIER: Final = "openai.response.service_tier"
+OPENAI_SYSTEM_FINGERPRINT: Final = "openai.response.system_fingerprint"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+ERROR_TYPE: Final = "error.type"
+SERVICE_NAME: Final = "service.name"
+
+# --- what came back --------------------------------------------------------------------------------------------------
+RESPONSE_ID: Final = "gen_ai.response.id"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
+"""Seconds, as the convention has it; the table's column is in milliseconds."""
+
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+CACHE_WRITE_TOKENS: Final = "gen_ai.usage.cache_write.input_tokens"
+REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+AUDIO_INPUT_TOKENS: Final = "gen_ai.usage.audio.input_tokens"
+AUDIO_OUTPUT_TOKENS: Final = "gen_ai.usage.audio.output_tokens"
+IMAGE_INPUT_TOKENS: Final = "gen_ai.usage.image.input_tokens"
+IMAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.image.output_tokens"
+
+# --- content, only with capture --------------------------------------------------------------------------------------
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
+TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
+TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
+TOOL_CALL_RESULT: Final = "gen_ai.tool.call.result"
+
+# --- the tree --------------------------------------------------------------------------------------------------------
+AGENT_NAME: Final = "gen_ai.agent.name"
+AGENT_ID: Final = "gen_ai.agent.id"
+WORKFLOW_NAME: Final = "gen_ai.workflow.name"
+TOOL_NAME: Final = "gen_ai.tool.name"
+TOOL_TYPE: Final = "gen_ai.tool.type"
+TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
+TOOL_DESCRIPTION: Final = "gen_ai.tool.description"
+DATA_SOURCE_ID: Final = "gen_ai.data_source.id"
+
+# --- context: who asked ----------------------------------------------------------------------------------------------
+USER_ID: Final = "user.id"
+SESSION_ID: Final = "session.id"
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+MODULE: Final = "otel_llm.module"
+REQUEST_ID: Final = "otel_llm.request.id"
+TAG_PREFIX: Final = "otel_llm.tag."
+
+# --- our own, where the conventions have no name ---------------------------------------------------------------------
+STATUS: Final = "otel_llm.status"
+"""`ok`, `error`, `cancelled`, `partial` or `interrupted`: the table's `status`."""
+USAGE_SOURCE: Final = "otel_llm.usage_source"
+ATTEMPTS: Final = "otel_llm.attempts"
+PROFILE: Final = "otel_llm.profile"
+CACHE_HIT: Final = "otel_llm.cache_hit"
+"""True where a client-side cache answered and the provider was not asked: nothing was billed."""
+RECORDED_BY: Final = "otel_llm.recorded_by"
+"""Scope of the instrumentor that finished the call, where it is not the span's own scope."""
+
+# --- operations ------------------------------------------------------------------------------------------------------
+CHAT: Final = "chat"
+TEXT_COMPLETION: Final = "text_completion"
+EMBEDDINGS: Final = "embeddings"
+GENERATE_CONTENT: Final = "generate_content"
+EXECUTE_TOOL: Final = "execute_tool"
+INVOKE_AGENT: Final = "invoke_agent"
+CREATE_AGENT: Final = "create_agent"
+INVOKE_WORKFLOW: Final = "invoke_workflow"
+RETRIEVAL: Final = "retrieval"
+STEP: Final = "step"
+IMAGE_GENERATION: Final = "image_generation"
+TRANSCRIPTION: Final = "transcription"
+TRANSLATION: Final = "translation"
+SPEECH: Final = "speech"
+
+TREE_OPERATIONS: Final = frozenset({EXECUTE_TOOL, INVOKE_AGENT, CREATE_AGENT, INVOKE_WORKFLOW, RETRIEVAL, STEP})
+"""Operations that run no model themselves: they are in `spans`, never in `llm_usage`. Any other operation is a model call."""
+
+# --- names that others write, newest first ---------------------------------------------------------------------------
+ALIASES: Final[dict[str, tuple[str, ...]]] = {
+    PROVIDER: ("gen_ai.system", "llm.provider", "llm.system"),
+    REQUEST_MODEL: ("llm.model_name", "embedding.model_name", "llm.request.model"),
+    RESPONSE_MODEL: ("llm.response.model",),
+    INPUT_TOKENS: ("gen_ai.usage.prompt_tokens", "llm.token_count.prompt", "llm.usage.prompt_tokens"),
+    OUTPUT_TOKENS: ("gen_ai.usage.completion_tokens", "llm.token_count.completion", "llm.usage.completion_tokens"),
+    CACHE_READ_TOKENS: (
+        "gen_ai.usage.cache_read_input_tokens",
+        "llm.token_count.prompt_details.cache_read",
+        "llm.usage.cache_read_input_tokens",
+    ),
+    CACHE_WRITE_TOKENS: (
+        "gen_ai.usage.cache_creation.input_tokens",
+        "gen_ai.usage.cache_creation_input_tokens",
+        "llm.token_count.prompt_details.cache_write",
+        "llm.usage.cache_creation_input_tokens",
+    ),
+    REASONING_TOKENS: (
+        "gen_ai.usage.reasoning_tokens",
+        "llm.token_count.completion_details.reasoning",
+        "llm.usage.reasoning_tokens",
+    ),
+    AUDIO_INPUT_TOKENS: ("llm.token_count.prompt_details.audio",),
+    AUDIO_OUTPUT_TOKENS: ("llm.token_count.completion_details.audio",),
+    REQUEST_STREAM: ("llm.is_streaming", "gen_ai.is_streaming"),
+    CONVERSATION_ID: ("traceloop.association.properties.conversation_id",),
+    USER_ID: ("enduser.id", "traceloop.association.properties.user_id"),
+    SESSION_ID: ("traceloop.association.properties.session_id",),
+    WORKFLOW_NAME: ("traceloop.workflow.name",),
+}
+
+FOREIGN_KINDS: Final[dict[str, dict[str, str]]] = {
+    # attribute that tells the operation in other dialects -> its values -> ours
+    "openinference.span.kind": {
+        "LLM": CHAT,
+        "EMBEDDING": EMBEDDINGS,
+        "CHAIN": INVOKE_WORKFLOW,
+        "AGENT": INVOKE_AGENT,
+        "TOOL": EXECUTE_TOOL,
+        "RETRIEVER": RETRIEVAL,
+    },
+    "llm.request.type": {"chat": CHAT, "completion": TEXT_COMPLETION, "embedding": EMBEDDINGS},
+    "traceloop.span.kind": {
+        "workflow": INVOKE_WORKFLOW,
+        "task": STEP,
+        "agent": INVOKE_AGENT,
+        "tool": EXECUTE_TOOL,
+    },
+}

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from otel_llm.settings import Capture, reload
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    yield
+    monkeypatch.undo()
+    reload()
+
+
+def test_defaults(monkeypatch):
+    for name in ("OTEL_LLM_STORE", "OTEL_SDK_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    found = reload()
+    assert found.store is not None
+    assert found.store.name == "usage.duckdb"
+    assert (found.fsync, found.stream_usage, found.capture) == ("none", "auto", Capture.NO_CONTENT)
+    assert not found.trust_baggage
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("OTEL_LLM_FLUSH_INTERVAL", "250ms", "flush_interval", 0.25),
+        ("OTEL_LLM_SEGMENT_AGE", "5min", "segment_age", 300.0),
+        ("OTEL_LLM_SEGMENT_SIZE", "1.5MB", "segment_size", 1572864),
+        ("OTEL_LLM_FSYNC", "Always", "fsync", "always"),
+        ("OTEL_LLM_STORE", "none", "store", None),
+        ("OTEL_LLM_PROPAGATE_TO", "a.example, b.example,", "propagate_to", ("a.example", "b.example")),
+        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "span_only", "capture", Capture.SPAN_ONLY),
+    ],
+)
+def test_values(name, text, field, value, monkeypatch):
+    monkeypatch.setenv(name, text)
+    assert getattr(reload(), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("OTEL_LLM_FLUSH_INTERVAL", "soon"),
+        ("OTEL_LLM_FLUSH_INTERVAL", "-1"),
+        ("OTEL_LLM_SEGMENT_SIZE", "3 parsecs"),
+        ("OTEL_LLM_FSYNC", "sometimes"),
+        ("OTEL_LLM_TRUST_BAGGAGE", "perhaps"),
+        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes please"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_the_default(name, text, monkeypatch, caplog):
+    expected = reload()
+    monkeypatch.setenv(name, text)
+    with caplog.at_level(logging.WARNING, "otel_llm"):
+        assert reload() == expected
+    (record,) = caplog.records
+    assert name in record.getMessage()
+    assert text in record.getMessage()
+    assert "\n" not in record.getMessage()
