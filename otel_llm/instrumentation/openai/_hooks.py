@@ -1,0 +1,157 @@
+"""The hooks on the OpenAI client: what is wrapped, and what happens around the one request every method makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from opentelemetry import context as otel
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import Tracer
+
+from otel_llm import call as calls
+from otel_llm import faults, semconv
+from otel_llm.call import ModelCall
+from otel_llm.instrumentation.openai._answer import Answer
+from otel_llm.instrumentation.openai._errors import fail
+from otel_llm.instrumentation.openai._request import Endpoint, Server, attributes, endpoint_of, server_of
+from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream
+from otel_llm.settings import settings
+
+_RAW_HEADER = "X-Stainless-Raw-Response"
+
+
+class Hooks:
+    """The wrappers, with the tracer they write to."""
+
+    def __init__(self, tracer: Tracer, scope: str) -> None:
+        self._tracer = tracer
+        self._scope = scope
+
+    # wrapt's signature: wrapped, instance, args, kwargs
+    def request(self, wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
+        """Around `OpenAI.request`."""
+        begun = self._begin(client, args, kwargs)
+        if begun is None:
+            return wrapped(*args, **kwargs)
+        token = otel.attach(begun.call.context())
+        try:
+            result = wrapped(*begun.args, **kwargs)
+        except BaseException as error:
+            fail(begun.call, error)
+            raise
+        finally:
+            otel.detach(token)
+        begun.take(result)
+        return result
+
+    async def request_async(self, wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
+        """Around `AsyncOpenAI.request`."""
+        begun = self._begin(client, args, kwargs)
+        if begun is None:
+            return await wrapped(*args, **kwargs)
+        token = otel.attach(begun.call.context())
+        try:
+            result = await wrapped(*begun.args, **kwargs)
+        except BaseException as error:
+            fail(begun.call, error)
+            raise
+        finally:
+            otel.detach(token)
+        begun.take(result)
+        return result
+
+    @staticmethod
+    def retry(wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
+        """Around `_sleep_for_retry`, which the client calls once before every further try."""
+        call = calls.in_flight()
+        if call is not None and call.attempts is not None:
+            call.attempts += 1
+        return wrapped(*args, **kwargs)
+
+    def _begin(self, client: Any, args: Any, kwargs: dict[str, Any]) -> _Begun | None:
+        try:
+            options = args[1] if len(args) > 1 else kwargs["options"]
+            endpoint = endpoint_of(options.method, options.url)
+            if endpoint is None or not is_instrumentation_enabled():
+                return None
+            calls.finish_abandoned()
+            body = options.json_data
+            if not isinstance(body, Mapping):
+                body = {}
+            server = server_of(client)
+            stream = bool(kwargs.get("stream"))
+            model = body.get("model")
+            model = model if isinstance(model, str) else None
+            known = attributes(endpoint, server, body, stream)
+            call = calls.claim(endpoint.operation)
+            if call is None:
+                call = ModelCall(self._tracer, endpoint.operation, model, known)
+            else:
+                call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
+            call.attempts = 1
+            call.propagates = server.address in settings().propagate_to
+            return _Begun(call, args, _asked_for_usage(endpoint, server, options, body, stream))
+        except Exception as fault:
+            faults.report("begin recording an OpenAI call", fault)
+            return None
+
+
+class _Begun:
+    """A call under way: the arguments it is really made with, and what becomes of its result."""
+
+    __slots__ = ("args", "call", "hides_usage")
+
+    def __init__(self, call: ModelCall, args: Any, options: Any | None) -> None:
+        self.call = call
+        self.hides_usage = options is not None
+        self.args = args if options is None else (args[0], options, *args[2:])
+
+    def take(self, result: Any) -> None:
+        """Finishes the call with its answer, or follows the answer until it is complete."""
+        try:
+            own = getattr(result, "__dict__", {})
+            if "_iterator" in own:  # openai.Stream, openai.AsyncStream
+                follow_stream(result, Follower(self.call, hides_usage=self.hides_usage))
+                return
+            answer = Answer()
+            response = own.get("http_response")  # the raw responses
+            if response is None:
+                answer.see(result)
+            elif not response.is_closed:
+                follow_body(response, Follower(self.call))
+                return
+            elif "json" in response.headers.get("content-type", ""):
+                answer.see(orjson.loads(response.content))
+            self.call.finish(
+                answer.status, usage=answer.usage, error_type=answer.error_type, attributes=answer.attributes()
+            )
+        except Exception as fault:
+            faults.report("read an OpenAI answer", fault)
+            self.call.finish(calls.OK)
+
+
+def _asked_for_usage(
+    endpoint: Endpoint, server: Server, options: Any, body: Mapping[str, Any], stream: bool
+) -> Any | None:
+    """The request options with the stream's usage asked for; None where they stay as the app gave them.
+
+    A copy: the caller's objects are never changed. Raw responses stay as they are, since the app reads every line there.
+    """
+    if not stream or not endpoint.usage_on_request:
+        return None
+    match settings().stream_usage:
+        case "never":
+            return None
+        case "auto" if not server.own:
+            return None
+    asked = body.get("stream_options")
+    if asked is not None and (not isinstance(asked, Mapping) or "include_usage" in asked):
+        return None
+    headers = options.headers
+    if isinstance(headers, Mapping) and any(str(name).lower() == _RAW_HEADER.lower() for name in headers):
+        return None
+    copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
+    copied.json_data = {**body, "stream_options": {**(asked or {}), "include_usage": True}}
+    return copied

@@ -1,0 +1,166 @@
+"""What is known of a call before it is sent: which endpoint, which provider, which parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from otel_llm import semconv
+from otel_llm.usage import fields
+
+
+class Endpoint(NamedTuple):
+    """How an endpoint of the OpenAI API is recorded."""
+
+    operation: str
+    api_type: str | None = None
+    usage_on_request: bool = False
+    """Whether a stream reports its usage only if `stream_options.include_usage` asks for it."""
+
+
+ENDPOINTS = {
+    "/chat/completions": Endpoint(semconv.CHAT, "chat_completions", usage_on_request=True),
+    "/responses": Endpoint(semconv.CHAT, "responses"),
+    "/completions": Endpoint(semconv.TEXT_COMPLETION, usage_on_request=True),
+    "/embeddings": Endpoint(semconv.EMBEDDINGS),
+    "/images/generations": Endpoint(semconv.IMAGE_GENERATION),
+    "/images/edits": Endpoint(semconv.IMAGE_GENERATION),
+    "/audio/transcriptions": Endpoint(semconv.TRANSCRIPTION),
+    "/audio/translations": Endpoint(semconv.TRANSLATION),
+    "/audio/speech": Endpoint(semconv.SPEECH),
+}
+"""The endpoints that run a model, by the path that the client's resource methods use."""
+
+
+def endpoint_of(method: str, url: str) -> Endpoint | None:
+    """The endpoint that a request goes to, None where it runs no model."""
+    if method != "post" and method.lower() != "post":
+        return None
+    found = ENDPOINTS.get(url)
+    if found is not None:
+        return found
+    path = urlsplit(url).path.rstrip("/")
+    if path != url:
+        # A query (`?beta=true`), or a whole URL given to `client.post()`.
+        for known, endpoint in ENDPOINTS.items():
+            if path.endswith(known) and (known != "/completions" or not path.endswith("/chat/completions")):
+                return endpoint
+    return None
+
+
+class Server(NamedTuple):
+    provider: str
+    address: str | None
+    port: int | None
+    own: bool
+    """Whether it is OpenAI's or Azure's own API, which knows `stream_options`."""
+
+
+_HOSTS = (
+    # suffix of the host -> gen_ai.provider.name; well-known values of the GenAI conventions where they have one
+    ("openai.com", "openai"),
+    ("openai.azure.com", "azure.ai.openai"),
+    ("cognitiveservices.azure.com", "azure.ai.openai"),
+    ("services.ai.azure.com", "azure.ai.inference"),
+    ("models.ai.azure.com", "azure.ai.inference"),
+    ("anthropic.com", "anthropic"),
+    ("generativelanguage.googleapis.com", "gcp.gemini"),
+    ("aiplatform.googleapis.com", "gcp.vertex_ai"),
+    ("amazonaws.com", "aws.bedrock"),
+    ("cohere.com", "cohere"),
+    ("cohere.ai", "cohere"),
+    ("deepseek.com", "deepseek"),
+    ("groq.com", "groq"),
+    ("mistral.ai", "mistral_ai"),
+    ("perplexity.ai", "perplexity"),
+    ("x.ai", "x_ai"),
+    ("openrouter.ai", "openrouter"),
+    ("together.xyz", "together_ai"),
+    ("together.ai", "together_ai"),
+    ("fireworks.ai", "fireworks_ai"),
+    ("cerebras.ai", "cerebras"),
+    ("huggingface.co", "huggingface"),
+    ("moonshot.ai", "moonshot_ai"),
+    ("moonshot.cn", "moonshot_ai"),
+)
+
+_servers: WeakKeyDictionary[Any, tuple[Any, Server]] = WeakKeyDictionary()
+
+
+def server_of(client: Any) -> Server:
+    """Provider and address of a client, worked out once per client and base URL."""
+    base_url = client._base_url
+    known = _servers.get(client)
+    if known is not None and known[0] is base_url:
+        return known[1]
+    server = _server(client, base_url)
+    _servers[client] = (base_url, server)
+    return server
+
+
+def _server(client: Any, base_url: Any) -> Server:
+    host = base_url.host or None
+    port = base_url.port or {"https": 443, "http": 80}.get(base_url.scheme)
+    azure_client = any(cls.__name__ in ("AzureOpenAI", "AsyncAzureOpenAI") for cls in type(client).__mro__)
+    # A host that is not known serves the OpenAI protocol under a name of its own: the conventions keep `openai` there, and
+    # `server.address` tells it apart.
+    provider = "azure.ai.openai" if azure_client else "openai"
+    for suffix, name in _HOSTS:
+        if host and (host == suffix or host.endswith("." + suffix)):
+            provider = name
+            break
+    own = host is not None and host.endswith((".openai.com", ".openai.azure.com"))
+    return Server(provider, host, port, own)
+
+
+_PARAMETERS = (
+    ("temperature", semconv.REQUEST_TEMPERATURE),
+    ("top_p", semconv.REQUEST_TOP_P),
+    ("max_tokens", semconv.REQUEST_MAX_TOKENS),
+    ("max_completion_tokens", semconv.REQUEST_MAX_TOKENS),
+    ("max_output_tokens", semconv.REQUEST_MAX_TOKENS),
+    ("frequency_penalty", semconv.REQUEST_FREQUENCY_PENALTY),
+    ("presence_penalty", semconv.REQUEST_PRESENCE_PENALTY),
+    ("seed", semconv.REQUEST_SEED),
+    ("dimensions", semconv.EMBEDDINGS_DIMENSIONS),
+    ("reasoning_effort", semconv.REQUEST_REASONING_LEVEL),
+    ("previous_response_id", semconv.REQUEST_PREVIOUS_RESPONSE),
+)
+_OUTPUT_TYPES = {"json_object": "json", "json_schema": "json", "text": "text"}
+_SCALARS = (str, int, float, bool)
+
+
+def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stream: bool) -> dict[str, Any]:
+    """The span attributes that are known at the start, the model apart."""
+    found: dict[str, Any] = {semconv.PROVIDER: server.provider}
+    if server.address is not None:
+        found[semconv.SERVER_ADDRESS] = server.address
+        if server.port is not None:
+            found[semconv.SERVER_PORT] = server.port
+    if endpoint.api_type is not None:
+        found[semconv.OPENAI_API_TYPE] = endpoint.api_type
+    if stream:
+        found[semconv.REQUEST_STREAM] = True
+    for key, name in _PARAMETERS:
+        if key in body and isinstance(body[key], _SCALARS):
+            found[name] = body[key]
+    if "stop" in body and (stop := body["stop"]):
+        found[semconv.REQUEST_STOP_SEQUENCES] = [stop] if isinstance(stop, str) else [str(item) for item in stop]
+    if "n" in body and type(body["n"]) is int and body["n"] != 1:
+        found[semconv.REQUEST_CHOICE_COUNT] = body["n"]
+    if (tier := body.get("service_tier")) and tier != "auto":
+        found[semconv.OPENAI_REQUEST_SERVICE_TIER] = str(tier)
+    if endpoint.operation == semconv.EMBEDDINGS and isinstance(encoding := body.get("encoding_format"), str):
+        found[semconv.REQUEST_ENCODING_FORMATS] = [encoding]
+    output = body.get("response_format") or fields(body.get("text")).get("format")
+    if output and (output_type := _OUTPUT_TYPES.get(fields(output).get("type", ""))):
+        found[semconv.OUTPUT_TYPE] = output_type
+    if (reasoning := body.get("reasoning")) and isinstance(effort := fields(reasoning).get("effort"), str):
+        found[semconv.REQUEST_REASONING_LEVEL] = effort
+    if conversation := body.get("conversation"):
+        conversation_id = conversation if isinstance(conversation, str) else fields(conversation).get("id")
+        if isinstance(conversation_id, str):
+            found[semconv.CONVERSATION_ID] = conversation_id
+    return found
