@@ -1,0 +1,27 @@
+"""The account: journal, ingest, DuckDB, and reading it back.
+
+Importing this package imports neither DuckDB nor the OpenTelemetry SDK.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
+from otel_llm.store.store import Store, StoreStats, flush
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Store", "StoreBusy", "StoreError", "StoreNotFound", "StoreStats", "connect", "flush"]
+
+
+def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
+    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended.
+
+    Raises StoreNotFound where there is no store, StoreError where it cannot be read. See `otel_llm.store.reader.connect`.
+    """
+    from otel_llm.store import reader
+
+    return reader.connect(path)

@@ -1,0 +1,168 @@
+"""Journal lines in DuckDB: the temporary table `batch`, which a merge and a reader's overlay both fill and empty."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.settings import settings
+from otel_llm.store import database, sql
+from otel_llm.store.paths import StorePaths
+from otel_llm.store.price import PriceBook
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
+
+Lines = Mapping[str, tuple[bytes, list[bytes]]]
+"""By segment name: its header line, and start and end lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the table `batch` holds: each span once."""
+
+    rows: int
+    interrupted: int
+    first_us: int
+    """When its first span began, in microseconds since 1970; its last one at `last_us`."""
+    last_us: int
+
+
+_MAX_TRIALS: Final = 200
+_EMPTY: Final = Batch(0, 0, 0, 0)
+
+
+def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
+    """Fills the table `batch`. Lines that the database refuses are left out, and returned by segment.
+
+    Raises duckdb.Error for anything but such lines.
+    """
+    import duckdb
+
+    refused: dict[str, list[bytes]] = {}
+    try:
+        return _load(connection, paths, lines), refused
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.IOException | duckdb.FatalException) or database.is_corruption(error):
+            raise
+        _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
+    good: dict[str, tuple[bytes, list[bytes]]] = {}
+    for segment, (header, each) in lines.items():
+        kept, bad = _sift(connection, paths, header, each)
+        good[segment] = header, kept
+        if bad:
+            refused[segment] = bad
+    return _load(connection, paths, good), refused
+
+
+def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Batch:
+    """The lines go through temporary files: DuckDB's own reader takes them without any Python per row."""
+    blocks = [[header, *each] if header else each for header, each in lines.values() if each]
+    if not blocks:
+        return _EMPTY
+    with _files(paths, blocks) as files:
+        longest = max(len(line) for block in blocks for line in block)
+        # There is nothing in this query to optimise, and for a small batch the attempt takes longer than the query.
+        connection.execute("PRAGMA disable_optimizer")
+        try:
+            connection.execute(sql.create_batch(files, longest))
+        finally:
+            connection.execute("PRAGMA enable_optimizer")
+    return _measure(connection)
+
+
+def _measure(connection: DuckDBPyConnection) -> Batch:
+    rows, interrupted, different, first_us, last_us = connection.execute(sql.BATCH_COUNTS).fetchall()[0]
+    if different < rows:
+        connection.execute(sql.DROP_REPEATED)
+        rows, interrupted, _, first_us, last_us = connection.execute(sql.BATCH_COUNTS).fetchall()[0]
+    return Batch(rows, interrupted, first_us or 0, last_us or 0)
+
+
+@contextmanager
+def _files(paths: StorePaths, blocks: list[list[bytes]]) -> Iterator[list[str]]:
+    # Beside the journal, where there is room for it by all odds; where that may only be read, in the system's own place.
+    folder = paths.journal if os.access(paths.journal, os.W_OK) else None
+    files: list[str] = []
+    try:
+        for block in blocks:
+            fd, name = tempfile.mkstemp(prefix=".batch-", suffix=".tmp", dir=folder)
+            files.append(name)
+            with os.fdopen(fd, "wb") as file:
+                file.write(b"\n".join(block))
+                file.write(b"\n")
+        yield files
+    finally:
+        for name in files:
+            Path(name).unlink(missing_ok=True)
+
+
+def _sift(
+    connection: DuckDBPyConnection, paths: StorePaths, header: bytes, lines: list[bytes]
+) -> tuple[list[bytes], list[bytes]]:
+    """Lines that load and lines that do not, by halving; after `_MAX_TRIALS` what is still doubtful counts as bad."""
+    import duckdb
+
+    good: list[bytes] = []
+    bad: list[bytes] = []
+    doubtful = [lines]
+    trials = 0
+    while doubtful:
+        each = doubtful.pop()
+        trials += 1
+        if trials > _MAX_TRIALS:
+            bad += each
+            continue
+        try:
+            _load(connection, paths, {"": (header, each)})
+            good += each
+        except duckdb.Error:
+            if len(each) == 1:
+                bad += each
+            else:
+                half = len(each) // 2
+                doubtful += [each[half:], each[:half]]
+    return good, bad
+
+
+def store(connection: DuckDBPyConnection, batch: Batch) -> int:
+    """Puts the batch into the tables and returns the number of spans written.
+
+    What is stored already is left out, but for calls that were given up too early: their end replaces them.
+    """
+    span = batch.first_us, batch.last_us
+    if connection.execute(sql.any_known("spans", *span)).fetchall()[0][0]:
+        connection.execute(sql.drop_interrupted("llm_usage", *span))
+        connection.execute(sql.drop_interrupted("spans", *span))
+        connection.execute(sql.drop_known("spans", *span))
+    written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
+    _insert_usage(connection, "llm_usage")
+    return int(written)
+
+
+def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
+    """Puts what the tables of the schema `stored` do not have into the temporary tables `new_spans` and `new_llm_usage`."""
+    span = batch.first_us, batch.last_us
+    connection.execute(sql.drop_interrupted("new_llm_usage", *span))
+    connection.execute(sql.drop_interrupted("new_spans", *span))
+    connection.execute(sql.drop_known("new_spans", *span))
+    connection.execute(sql.drop_known(f"{stored}.spans", *span, but_interrupted=True))
+    connection.execute(sql.insert_spans("new_spans"))
+    _insert_usage(connection, "new_llm_usage")
+
+
+_prices = PriceBook()
+
+
+def _insert_usage(connection: DuckDBPyConnection, table: str) -> None:
+    _prices.overrides = settings().prices
+    prices = _prices.rows(connection.execute(sql.PRICE_KEYS).fetchall())
+    connection.execute(sql.insert_usage(table, len(prices)), [value for price in prices for value in price])

@@ -1,0 +1,178 @@
+"""Opening the DuckDB file: for the milliseconds of a merge, or to read. DuckDB is imported here and nowhere earlier."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_llm.store.errors import StoreBusy, StoreError
+from otel_llm.store.paths import StorePaths, make_private_dir
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
+
+SCHEMA_VERSION: Final = 1
+_STORAGE: Final = "v1.5.0"
+"""Files are made in the format of this DuckDB, so that its command line and tools on it can read them."""
+
+_BUSY: Final = re.compile(
+    r"Could not set lock|Conflicting lock|different configuration than existing|already attached|"
+    r"being used by another process",
+    re.IGNORECASE,
+)
+_CORRUPT: Final = re.compile(
+    r"Corrupt (database|WAL) file|not a valid DuckDB database|Could not read enough bytes|replaying WAL", re.IGNORECASE
+)
+_CORRUPT_WAL: Final = re.compile(r"Corrupt WAL|replaying WAL", re.IGNORECASE)
+
+
+def open_for_merge(paths: StorePaths) -> DuckDBPyConnection:
+    """A read-write connection to the store, which is created or migrated where needed.
+
+    The caller holds the merge lock. A damaged file is moved aside and a new one begun. Raises StoreBusy where another
+    process has the database open, StoreError where it cannot be opened.
+    """
+    new = _prepare(paths)
+    connection = _open_or_quarantine(paths)
+    try:
+        if new:
+            _make_private(paths)
+        migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(paths: StorePaths) -> bool:
+    try:
+        make_private_dir(paths.database.parent)
+        if paths.database.exists() and paths.database.stat().st_size == 0:
+            paths.database.unlink()  # a placeholder, as `tempfile` makes them: DuckDB takes no empty file
+        return not paths.database.exists()
+    except OSError as error:
+        raise StoreError(f"cannot make the store {paths.database}: {error}") from error
+
+
+def _make_private(paths: StorePaths) -> None:
+    # By name, not by opening it: closing any descriptor of the file would drop DuckDB's own lock (POSIX locks).
+    for path in (paths.database, paths.wal):
+        try:
+            path.chmod(0o600)
+        except OSError:
+            pass
+
+
+def _open_or_quarantine(paths: StorePaths) -> DuckDBPyConnection:
+    import duckdb
+
+    for last_try in (False, False, True):
+        try:
+            return duckdb.connect(str(paths.database), config=_config())
+        except duckdb.Error as error:
+            failure = classify(paths, error)
+            if last_try or isinstance(failure, StoreBusy) or not is_corruption(error) or not _is_ours(paths, error):
+                raise failure from error
+            quarantine(paths, str(error), only_wal=bool(_CORRUPT_WAL.search(str(error))))
+    raise AssertionError("unreachable")
+
+
+def _config() -> dict[str, Any]:
+    import duckdb
+
+    config: dict[str, Any] = {"threads": 1, "python_enable_replacements": False}
+    if _version(duckdb.__version__) >= (2,):
+        config |= {"async_threads": 0, "storage_compatibility_version": _STORAGE}
+    return config
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def classify(paths: StorePaths, error: Exception) -> StoreError:
+    """A DuckDB error as one of ours, in one line."""
+    line = " ".join(str(error).split())
+    if _BUSY.search(line):
+        holder = re.search(r"held in (.+?) \(PID (\d+)\)", line)
+        who = f"process {holder[2]} ({Path(holder[1]).name})" if holder else "another connection"
+        return StoreBusy(f"the store {paths.database} is held by {who}; close it there or try again")
+    return StoreError(f"the store {paths.database} cannot be used: {line[:300]}")
+
+
+def is_corruption(error: Exception) -> bool:
+    """Whether DuckDB says that the bytes of the file are wrong, and not that it cannot be reached."""
+    return bool(_CORRUPT.search(str(error)))
+
+
+def _is_ours(paths: StorePaths, error: Exception) -> bool:
+    """A file that is no DuckDB database at all is moved aside only where a store was seen there before."""
+    return "not a valid DuckDB database" not in str(error) or paths.merged.exists()
+
+
+def quarantine(paths: StorePaths, cause: str, *, only_wal: bool = False) -> None:
+    """Moves the damaged file beside, with its write-ahead log; says so loudly. Raises StoreError."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    aside = paths.database.with_name(f"{paths.database.name}.corrupt-{stamp}")
+    victims = {paths.wal: Path(f"{aside}.wal")}
+    if not only_wal:
+        victims[paths.database] = aside
+    for path, target in victims.items():
+        if not path.exists():
+            continue
+        while target.exists():
+            target = target.with_name(f"{target.name}-again")
+        try:
+            path.rename(target)
+        except OSError as error:
+            raise StoreError(f"{path} is damaged and cannot be moved aside: {error}") from error
+        _logger.error(
+            "%s is damaged (%s); moved to %s and begun anew from what the journal still holds",
+            path,
+            " ".join(cause.split())[:200],
+            target,
+        )
+
+
+def migrate(connection: DuckDBPyConnection) -> None:
+    """Brings the schema to this version, in one transaction. A newer schema is left as it is: it only ever adds."""
+    version = schema_version(connection)
+    if version >= SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN")
+    connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, applied_at TIMESTAMPTZ)")
+    for step in range(version + 1, SCHEMA_VERSION + 1):
+        connection.execute(_migration(step))
+        connection.execute("INSERT INTO schema_version VALUES (?, now())", [step])
+    connection.execute(views_sql())
+    connection.execute("COMMIT")
+
+
+def schema_version(connection: DuckDBPyConnection) -> int:
+    """The version of the schema in the file; 0 where there is none."""
+    import duckdb
+
+    try:
+        row = connection.execute("SELECT max(version) FROM main.schema_version").fetchone()
+    except duckdb.CatalogException:
+        return 0
+    return int(row[0]) if row and row[0] is not None else 0
+
+
+def _migration(step: int) -> str:
+    folder = resources.files("otel_llm.store") / "schema"
+    for file in folder.iterdir():
+        if file.name.startswith(f"{step:03d}_") and file.name.endswith(".sql"):
+            return file.read_text(encoding="utf-8")
+    raise StoreError(f"schema step {step} is missing from the package")
+
+
+def views_sql() -> str:
+    """The statements that create the views."""
+    return (resources.files("otel_llm.store") / "schema" / "views.sql").read_text(encoding="utf-8")

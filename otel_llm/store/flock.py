@@ -1,0 +1,75 @@
+"""Locks between processes that a dead one cannot keep: `flock`, freed by the kernel with the last descriptor.
+
+A writer holds it on its open segment, which tells the living from the dead where process ids, which are reused, do not;
+a merge holds it on the store's sidecar file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+_FIRST_WAIT: Final = 0.001
+_LONGEST_WAIT: Final = 0.02
+
+
+def hold(fd: int) -> None:
+    """Takes the exclusive lock on `fd`, waiting for a prober that holds it for microseconds. Raises OSError."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living writer holds `path`. Raises OSError (FileNotFoundError where it is gone)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Shared, so that two probers do not take each other for the writer.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextmanager
+def exclusive(path: Path, deadline: float) -> Iterator[None]:
+    """Holds the lock file `path`, which is made where it is missing and never deleted.
+
+    Raises TimeoutError where another process holds it beyond `deadline` (monotonic seconds), OSError where the file cannot
+    be made.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _held.add(fd)
+    try:
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() + wait > deadline:
+                    raise TimeoutError(f"{path} is held by another process") from None
+            time.sleep(wait)
+            wait = min(wait * 2, _LONGEST_WAIT)
+        yield
+    finally:
+        _held.discard(fd)
+        os.close(fd)
+
+
+_held: set[int] = set()
+
+
+def _after_fork_in_child() -> None:
+    """A child that was forked in the middle of a merge must not keep the lock alive when its parent is done."""
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

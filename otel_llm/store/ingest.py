@@ -1,0 +1,320 @@
+"""From the journals of all processes into DuckDB, exactly once.
+
+Any process may take in any segment, live or sealed, from the offset that the store records up to its last whole line. The
+rows and the new offsets are written in one transaction, so a crash at any moment repeats nothing and loses nothing.
+One process at a time merges, under a lock on a sidecar file, and has the database open only while it does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.store import batch, database, flock, guard, segments
+from otel_llm.store.errors import StoreBusy, StoreError
+from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.segments import Chunk, Segment
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
+
+BATCH_BYTES: Final = 8 * 2**20
+"""About how much of the journal goes into one transaction."""
+_FIRST_WAIT: Final = 0.002
+_LONGEST_WAIT: Final = 0.1
+_TURN_SECONDS: Final = 0.05
+"""How often a merger that waits for another looks whether there is anything left to do."""
+
+
+@dataclass(slots=True)
+class MergeResult:
+    """What one merge did."""
+
+    complete: bool = False
+    """Everything that had ended when the merge began is in the database."""
+    rows: int = 0
+    """Spans written."""
+    corrupt: int = 0
+    """Lines that failed their checksum or that the database refused; they are put aside."""
+    interrupted: int = 0
+    """Calls of dead processes that never ended."""
+    removed: int = 0
+    """Segments deleted."""
+    reason: str | None = None
+    """Why the merge is not complete."""
+
+
+@dataclass(slots=True)
+class Take:
+    """What is to be taken from one segment."""
+
+    segment: Segment
+    chunk: Chunk
+    unfinished: list[bytes] = field(default_factory=list)
+    finished: bool = False
+    """The writer is gone or has gone on to its next segment, and this is the rest."""
+
+
+Offsets = dict[str, tuple[int, bool]]
+"""By segment name: bytes consumed, and whether it is finished."""
+
+
+def merge(store: str | os.PathLike[str], *, timeout: float = 5.0) -> MergeResult:
+    """Takes in what all journals of `store` hold. `timeout` is in seconds, for other mergers and readers to let go.
+
+    Gives up quietly (`complete` is false, `reason` says why) where the database stays held; nothing is lost then.
+    Raises StoreError where the store cannot be used at all.
+    """
+    paths = StorePaths.of(store)
+    result = MergeResult()
+    deadline = time.monotonic() + timeout
+    try:
+        if not has_news(paths):
+            result.complete = True
+            return result
+        goals = sizes(paths)
+        make_private_dir(paths.lock.parent)
+        while not _merge_in_turn(paths, min(time.monotonic() + _TURN_SECONDS, deadline), deadline, result):
+            if _reached(paths, goals):  # whoever had the lock took our records too
+                result.complete = True
+                return result
+            if time.monotonic() >= deadline:
+                raise StoreBusy(f"the store {paths.database} is being merged by another process or thread")
+    except StoreBusy as error:
+        result.reason = str(error)
+    except OSError as error:
+        raise StoreError(f"cannot merge the journal {paths.journal}: {error}") from error
+    return result
+
+
+def _merge_in_turn(paths: StorePaths, turn: float, deadline: float, result: MergeResult) -> bool:
+    """Merges, unless another merger has its turn until after `turn` (monotonic seconds)."""
+    try:
+        with flock.exclusive(paths.lock, turn):
+            _merge_when_free(paths, deadline, result)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _reached(paths: StorePaths, goals: Mapping[str, int]) -> bool:
+    """Whether the last merge took everything up to `goals`; a segment that is gone was taken whole."""
+    known = _read_note(paths)
+    there = sizes(paths)
+    return all(name not in there or known.get(name, (0, False))[0] >= goal for name, goal in goals.items())
+
+
+def has_news(paths: StorePaths) -> bool:
+    """Whether a merge would find anything to do. Costs no look at the database: the last merge left a note."""
+    known = _read_note(paths)
+    for segment in segments.list_segments(paths.journal):
+        consumed, finished = known.get(segment.name, (0, False))
+        try:
+            size = segment.path.stat().st_size
+        except FileNotFoundError:
+            continue
+        if size > consumed or finished or not segments.is_live(segment):
+            return True
+    return False
+
+
+def _merge_when_free(paths: StorePaths, deadline: float, result: MergeResult) -> None:
+    """Merges as soon as nobody else has the database open. Raises StoreBusy after `deadline`, StoreError."""
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            # Not held while waiting: a fork waits for it.
+            with guard.mutex:
+                _merge_now(paths, result)
+                return
+        except StoreBusy:
+            if time.monotonic() + wait > deadline:
+                raise
+        time.sleep(wait)
+        wait = min(wait * 2, _LONGEST_WAIT)
+
+
+def _merge_now(paths: StorePaths, result: MergeResult) -> None:
+    import duckdb
+
+    connection = database.open_for_merge(paths)
+    try:
+        try:
+            offsets = read_offsets(connection)
+            _forget_removed(connection, paths, offsets)
+            # A writer may go on writing for as long as we read: each segment is read up to where it was, not for ever.
+            goals = sizes(paths)
+            while takes := plan(paths, offsets, goals):
+                _take_in(connection, paths, takes, offsets, result)
+            removable = [s for s in segments.list_segments(paths.journal) if offsets.get(s.name, (0, False))[1]]
+            if removable:
+                # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
+                connection.execute("CHECKPOINT")
+        finally:
+            connection.close()
+    except duckdb.Error as error:
+        if database.is_corruption(error):
+            database.quarantine(paths, str(error))
+        raise database.classify(paths, error) from error
+    result.complete = True
+    for segment in removable:
+        segment.path.unlink(missing_ok=True)
+        result.removed += 1
+    segments.remove_leftovers(paths.journal)
+    _write_note(paths, offsets, {segment.name for segment in removable})
+
+
+def sizes(paths: StorePaths) -> dict[str, int]:
+    """The size of each segment, by name, in bytes."""
+    found = {}
+    for segment in segments.list_segments(paths.journal):
+        try:
+            found[segment.name] = segment.path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def read_offsets(connection: DuckDBPyConnection) -> Offsets:
+    """What the store has taken of each segment."""
+    rows = connection.execute("SELECT segment, consumed, finished FROM journal_segments").fetchall()
+    return {name: (consumed, finished) for name, consumed, finished in rows}
+
+
+def _forget_removed(connection: DuckDBPyConnection, paths: StorePaths, offsets: Offsets) -> None:
+    """Drops the rows of segments that an earlier merge deleted. Their names are never used again."""
+    there = {segment.name for segment in segments.list_segments(paths.journal)}
+    gone = [name for name in offsets if name not in there]
+    if gone:
+        connection.execute("DELETE FROM journal_segments WHERE list_contains(?, segment)", [gone])
+        for name in gone:
+            del offsets[name]
+
+
+def plan(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int] | None = None) -> list[Take]:
+    """What to take next, about `BATCH_BYTES` of it; nothing where all is taken. `goals` bounds how far to read."""
+    # Whether a writer lives is asked before what it has written: what a dead one has written is final.
+    listed = segments.list_segments(paths.journal)
+    live = {segment.name: segments.is_live(segment) for segment in listed}
+    latest = {segment.writer: segment for segment in segments.list_segments(paths.journal)}
+    takes: list[Take] = []
+    room = BATCH_BYTES
+    for segment in listed:
+        consumed, finished = offsets.get(segment.name, (0, False))
+        if finished:
+            continue
+        if live[segment.name] and goals is not None and consumed >= goals.get(segment.name, 0):
+            continue
+        try:
+            chunk = segments.read_chunk(segment, consumed, room, live=live[segment.name])
+            take = Take(segment, chunk)
+            if not live[segment.name] and chunk.at_end:
+                take.finished = True
+                if latest.get(segment.writer) == segment:
+                    header, take.unfinished = segments.unfinished(segment)
+                    chunk.header = chunk.header or header
+        except FileNotFoundError:
+            continue
+        if chunk.next == consumed and not take.finished:
+            continue
+        takes.append(take)
+        room -= chunk.next - consumed
+        if room <= 0:
+            break
+    return takes
+
+
+def _take_in(
+    connection: DuckDBPyConnection, paths: StorePaths, takes: list[Take], offsets: Offsets, result: MergeResult
+) -> None:
+    """One transaction: rows, and the offsets behind them."""
+    loaded, refused = batch.load(connection, paths, lines_of(takes))
+    for take in takes:
+        take.chunk.corrupt += refused.get(take.segment.name, [])
+    connection.execute("BEGIN")
+    try:
+        if loaded.rows:
+            result.rows += batch.store(connection, loaded)
+        values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in takes]
+        connection.execute(
+            f"""INSERT INTO journal_segments VALUES {", ".join(["(?, ?, ?, ?)"] * len(values))}
+            ON CONFLICT (segment) DO UPDATE SET consumed = excluded.consumed, finished = excluded.finished,
+                corrupt = journal_segments.corrupt + excluded.corrupt""",
+            [value for row in values for value in row],
+        )
+        connection.execute("COMMIT")
+    except BaseException:
+        try:
+            connection.execute("ROLLBACK")
+        except Exception:
+            pass
+        raise
+    result.interrupted += loaded.interrupted
+    for take in takes:
+        offsets[take.segment.name] = (take.chunk.next, take.finished)
+        if take.chunk.corrupt:
+            result.corrupt += len(take.chunk.corrupt)
+            _put_aside(paths, take)
+
+
+def lines_of(takes: list[Take]) -> batch.Lines:
+    """The lines that `takes` brings."""
+    return {take.segment.name: (take.chunk.header, take.chunk.ends + take.unfinished) for take in takes}
+
+
+def _put_aside(paths: StorePaths, take: Take) -> None:
+    """Keeps the bytes that could not be read, for whoever wants to look."""
+    try:
+        make_private_dir(paths.corrupt)
+        file = paths.corrupt / take.segment.name
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "ab") as aside:
+            aside.write(b"\n".join(take.chunk.corrupt) + b"\n")
+    except OSError as error:
+        _logger.warning("damaged journal lines of %s could not be put aside: %s", take.segment.path, error)
+        return
+    _logger.warning("%d damaged lines of %s are put aside in %s", len(take.chunk.corrupt), take.segment.path, file)
+
+
+# --- the note of the last merge ---------------------------------------------------------------------------------------
+
+
+def _read_note(paths: StorePaths) -> Offsets:
+    """The offsets of the last merge; none where the note is not about the database that is there now."""
+    try:
+        note = json.loads(paths.merged.read_text(encoding="utf-8"))
+        if note["database"] != _identity(paths):
+            return {}
+        return {name: (int(consumed), bool(finished)) for name, (consumed, finished) in note["segments"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write_note(paths: StorePaths, offsets: Offsets, removed: set[str]) -> None:
+    note = {
+        "database": _identity(paths),
+        "segments": {name: offset for name, offset in offsets.items() if name not in removed},
+    }
+    hidden = paths.merged.with_name(f".{paths.merged.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(note, file)
+        hidden.replace(paths.merged)
+    except OSError:
+        hidden.unlink(missing_ok=True)
+
+
+def _identity(paths: StorePaths) -> list[int]:
+    try:
+        stat = paths.database.stat()
+    except OSError:
+        return []
+    return [stat.st_dev, stat.st_ino]

@@ -1,0 +1,52 @@
+"""Where the files of one store lie: the database and what stands beside it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths:
+    """The files of one store. Everything but the database is named after it."""
+
+    database: Path
+
+    @classmethod
+    def of(cls, store: str | os.PathLike[str]) -> StorePaths:
+        """The layout of the store whose database is at `store` (made absolute, `~` expanded)."""
+        return cls(Path(store).expanduser().absolute())
+
+    @property
+    def wal(self) -> Path:
+        return _beside(self.database, ".wal")
+
+    @property
+    def lock(self) -> Path:
+        """The sidecar file that lets one process merge at a time."""
+        return _beside(self.database, ".lock")
+
+    @property
+    def journal(self) -> Path:
+        """The directory of journal segments."""
+        return _beside(self.database, ".journal")
+
+    @property
+    def corrupt(self) -> Path:
+        """Where lines are put aside that fail their checksum, one file per segment."""
+        return self.journal / "corrupt"
+
+    @property
+    def merged(self) -> Path:
+        """A note of what the last merge took, so that an idle process need not open the database to see."""
+        return self.journal / "merged.json"
+
+
+def make_private_dir(directory: Path) -> None:
+    """Creates `directory` and its parents, readable by its owner alone. Raises OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

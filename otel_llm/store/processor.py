@@ -1,0 +1,130 @@
+"""The span processor that journals every model call, whatever samplers, queues and exporters make of its span."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanContext
+
+from otel_llm import semconv
+from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, start_record
+from otel_llm.store.store import Store
+
+_logger = logging.getLogger("otel_llm")
+
+MARK: Final = "_otel_llm_journalled"
+"""Set on an ended span that is in the journal, so that an exporter in the same process does not store it again."""
+
+MAX_NODES: Final = 20_000
+"""Spans that run, as far as they are remembered; those that never end must not fill the memory."""
+
+
+class _Node:
+    """What is known of a span that runs."""
+
+    __slots__ = ("agent", "keep", "parent", "started", "workflow")
+
+    def __init__(self, parent: _Node | None) -> None:
+        self.parent = parent
+        self.keep = False
+        """The span is about GenAI, or above one that is."""
+        self.started: dict[str, Any] | None = None
+        """Its start record, where it has one."""
+        # The names of the nearest agent and workflow that it runs in.
+        self.agent: Any = None
+        self.workflow: Any = None
+        if parent is not None:
+            self.agent = parent.agent
+            self.workflow = parent.workflow
+
+
+class UsageSpanProcessor(SpanProcessor):
+    """Journals GenAI spans at their start and their end, and the spans of this process above them at their end.
+
+    No exception leaves it; failures are counted in `failures`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._nodes: dict[int, _Node] = {}
+        self.failures = 0
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        try:
+            nodes = self._nodes
+            parent = span.parent
+            node = _Node(None if parent is None else nodes.get(parent.span_id))
+            context = span.get_span_context()
+            if len(nodes) >= MAX_NODES:
+                self._forget_oldest()
+            nodes[context.span_id] = node
+            attributes = attributes_of(span)
+            if is_genai(attributes):
+                self._started(span, context, attributes, node)
+        except Exception:
+            self._failed()
+
+    def _started(self, span: Span, context: SpanContext, attributes: Attributes, node: _Node) -> None:
+        record = start_record(span, context, attributes)
+        self._complete(record, span, node)
+        node.agent = attributes.get(semconv.AGENT_NAME, node.agent)
+        node.workflow = attributes.get(semconv.WORKFLOW_NAME, node.workflow)
+        node.started = record
+        node.keep = True
+        above = node.parent
+        while above is not None and not above.keep:
+            above.keep = True
+            above = above.parent
+        self._store.write(record, start_of=context.span_id)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        try:
+            context = span.context
+            node = self._nodes.pop(context.span_id, None)
+            attributes = attributes_of(span)
+            if not (node is not None and node.keep) and not is_genai(attributes):
+                return
+            started = node.started if node is not None else None
+            record = end_record(span, context, attributes, started)
+            if started is None:
+                self._complete(record, span, node)
+            self._store.write(record, end_of=None if started is None else context.span_id)
+            setattr(span, MARK, True)
+        except Exception:
+            self._failed()
+
+    def _complete(self, record: dict[str, Any], span: ReadableSpan, node: _Node | None) -> None:
+        """Adds what the span does not say itself: its resource where it is not the journal's, and who it runs for."""
+        resource = self._store.resource_for(span.resource)
+        if resource is not None:
+            record["r"] = resource
+        if node is not None:
+            if node.agent is not None:
+                record["ag"] = node.agent
+            if node.workflow is not None:
+                record["wf"] = node.workflow
+
+    def _forget_oldest(self) -> None:
+        try:
+            self._nodes.pop(next(iter(self._nodes)), None)
+        except (RuntimeError, StopIteration):
+            pass  # another thread was faster
+
+    def _failed(self) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            _logger.warning("a span could not be journalled; further failures are only counted", exc_info=True)
+
+    def shutdown(self) -> None:
+        self.force_flush()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Everything that has ended is on disk and merged, unless that takes longer than `timeout_millis`."""
+        try:
+            return self._store.flush(timeout_millis / 1000)
+        except Exception:
+            self._failed()
+            return False

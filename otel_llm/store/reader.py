@@ -1,0 +1,120 @@
+"""Reading the store: a plain read-only DuckDB connection that sees everything that has ended, in every process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.settings import settings
+from otel_llm.store import batch, database, guard, ingest, segments
+from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
+from otel_llm.store.paths import StorePaths
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
+
+_LOCK_SECONDS: Final = 5.0
+_HELD_SECONDS: Final = 0.3
+"""How long to wait for a foreign reader to let go before its hold is worked around."""
+_OPEN_SECONDS: Final = 5.0
+
+
+def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
+    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended.
+
+    What the journals of all processes hold is merged first. Where that cannot be, because someone keeps the database open
+    for reading, the connection shows it all the same, by temporary views over the stored rows and those still in the journal.
+    (A `cursor()` of such a connection sees the stored rows only.)
+
+    Raises StoreNotFound where there is no store, StoreError where it cannot be read.
+    """
+    chosen = path if path is not None else settings().store
+    if chosen is None:
+        raise StoreNotFound("the account is turned off (OTEL_LLM_STORE=none)")
+    paths = StorePaths.of(chosen)
+    _flush_own(paths)
+    if not paths.database.exists() and not segments.list_segments(paths.journal):
+        raise StoreNotFound(f"there is no store at {paths.database} yet")
+    merged = _merge(paths)
+    connection = _open(paths)
+    if not merged:
+        try:
+            _overlay(connection, paths)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _flush_own(paths: StorePaths) -> None:
+    """What this process has in memory goes to its journal first."""
+    from otel_llm.store.store import find
+
+    store = find(paths)
+    if store is not None:
+        store.write_out()
+
+
+def _merge(paths: StorePaths) -> bool:
+    try:
+        deadline = time.monotonic() + (_LOCK_SECONDS if not paths.database.exists() else _HELD_SECONDS)
+        result = ingest.merge(paths.database, timeout=deadline - time.monotonic())
+    except StoreError as error:
+        _logger.debug("merging %s failed", paths.database, exc_info=True)
+        if not paths.database.exists():
+            raise StoreError(str(error)) from error
+        return False
+    return result.complete
+
+
+def _open(paths: StorePaths) -> DuckDBPyConnection:
+    """Opens to read, over the milliseconds in which a merge holds the file."""
+    with guard.mutex:  # a fork in the middle of an import would leave the child with half a module
+        import duckdb
+
+    deadline = time.monotonic() + _OPEN_SECONDS
+    wait = 0.002
+    while True:
+        try:
+            # In this process a merge and a reader must not meet: they would share one instance.
+            with guard.mutex:
+                connection = duckdb.connect(str(paths.database), read_only=True)
+            # A misspelt table must not be looked for among the caller's variables. (Not in the configuration: all readers
+            # of one process share one, that of a plain `duckdb.connect(path, read_only=True)`.)
+            connection.execute("SET python_enable_replacements = false")
+            return connection
+        except duckdb.Error as error:
+            failure = database.classify(paths, error)
+            if not isinstance(failure, StoreBusy) or time.monotonic() + wait > deadline:
+                raise failure from error
+        time.sleep(wait)
+        wait = min(wait * 2, 0.1)
+
+
+def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
+    """Lays what is still in the journals over the stored tables, by temporary views of their names."""
+    offsets = ingest.read_offsets(connection)
+    row = connection.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    stored = '"' + str(row[0]).replace('"', '""') + '".main'
+    for table in ("spans", "llm_usage"):
+        connection.execute(f"CREATE TEMP TABLE new_{table} AS FROM {stored}.{table} LIMIT 0")
+    goals = ingest.sizes(paths)
+    while takes := ingest.plan(paths, offsets, goals):
+        loaded, _ = batch.load(connection, paths, ingest.lines_of(takes))
+        for take in takes:
+            offsets[take.segment.name] = (take.chunk.next, take.finished)
+        if loaded.rows:
+            batch.overlay(connection, loaded, stored)
+    for table in ("spans", "llm_usage"):
+        connection.execute(
+            f"""CREATE TEMP VIEW {table} AS
+            SELECT * FROM {stored}.{table} AS stored WHERE NOT EXISTS (
+                FROM new_spans WHERE new_spans.trace_id = stored.trace_id AND new_spans.span_id = stored.span_id)
+            UNION ALL FROM new_{table}"""
+        )
+    connection.execute(database.views_sql().replace("CREATE OR REPLACE VIEW", "CREATE OR REPLACE TEMP VIEW"))

@@ -1,0 +1,360 @@
+"""The SQL that turns journal lines into rows, generated from `semconv` so that every attribute name lives there alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from otel_llm import semconv
+
+MAX_TOKENS: Final = 10**12
+"""A token count beyond this is a fault of whoever wrote it, and is taken as unknown."""
+
+TOKENS: Final[dict[str, str]] = {
+    "input_tokens": semconv.INPUT_TOKENS,
+    "output_tokens": semconv.OUTPUT_TOKENS,
+    "cache_read_tokens": semconv.CACHE_READ_TOKENS,
+    "cache_write_tokens": semconv.CACHE_WRITE_TOKENS,
+    "reasoning_tokens": semconv.REASONING_TOKENS,
+    "audio_input_tokens": semconv.AUDIO_INPUT_TOKENS,
+    "audio_output_tokens": semconv.AUDIO_OUTPUT_TOKENS,
+    "image_input_tokens": semconv.IMAGE_INPUT_TOKENS,
+    "image_output_tokens": semconv.IMAGE_OUTPUT_TOKENS,
+}
+"""The token columns of `llm_usage` and the attributes they come from."""
+
+PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
+"""What a price depends on, beside the number of tokens."""
+
+SLOT_NS: Final = 30 * 60 * 10**9
+"""Prices may change with the hour of the day; half an hour is the finest step that price data has."""
+
+# Numbers are read as text: one that is out of range must not make the whole batch fail.
+_LINE: Final = {
+    "k": "VARCHAR",
+    "t": "VARCHAR",
+    "s": "VARCHAR",
+    "p": "VARCHAR",
+    "n": "VARCHAR",
+    "kd": "VARCHAR",
+    "st": "VARCHAR",
+    "et": "VARCHAR",
+    "sts": "VARCHAR",
+    "std": "VARCHAR",
+    "a": "JSON",
+    "e": "JSON",
+    "l": "JSON",
+    "r": "JSON",
+    "sc": "VARCHAR",
+    "scv": "VARCHAR",
+    "f": "VARCHAR",
+    "ag": "VARCHAR",
+    "wf": "VARCHAR",
+}
+
+SPAN_COLUMNS: Final = (
+    "trace_id", "span_id", "parent_span_id", "name", "kind", "start_ns", "end_ns", "started_at", "duration_ms",
+    "status_code", "status_message", "status", "operation", "service_name", "attributes", "events", "links", "resource",
+    "scope_name", "scope_version", "trace_flags",
+)  # fmt: skip
+
+USAGE_COLUMNS: Final = (
+    "started_at", "duration_ms", "time_to_first_chunk_ms", "trace_id", "span_id", "parent_span_id", "service_name",
+    "operation", "provider", "request_model", "response_model", "response_id", "stream", "status", "error_type",
+    "finish_reasons", *TOKENS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
+    "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
+    "instrumentation", "attempts", "input_messages", "output_messages",
+)  # fmt: skip
+
+_STATUSES: Final = ("ok", "error", "cancelled", "partial", "interrupted")
+
+
+def literal(text: str) -> str:
+    """`text` as a SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+# --- reading attributes -----------------------------------------------------------------------------------------------
+# The query reads every attribute once, into a column that is named after it; what follows works on those columns. Written
+# out in place, DuckDB would spend more time on planning a small merge than on the merge.
+
+_READ: Final[dict[str, str]] = TOKENS | {
+    "operation_name": semconv.OPERATION,
+    "provider_name": semconv.PROVIDER,
+    "request_model": semconv.REQUEST_MODEL,
+    "response_model": semconv.RESPONSE_MODEL,
+    "response_id": semconv.RESPONSE_ID,
+    "stream": semconv.REQUEST_STREAM,
+    "own_status": semconv.STATUS,
+    "error_type": semconv.ERROR_TYPE,
+    "finish_reasons": semconv.FINISH_REASONS,
+    "time_to_first_chunk": semconv.TIME_TO_FIRST_CHUNK,
+    "stated_usage_source": semconv.USAGE_SOURCE,
+    "module": semconv.MODULE,
+    "user_id": semconv.USER_ID,
+    "session_id": semconv.SESSION_ID,
+    "conversation_id": semconv.CONVERSATION_ID,
+    "request_id": semconv.REQUEST_ID,
+    "agent_name": semconv.AGENT_NAME,
+    "workflow_name": semconv.WORKFLOW_NAME,
+    "profile": semconv.PROFILE,
+    "server_address": semconv.SERVER_ADDRESS,
+    "recorded_by": semconv.RECORDED_BY,
+    "attempts": semconv.ATTEMPTS,
+    "input_messages": semconv.INPUT_MESSAGES,
+    "output_messages": semconv.OUTPUT_MESSAGES,
+    "cache_hit": semconv.CACHE_HIT,
+    "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
+}
+
+_KINDS: Final = {f"kind_{number}": name for number, name in enumerate(semconv.FOREIGN_KINDS)}
+
+
+def _names(attribute: str) -> tuple[str, ...]:
+    return (attribute, *semconv.ALIASES.get(attribute, ()))
+
+
+def _read_attributes() -> str:
+    """Columns with the text of each attribute, or of the first of its older names that is there."""
+    columns = []
+    for column, attribute in (_READ | _KINDS).items():
+        read = [f'v."{name}"' for name in _names(attribute)]
+        text = read[0] if len(read) == 1 else f"coalesce({', '.join(read)})"
+        columns.append(f"{text} AS {column}")
+    return ", ".join(columns)
+
+
+def _attribute_spec() -> str:
+    """What `from_json` is to read: every attribute, in all its names, as text."""
+    names = [name for attribute in (_READ | _KINDS).values() for name in _names(attribute)]
+    return literal(json.dumps(dict.fromkeys(names, "VARCHAR")))
+
+
+def _operation() -> str:
+    """What was done: the convention's name, else the other dialects' kinds in ours, else their own word in lower case."""
+    known = []
+    for column, kind in _KINDS.items():
+        cases = " ".join(
+            f"WHEN {literal(theirs.lower())} THEN {literal(ours)}"
+            for theirs, ours in semconv.FOREIGN_KINDS[kind].items()
+        )
+        known.append(f"CASE lower({column}) {cases} ELSE lower({column}) END")
+    return f"coalesce({', '.join(['operation_name', *known])})"
+
+
+def _model_call() -> str:
+    """Whether a span is a model call. Where nobody says what was done, a model or a token count must be there."""
+    tree = ", ".join(literal(name) for name in sorted(semconv.TREE_OPERATIONS))
+    known = sorted({literal(name) for values in semconv.FOREIGN_KINDS.values() for name in values.values()})
+    return f"""coalesce(operation NOT IN ({tree}), true) AND (
+        operation_name IS NOT NULL OR coalesce(operation IN ({", ".join(known)}), false)
+        OR (coalesce(operation, provider_name) IS NOT NULL
+            AND coalesce(request_model, input_tokens, output_tokens) IS NOT NULL))"""
+
+
+def _tokens(column: str) -> str:
+    number = f"TRY_CAST({column} AS BIGINT)"
+    return f"CASE WHEN {number} BETWEEN 0 AND {MAX_TOKENS} THEN {number} END"
+
+
+def _json(column: str) -> str:
+    """Content is an attribute that holds JSON as text, or is JSON; anything else becomes a JSON string."""
+    return f"CASE WHEN json_valid({column}) THEN CAST({column} AS JSON) ELSE to_json({column}) END"
+
+
+def _texts(column: str) -> str:
+    """A list of texts from a JSON array, or from one text."""
+    return f"""CASE WHEN {column} LIKE '[%' THEN coalesce(TRY(from_json({column}, '["VARCHAR"]')), [{column}])
+                    WHEN {column} IS NOT NULL THEN [{column}] END"""
+
+
+def _tags() -> str:
+    prefix = semconv.TAG_PREFIX
+    names = f"[key FOR key IN json_keys(a) IF starts_with(key, {literal(prefix)})]"
+    pointer = "'/' || replace(replace(key, '~', '~0'), '/', '~1')"
+    return f"""CASE WHEN contains(CAST(a AS VARCHAR), {literal('"' + prefix)}) THEN map(
+        [key[{len(prefix) + 1}:] FOR key IN {names}], [json_extract_string(a, {pointer}) FOR key IN {names}]) END"""
+
+
+def create_batch(files: Iterable[str], longest_line: int) -> str:
+    """A temporary table `batch` with a row per record in `files`: the columns of `spans`, those of `llm_usage` but the
+    cost, and what the price depends on.
+
+    Each file begins with its segment's header line.
+    """
+    columns = ", ".join(f"{name}: '{kind}'" for name, kind in _LINE.items())
+    paths = ", ".join(literal(path) for path in files)
+    return f"""
+CREATE OR REPLACE TEMP TABLE batch AS
+WITH line AS MATERIALIZED (
+    SELECT * FROM read_json([{paths}], format = 'newline_delimited', filename = true, columns = {{{columns}}},
+                            maximum_object_size = {max(longest_line * 2, 2**20)})
+), header AS (
+    SELECT filename, any_value(r) AS resource FROM line WHERE k = 'h' GROUP BY filename
+), parsed AS (
+    SELECT line.* REPLACE (
+            coalesce(TRY_CAST(st AS BIGINT), TRY_CAST(et AS BIGINT), 0) AS st,
+            TRY_CAST(et AS BIGINT) AS et,
+            TRY_CAST(f AS UTINYINT) AS f),
+        coalesce(line.r, header.resource) AS resource, from_json(line.a, {_attribute_spec()}) AS v
+    FROM line LEFT JOIN header USING (filename)
+    WHERE k IN ('e', 's') AND t IS NOT NULL AND s IS NOT NULL
+), named AS MATERIALIZED (
+    SELECT * EXCLUDE (v), {_read_attributes()} FROM parsed
+), judged AS (
+    SELECT *, {_operation()} AS operation,
+        CASE WHEN k = 's' THEN 'interrupted'
+             WHEN own_status IN ({", ".join(map(literal, _STATUSES))}) THEN own_status
+             WHEN error_type IS NOT NULL OR sts = 'ERROR' THEN 'error'
+             ELSE 'ok' END AS status
+    FROM named
+)
+SELECT
+    t AS trace_id, s AS span_id, p AS parent_span_id, n AS name, kd AS kind, st AS start_ns, et AS end_ns,
+    make_timestamptz(st // 1000) AS started_at,
+    CASE WHEN et >= st THEN (et - st) / 1e6 END AS duration_ms,
+    sts AS status_code, std AS status_message, status, operation,
+    json_extract_string(resource, '$."{semconv.SERVICE_NAME}"') AS service_name,
+    a AS attributes, e AS events, l AS links, resource, sc AS scope_name, scv AS scope_version, f AS trace_flags,
+    {_model_call()} AS model_call,
+    TRY_CAST(time_to_first_chunk AS DOUBLE) * 1000 AS time_to_first_chunk_ms,
+    lower(provider_name) AS provider, request_model, response_model, response_id,
+    coalesce(TRY_CAST(stream AS BOOLEAN), false) AS stream,
+    CASE WHEN error_type IS NULL AND status = 'error' AND contains(CAST(e AS VARCHAR), 'exception.type')
+         THEN json_extract_string(e, '$[*].attributes."exception.type"')[1] ELSE error_type END AS error_type,
+    {_texts("finish_reasons")} AS finish_reasons,
+    {", ".join(f"{_tokens(column)} AS {column}" for column in TOKENS)},
+    stated_usage_source, module, user_id, session_id, conversation_id, request_id,
+    {_tags()} AS tags,
+    coalesce(agent_name, ag) AS agent_name, coalesce(workflow_name, wf) AS workflow_name,
+    profile, server_address, coalesce(recorded_by, sc) AS instrumentation,
+    TRY_CAST(attempts AS INTEGER) AS attempts,
+    {_json("input_messages")} AS input_messages,
+    {_json("output_messages")} AS output_messages,
+    coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
+    service_tier,
+    st // {SLOT_NS} AS price_slot
+FROM judged
+"""
+
+
+BATCH_COUNTS: Final = """
+SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
+    min(start_ns) // 1000, max(start_ns) // 1000
+FROM batch
+"""
+"""Rows, rows that never ended, different spans, and the microseconds of the first start and the last."""
+
+DROP_REPEATED: Final = """
+DELETE FROM batch WHERE rowid IN (
+    SELECT rowid FROM batch
+    QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY status = 'interrupted', end_ns DESC) > 1)
+"""
+"""Leaves each span of the batch once, its end before its start."""
+
+
+def _same_span(table: str, first_us: int, last_us: int) -> str:
+    """The batch's spans in `table`. The batch's time range is spelled out so that older row groups are not read."""
+    return f"""{table}.trace_id = batch.trace_id AND {table}.span_id = batch.span_id
+        AND {table}.started_at BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"""
+
+
+def any_known(spans: str, first_us: int, last_us: int) -> str:
+    """Whether any span of the batch is in the table `spans` already."""
+    return f"SELECT exists(FROM {spans} AS stored, batch WHERE {_same_span('stored', first_us, last_us)})"
+
+
+def drop_interrupted(table: str, first_us: int, last_us: int) -> str:
+    """Removes what was recorded as interrupted from `table`, where the batch brings its end after all."""
+    return f"""DELETE FROM {table} USING batch
+        WHERE {_same_span(table, first_us, last_us)} AND {table}.status = 'interrupted' AND batch.status <> 'interrupted'"""
+
+
+def drop_known(stored: str, first_us: int, last_us: int, *, but_interrupted: bool = False) -> str:
+    """Removes from the batch what is in `stored` already.
+
+    `but_interrupted`: an end in the batch counts more than a stored `interrupted`, which could not be removed.
+    """
+    exception = "AND (stored.status <> 'interrupted' OR batch.status = 'interrupted')" if but_interrupted else ""
+    return f"DELETE FROM batch USING {stored} AS stored WHERE {_same_span('stored', first_us, last_us)} {exception}"
+
+
+def insert_spans(table: str) -> str:
+    columns = ", ".join(SPAN_COLUMNS)
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM batch"
+
+
+_PRICE: Final = {
+    "provider": "VARCHAR",
+    "request_model": "VARCHAR",
+    "response_model": "VARCHAR",
+    "service_tier": "VARCHAR",
+    "price_slot": "BIGINT",
+    "above": "BIGINT",
+    "up_to": "BIGINT",
+    "per_call": "DECIMAL(18, 9)",
+    **{f"per_{column}": "DECIMAL(18, 15)" for column in TOKENS},
+    "prices_output": "BOOLEAN",
+    "price_basis": "VARCHAR",
+}
+"""A price: for one key and tier (`above < input tokens <= up_to`) the USD per call and per token of each kind."""
+
+PRICE_WIDTH: Final = len(_PRICE)
+
+
+def _price(rows: int) -> str:
+    """A table `price` of that many parameter rows."""
+    hole = "(" + ", ".join(f"?::{kind}" for kind in _PRICE.values()) + ")"
+    nothing = "(" + ", ".join(f"NULL::{kind}" for kind in _PRICE.values()) + ")"
+    return f"(VALUES {', '.join([hole] * rows) if rows else nothing}) AS price ({', '.join(_PRICE)})"
+
+
+PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
+
+
+def insert_usage(table: str, prices: int) -> str:
+    """Inserts the batch's model calls with their cost. Unknown is NULL with the reason, never 0.
+
+    The parameters are the values of `prices` rows of `_PRICE`.
+    """
+    cost = " + ".join(f"coalesce({column}, 0)::DECIMAL(19, 0) * per_{column}" for column in TOKENS)
+    computed = {
+        "usage_source": f"""coalesce(stated_usage_source,
+            CASE WHEN coalesce({", ".join(TOKENS)}) IS NOT NULL THEN 'reported' END)""",
+        "cost_usd": f"""CASE WHEN cache_hit THEN 0
+            WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {cost}, 0) AS DECIMAL(18, 9)) END""",
+        "price_source": "coalesce(unpriced, price_basis)",
+    }
+    values = ", ".join(computed.get(column, column) for column in USAGE_COLUMNS)
+    join = " AND ".join(f"price.{column} IS NOT DISTINCT FROM batch.{column}" for column in PRICE_KEY)
+    return f"""
+INSERT INTO {table} ({", ".join(USAGE_COLUMNS)})
+SELECT {values} FROM (
+    SELECT *, {_unpriced()} AS unpriced FROM (
+        SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)})
+        FROM batch LEFT JOIN {_price(prices)} ON {join}
+            AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
+        WHERE model_call
+    )
+)"""
+
+
+def _unpriced() -> str:
+    """Why a call has no cost; NULL where it has one."""
+    inputs = ", ".join(f"coalesce({part}, 0)" for part in TOKENS if part.startswith(("cache", "audio_in", "image_in")))
+    outputs = ", ".join(
+        f"coalesce({part}, 0)" for part in TOKENS if part.startswith(("reason", "audio_out", "image_out"))
+    )
+    written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
+    return f"""CASE
+        WHEN cache_hit THEN 'cache hit, not billed'
+        WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
+        WHEN input_tokens IS NULL THEN 'no input usage reported'
+        WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
+        WHEN greatest({inputs}) > input_tokens OR greatest({outputs}) > coalesce(output_tokens, 0)
+            THEN 'reported parts exceed their whole'
+        WHEN per_input_tokens IS NULL THEN coalesce(price_basis, 'no price')
+        WHEN output_tokens > 0 AND NOT prices_output
+            THEN 'no output price for ' || coalesce(response_model, request_model)
+        END"""
