@@ -1,0 +1,110 @@
+"""What `opentelemetry-instrument` calls, and what `otel_llm.instrument()` does from code.
+
+The order under `opentelemetry-instrument`: distro, configurator, `pre_instrument`, instrumentors. An exception in any of them would
+stop everything after it while the app runs on in silence, so nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from opentelemetry.environment_variables import OTEL_TRACES_EXPORTER
+from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
+from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
+)
+from opentelemetry.trace import TracerProvider
+
+from otel_llm import faults, wiring
+from otel_llm.settings import settings
+
+
+class Distro(BaseDistro):  # type: ignore[misc]
+    """The defaults for a laptop: write the store; export over OTLP once an endpoint is named."""
+
+    def _configure(self, **kwargs: Any) -> None:
+        set_defaults()
+
+
+class _Configurator(_OTelSDKConfigurator):
+    pass
+
+
+def set_up_sdk() -> None:
+    """Sets the SDK up from the environment, for where no configurator has."""
+    set_defaults()
+    _Configurator().configure()  # type: ignore[no-untyped-call]
+
+
+def set_defaults() -> None:
+    """Fills in the `OTEL_*` variables that are not set."""
+    endpoint = os.environ.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or os.environ.get(OTEL_EXPORTER_OTLP_ENDPOINT)
+    os.environ.setdefault(OTEL_TRACES_EXPORTER, "otlp,duckdb" if endpoint else "duckdb")
+    if endpoint and not (
+        os.environ.get(OTEL_EXPORTER_OTLP_PROTOCOL) or os.environ.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)
+    ):
+        # The SDK's default is gRPC whatever the port; 4318 is the registered port of OTLP over HTTP.
+        is_http = urlsplit(endpoint).port == 4318
+        os.environ[OTEL_EXPORTER_OTLP_PROTOCOL] = "http/protobuf" if is_http else "grpc"
+
+
+def pre_instrument() -> None:
+    """Adds the account to the tracer provider; sets one up where no configurator is installed."""
+    try:
+        if settings().sdk_disabled:
+            return
+        if not wiring.is_provider_set():
+            set_up_sdk()
+        _keep_account(wiring.global_provider(), None)
+    except Exception as fault:
+        faults.report("set up the account", fault)
+
+
+def instrument(*, tracer_provider: TracerProvider | None = None, store: str | os.PathLike[str] | None = None) -> None:
+    """Instruments the OpenAI and LangChain clients and keeps the account. Calling it again changes nothing.
+
+    Args:
+        tracer_provider: an SDK TracerProvider; default the global one if the app has set one, else one is set up from the
+            `OTEL_*` variables, as `opentelemetry-instrument` would.
+        store: the DuckDB file; default `OTEL_LLM_STORE`, else `usage.duckdb` in the user's data directory.
+    """
+    if settings().sdk_disabled:
+        return
+    if tracer_provider is None:
+        if not wiring.is_provider_set():
+            set_up_sdk()
+        tracer_provider = wiring.global_provider()
+    _keep_account(tracer_provider, None if store is None else Path(store).expanduser().absolute())
+    for instrumentor in _instrumentors():
+        if not instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.instrument(tracer_provider=tracer_provider, skip_dep_check=True)
+
+
+def uninstrument() -> None:
+    """Undoes `instrument()`: every patched object is again the one it was, and what was recorded is in the store."""
+    for instrumentor in _instrumentors():
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument()
+    wiring.unwire()
+
+
+def _keep_account(provider: TracerProvider | None, store: Path | None) -> None:
+    path = store or settings().store
+    if path is None or (store is None and os.environ.get(OTEL_TRACES_EXPORTER, "").strip().lower() == "none"):
+        wiring.withhold()
+        return
+    wiring.wire(provider, path)
+
+
+def _instrumentors() -> list[Any]:
+    from otel_llm.instrumentation.langchain import LangChainInstrumentor
+    from otel_llm.instrumentation.openai import OpenAIInstrumentor
+
+    return [OpenAIInstrumentor(), LangChainInstrumentor()]

@@ -1,0 +1,79 @@
+"""The store as a command reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_llm.cli.errors import CommandError, one_line
+from otel_llm.settings import settings
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def locate(store: Path | None) -> Path:
+    """The store that `--store` or the environment names."""
+    path = settings().store if store is None else store.expanduser().absolute()
+    if path is None:
+        raise CommandError("OTEL_LLM_STORE=none turns the account off; unset it, or name a store with --store PATH")
+    return path
+
+
+@contextmanager
+def reading(store: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A read-only connection that sees every call that has ended; an empty one where nothing was ever recorded.
+
+    A store that is named with `--store` must be there: a name with a slip in it is not an empty account. Whatever goes
+    wrong with the store, or in the SQL that runs in here, becomes a `CommandError`.
+    """
+    import duckdb
+
+    path = locate(store)
+    connection = _connect(path, must_exist=store is not None)
+    try:
+        # Tables only: a Python variable of this program is not one, however it is called.
+        connection.execute("SET python_enable_replacements = false")
+        yield connection
+    except duckdb.Error as error:
+        raise CommandError(one_line(error)) from error
+    finally:
+        connection.close()
+
+
+def _connect(path: Path, *, must_exist: bool) -> duckdb.DuckDBPyConnection:
+    import duckdb
+
+    from otel_llm.store import StoreError, StoreNotFound, reader
+
+    try:
+        return reader.connect(path)
+    except StoreNotFound as error:
+        if must_exist:
+            raise CommandError(f"there is no store at {path}; `otel-llm path` names the one in use") from error
+        return _nothing_recorded()
+    except (StoreError, duckdb.Error, OSError) as error:
+        raise CommandError(f"cannot read {path}: {one_line(error)}; `otel-llm doctor` looks closer") from error
+
+
+def _nothing_recorded() -> duckdb.DuckDBPyConnection:
+    """The tables of a store, all empty, in memory: a query can be tried before there is anything to ask about."""
+    import duckdb
+
+    from otel_llm.store import database
+
+    connection = duckdb.connect(config={"python_enable_replacements": False})
+    database.migrate(connection)
+    return connection
+
+
+def is_empty(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether no model call has been recorded at all."""
+    return not connection.execute("SELECT exists(FROM llm_usage)").fetchall()[0][0]
+
+
+def nothing_yet(path: Path) -> str:
+    """What to say of an account with nothing in it."""
+    return f"No model calls recorded yet in {path}. Run: opentelemetry-instrument python app.py"

@@ -1,0 +1,155 @@
+"""The store: where it is, what is in it, and whether everything that was recorded gets there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_llm.cli.access import locate, reading
+from otel_llm.cli.checks import Section, Size
+from otel_llm.cli.errors import CommandError, one_line
+from otel_llm.settings import settings
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from otel_llm.store.paths import StorePaths
+
+_LITTLE_SPACE = 100 * 2**20
+
+
+@dataclass(slots=True)
+class Writers:
+    """Who has written the journal: how many programs run, and how many have ended."""
+
+    living: int = 0
+    dead: int = 0
+
+    @classmethod
+    def of(cls, paths: StorePaths) -> Writers:
+        """Asks each writer's last segment whether its writer lives. Raises OSError."""
+        from otel_llm.store.segments import is_live, list_segments
+
+        latest = {segment.writer: segment for segment in list_segments(paths.journal)}
+        living = sum(map(is_live, latest.values()))
+        return cls(living, len(latest) - living)
+
+
+def account(store: Path | None) -> Section:
+    """The store that programs write, or the one at `store`."""
+    section = Section("store")
+    if store is None and settings().store is None:
+        section.problem("OTEL_LLM_STORE=none: no account is kept", "unset OTEL_LLM_STORE, or set it to a file path")
+        return section
+    from otel_llm.store.paths import StorePaths
+
+    paths = StorePaths.of(locate(store))
+    section.facts["path"] = str(paths.database)
+    section.facts["chosen by"] = (
+        "--store" if store else "OTEL_LLM_STORE" if os.environ.get("OTEL_LLM_STORE", "").strip() else "default"
+    )
+    _check_directory(section, paths.database.parent)
+    ended = Writers.of(paths).dead  # counted first: to read the store is to merge what they left
+    _check_database(section, paths, store)
+    _check_journal(section, paths, ended)
+    _check_damage(section, paths)
+    return section
+
+
+def _check_directory(section: Section, directory: Path) -> None:
+    nearest = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        section.problem(
+            f"{nearest} cannot be written: calls are kept in memory and lost at exit",
+            "make it writable, or set OTEL_LLM_STORE to another path",
+        )
+    free = shutil.disk_usage(nearest).free
+    section.facts["free"] = Size(free)
+    if free < _LITTLE_SPACE:
+        section.problem(f"the disk of {nearest} is almost full", "free some space, or move the store")
+
+
+def _check_database(section: Section, paths: StorePaths, store: Path | None) -> None:
+    try:
+        with reading(store) as connection:
+            section.facts["size"] = Size(_size(paths.database) + _size(paths.wal))
+            section.facts |= _contents(connection)
+            segments, size = _pending(connection, paths)
+            section.facts["pending segments"] = segments
+            section.facts["pending"] = Size(size)
+    except CommandError as error:
+        section.problem(
+            one_line(error.__cause__ or error),
+            "close the program that holds the store, or move the file aside; what is recorded waits in the journal",
+        )
+        return
+    if not section.facts["calls"]:
+        section.remark("no model call has been recorded yet", "opentelemetry-instrument python app.py")
+
+
+def _contents(connection: duckdb.DuckDBPyConnection) -> dict[str, object]:
+    calls, first, last, unpriced = connection.execute(
+        """
+        SELECT count(*), min(started_at)::VARCHAR, max(started_at)::VARCHAR, count(*) FILTER (cost_usd IS NULL)
+        FROM llm_usage
+        """
+    ).fetchall()[0]
+    by_status = connection.execute("SELECT status, count(*) FROM llm_usage GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
+    spans = connection.execute("SELECT count(*) FROM spans").fetchall()[0][0]
+    return {
+        "calls": calls,
+        "by status": dict(by_status),
+        "unpriced": unpriced,
+        "spans": spans,
+        "first call": first,
+        "last call": last,
+    }
+
+
+def _pending(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> tuple[int, int]:
+    """How many segments of the journal hold what is not in the database, and how many bytes of it."""
+    from otel_llm.store.ingest import read_offsets
+    from otel_llm.store.segments import list_segments
+
+    offsets = read_offsets(connection)
+    left = [_size(segment.path) - offsets.get(segment.name, (0, False))[0] for segment in list_segments(paths.journal)]
+    return sum(size > 0 for size in left), sum(size for size in left if size > 0)
+
+
+def _check_journal(section: Section, paths: StorePaths, ended: int) -> None:
+    writers = Writers.of(paths)
+    section.facts["journal"] = str(paths.journal)
+    section.facts["running writers"] = writers.living
+    section.facts["ended writers"] = ended
+    if writers.dead:
+        section.problem(
+            f"the last calls of {writers.dead} ended programs are not merged into the store yet",
+            "close whatever keeps the database open; the calls wait in the journal, and readers see them there",
+        )
+
+
+def _check_damage(section: Section, paths: StorePaths) -> None:
+    corrupt = 0
+    for file in paths.corrupt.glob("*") if paths.corrupt.is_dir() else ():
+        corrupt += sum(1 for line in file.read_bytes().split(b"\n") if line)
+    section.facts["corrupt lines"] = corrupt
+    if corrupt:
+        section.problem(
+            f"{corrupt} lines of the journal were damaged and are not in the store",
+            f"look at them in {paths.corrupt}, then delete it",
+        )
+    for aside in sorted(paths.database.parent.glob(f"{paths.database.name}.corrupt-*")):
+        section.problem(
+            f"a damaged store was put aside as {aside.name}: its calls are not in the new one",
+            "restore it from a backup, or delete it",
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

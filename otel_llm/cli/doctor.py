@@ -1,0 +1,103 @@
+"""`otel-llm doctor`: what is installed, patched, exported and stored, and how to mend what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from otel_llm.cli.errors import one_line
+from otel_llm.cli.options import StoreOption
+from otel_llm.cli.output import terminal, text, write_json_object
+
+if TYPE_CHECKING:
+    from otel_llm.cli.checks import Section
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report as one JSON object.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Find out why something is not recorded, and how to mend it.
+
+    \b
+    Examples:
+      otel-llm doctor
+      otel-llm doctor --json
+      opentelemetry-instrument otel-llm doctor
+
+    Run it in the environment of your program: the same virtual environment, the same variables. Exit code 0 if all is well,
+    1 if something is wrong. Variables that may hold a secret are named, their values are not shown.
+    """
+    sections = examine(store)
+    problems = [problem for section in sections for problem in section.problems]
+    if as_json:
+        write_json_object(
+            {
+                "ok": not problems,
+                "problems": [asdict(problem) for problem in problems],
+                "remarks": [asdict(remark) for section in sections for remark in section.remarks],
+                **{section.title: _keyed(section.facts) for section in sections},
+            }
+        )
+    else:
+        _print(sections, len(problems))
+    raise typer.Exit(1 if problems else 0)
+
+
+def examine(store: Path | None) -> list[Section]:
+    """Everything that there is to look at. A check that fails is itself a finding: doctor is for when things are broken."""
+    from otel_llm.cli.checks import Section, account, export, installation, prices
+
+    checks: dict[str, Callable[[], Section]] = {
+        "versions": installation.versions,
+        "environment": installation.environment,
+        "instrumentation": installation.instrumentation,
+        "export": export.export,
+        "store": lambda: account.account(store),
+        "prices": prices.prices,
+    }
+    sections = []
+    for title, check in checks.items():
+        try:
+            sections.append(check())
+        except Exception as error:
+            sections.append(failed := Section(title))
+            failed.problem(f"this cannot be looked at: {type(error).__name__}: {one_line(error)}", "mend that first")
+    return sections
+
+
+def _print(sections: Sequence[Section], problems: int) -> None:
+    from rich.text import Text
+
+    console = terminal()
+    for section in sections:
+        if not (section.facts or section.problems or section.remarks):
+            continue
+        console.print(Text(section.title, style="bold"))
+        width = max(map(len, section.facts), default=0)
+        for name, value in section.facts.items():
+            console.print(Text(f"  {name:<{width}}  {_value(value)}"), soft_wrap=True)
+        for mark, style, findings in (("wrong", "bold red", section.problems), ("note", "yellow", section.remarks)):
+            for finding in findings:
+                console.print(Text.assemble((f"  {mark}: ", style), finding.what), soft_wrap=True)
+                console.print(Text(f"    {finding.remedy}"), soft_wrap=True)
+        console.print()
+    console.print(
+        Text("All is well.", style="green")
+        if not problems
+        else Text(f"{problems} {'things are' if problems > 1 else 'thing is'} wrong.", style="bold red")
+    )
+
+
+def _keyed(facts: dict[str, object]) -> dict[str, object]:
+    return {label.replace(" ", "_"): value for label, value in facts.items()}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or text(None)
+    return text(value)

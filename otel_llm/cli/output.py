@@ -1,0 +1,236 @@
+"""Rows on the way out: a table for people, JSON and CSV for programs.
+
+A table is cut to the terminal it is printed on. In a pipe it has no colours and nothing is cut.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+NOTHING = "–"
+"""What a table shows for a value that is not known. It is never 0: nought is a count, this is the lack of one."""
+
+_GAP = 2
+_FEW = 5
+_UNBOUNDED = 1_000_000
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class Format(StrEnum):
+    """What `--format` takes."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def plain(value: object) -> object:
+    """A value from DuckDB as JSON has it: numbers stay numbers, what JSON has no type for becomes text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Decimal():
+            return float(value) if value.is_finite() else None
+        case datetime() | date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case bytes() | bytearray() | memoryview():
+            return bytes(value).hex()
+        case dict():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+    return str(value)
+
+
+def text(value: object) -> str:
+    """A value in a cell of a table: one line, with nothing in it that a terminal would act upon."""
+    match value:
+        case None:
+            return NOTHING
+        case bool():
+            return str(value).lower()
+        case Decimal():
+            return f"{value.normalize():f}"
+        case datetime():
+            return value.isoformat(sep=" ")
+        case dict() | list() | tuple():
+            shown = json.dumps(plain(value), ensure_ascii=False)
+        case bytes() | bytearray() | memoryview():
+            shown = bytes(value).hex()
+        case _:
+            shown = str(value)
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
+
+
+def count(value: object) -> str:
+    """A whole number with its thousands set apart."""
+    return f"{value:,}" if isinstance(value, int) else text(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: `short` is the heading where the terminal is too narrow for the name."""
+
+    name: str
+    short: str = ""
+    number: bool = False
+    show: Callable[[object], str] = text
+
+
+def write_line(line: str = "") -> None:
+    """One line on stdout."""
+    sys.stdout.write(f"{line}\n")
+
+
+def write_json(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """An array of objects, one a row, each on its own line."""
+    before = "["
+    for row in rows:
+        sys.stdout.write(f"{before}\n  {_json(dict(zip(names, map(plain, row), strict=True)))}")
+        before = ","
+    sys.stdout.write("[]\n" if before == "[" else "\n]\n")
+
+
+def write_json_object(value: object) -> None:
+    """One JSON value, laid out for reading."""
+    sys.stdout.write(f"{_json(plain(value), indent=2)}\n")
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    # Only an encoding that knows every character may be handed all of them.
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    return json.dumps(value, ensure_ascii=not unicode, indent=indent)
+
+
+def write_csv(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A header and the rows; a value that is not known is an empty field, lists and maps are JSON."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_field(value) for value in row])
+
+
+def _field(value: object) -> object:
+    match value:
+        case None:
+            return ""
+        case Decimal():
+            return f"{value.normalize():f}"
+        case bool():
+            return str(value).lower()
+        case dict() | list() | tuple():
+            return _json(plain(value))
+        case int() | float() | str():
+            return value
+    return plain(value)
+
+
+def write_table(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[object]],
+    *,
+    totals: Sequence[object] | None = None,
+    notes: Iterable[str] = (),
+    narrowest: int = 8,
+) -> None:
+    """A table with a line of totals under it, where given, and notes below.
+
+    On a terminal that is too narrow, headings are shortened, then text down to `narrowest`, then columns are left out
+    from the right; a note says so.
+    """
+    cells = [[column.show(value) for column, value in zip(columns, row, strict=True)] for row in rows]
+    last = [] if totals is None else [[column.show(value) for column, value in zip(columns, totals, strict=True)]]
+    console = terminal()
+    headings, widths = _layout(columns, [*cells, *last], console.width, narrowest)
+    rule = "─" * _total(widths)
+
+    def write(row: Sequence[str], style: str = "") -> None:
+        console.print(_line(columns, widths, row, style), soft_wrap=True)
+
+    write(headings, "bold")
+    console.print(rule)
+    for row in cells:
+        write(row)
+    for row in last:
+        console.print(rule)
+        write(row, "bold")
+
+    if hidden := [column.name for column in columns[len(widths) :]]:
+        which = f": {', '.join(hidden)}" if len(hidden) <= _FEW else ""
+        more = f"{len(hidden)} more column{'s' if len(hidden) > 1 else ''}"
+        write_note(f"{more} in a wider terminal, or in --format json or csv{which}", console)
+    for note in notes:
+        write_note(note, console)
+
+
+def write_note(note: str, console: Console | None = None) -> None:
+    """A remark under a table."""
+    (console or terminal()).print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def terminal() -> Console:
+    """Where tables go: colours and a width only on a terminal. rich honours NO_COLOR by itself."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str], style: str) -> Text:
+    """A row with each cell cut and padded to its width. (rich's own Table lays out otherwise from version to version.)"""
+    from rich.text import Text
+
+    cells = []
+    for column, width, cell in zip(columns, widths, row, strict=False):
+        cells.append(text := Text(cell, style or ("dim" if cell == NOTHING else "")))
+        text.truncate(width, overflow="ellipsis")
+        text.align("right" if column.number else "left", width)
+    line = Text(" " * _GAP).join(cells)
+    line.rstrip()
+    return line
+
+
+def _layout(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], available: int, narrowest: int
+) -> tuple[list[str], list[int]]:
+    """The headings and the widths of the columns that are shown."""
+    from rich.cells import cell_len
+
+    widest = [max((cell_len(row[index]) for row in cells), default=0) for index in range(len(columns))]
+    for shorten in (False, True):
+        headings = [column.short or column.name if shorten else column.name for column in columns]
+        widths = [max(cell_len(heading), width) for heading, width in zip(headings, widest, strict=True)]
+        if _total(widths) <= available:
+            return headings, widths
+    while len(widths) > 1 and _total(_cut(columns, widths, narrowest)) > available:
+        widths.pop()
+    limit = min(max(widths), available)
+    while limit > narrowest and _total(_cut(columns, widths, limit)) > available:
+        limit -= 1
+    return headings, _cut(columns, widths, limit)
+
+
+def _cut(columns: Sequence[Column], widths: Sequence[int], limit: int) -> list[int]:
+    """The widths with those of text held to `limit`: half a number would be a wrong one."""
+    return [width if column.number else min(width, limit) for column, width in zip(columns, widths, strict=False)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)

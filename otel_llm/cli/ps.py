@@ -1,0 +1,72 @@
+"""`otel-llm ps`: the model calls that run right now, in every process that writes the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from otel_llm import semconv
+from otel_llm.cli.access import locate
+from otel_llm.cli.options import FormatOption, StoreOption
+from otel_llm.cli.output import Column, Format, text, write_csv, write_json, write_line, write_table
+
+_ATTRIBUTES = {
+    "operation": semconv.OPERATION,
+    "model": semconv.REQUEST_MODEL,
+    "user": semconv.USER_ID,
+    "module": semconv.MODULE,
+}
+_COLUMNS = ("pid", "started_at", "seconds", "name", *_ATTRIBUTES, "trace_id", "span_id")
+
+
+def ps(output: FormatOption = Format.table, store: StoreOption = None) -> None:
+    """List the model calls that are running, in every process.
+
+    \b
+    Examples:
+      otel-llm ps
+      otel-llm ps --format json
+
+    A call is listed from its request to the end of its answer, streams included, together with the agents, tools and
+    workflows around it that are still at work. seconds is how long it has been running.
+    """
+    from otel_llm.store.paths import StorePaths
+    from otel_llm.store.segments import running_calls
+
+    path = locate(store)
+    rows = [_row(start) for start in running_calls(StorePaths.of(path).journal)]
+    match output:
+        case Format.json:
+            write_json(_COLUMNS, rows)
+        case Format.csv:
+            write_csv(_COLUMNS, rows)
+        case Format.table if rows:
+            _print(rows)
+        case Format.table:
+            write_line(f"Nothing is running that writes to {path}.")
+
+
+def _row(start: dict[str, Any]) -> list[Any]:
+    """A line of the list from the journal's record of a call that began."""
+    began = start["st"] / 1e9
+    attributes = start.get("a") or {}
+    return [
+        start.get("pid"),
+        datetime.fromtimestamp(began, UTC).astimezone(),
+        round(max(time.time() - began, 0.0), 1),
+        start.get("n"),
+        *(attributes.get(name) for name in _ATTRIBUTES.values()),
+        start["t"],
+        start["s"],
+    ]
+
+
+def _print(rows: Sequence[Sequence[Any]]) -> None:
+    def clock(value: object) -> str:
+        return f"{value:%H:%M:%S}" if isinstance(value, datetime) else text(value)
+
+    show = {"started_at": clock}
+    columns = [Column(name, number=name in ("pid", "seconds"), show=show.get(name, text)) for name in _COLUMNS]
+    write_table(columns, rows)

@@ -1,0 +1,143 @@
+"""`otel-llm show`: one trace as a tree, with the time, tokens and cost of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
+from otel_llm.cli.errors import CommandError
+from otel_llm.cli.options import StoreOption
+from otel_llm.cli.output import text, write_json, write_line
+
+if TYPE_CHECKING:
+    import duckdb
+
+_COLUMNS = (
+    "span_id", "parent_span_id", "depth", "name", "operation", "started_at", "duration_ms", "status", "error_type",
+    "input_tokens", "output_tokens", "cost_usd",
+)  # fmt: skip
+
+_SPANS = """
+    SELECT s.span_id, s.parent_span_id, s.name, s.operation, CAST(s.started_at AS VARCHAR), s.duration_ms,
+        s.status, coalesce(u.error_type, s.attributes ->> '$."error.type"'), u.input_tokens, u.output_tokens, u.cost_usd
+    FROM spans AS s LEFT JOIN llm_usage AS u ON u.trace_id = s.trace_id AND u.span_id = s.span_id
+    WHERE s.trace_id = ? ORDER BY s.start_ns, s.end_ns DESC
+"""
+
+
+class _Span(NamedTuple):
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    operation: str | None
+    started_at: str
+    duration_ms: float | None
+    status: str
+    error_type: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: Decimal | None
+
+
+class _Placed(NamedTuple):
+    span: _Span
+    depth: int
+    lines: str
+    """What leads to the name: the branches of the tree."""
+
+
+def show(
+    trace: Annotated[
+        str | None,
+        typer.Argument(help="A trace id or its beginning; the latest trace if left out.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the spans as JSON, parents before children.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Show a trace as a tree: what called what, how long it took, what it cost.
+
+    \b
+    Examples:
+      otel-llm show
+      otel-llm show --json
+    """
+    with reading(store) as connection:
+        if is_empty(connection):
+            if as_json:
+                write_json(_COLUMNS, [])
+            else:
+                write_line(nothing_yet(locate(store)))
+            return
+        trace_id = _find(connection, trace)
+        spans = [_Span(*row) for row in connection.execute(_SPANS, [trace_id]).fetchall()]
+    placed = list(_place(spans))
+    if as_json:
+        write_json(_COLUMNS, [(one.span.span_id, one.span.parent_span_id, one.depth, *one.span[2:]) for one in placed])
+    else:
+        write_line(f"trace {trace_id}")
+        _print(placed)
+
+
+def _find(connection: duckdb.DuckDBPyConnection, trace: str | None) -> str:
+    if trace is None:
+        latest: str = connection.execute("SELECT trace_id FROM llm_usage ORDER BY started_at DESC LIMIT 1").fetchall()[
+            0
+        ][0]
+        return latest
+    found = connection.execute(
+        "SELECT DISTINCT trace_id FROM spans WHERE starts_with(trace_id, ?) LIMIT 2", [trace.strip().lower()]
+    ).fetchall()
+    if not found:
+        raise CommandError(
+            f"there is no trace {trace!r} in the store; `otel-llm sql 'select trace_id from spans'` lists them"
+        )
+    if len(found) > 1:
+        raise CommandError(f"several traces begin with {trace!r}; give more of the id")
+    return str(found[0][0])
+
+
+def _place(spans: Sequence[_Span]) -> Iterable[_Placed]:
+    """The spans in the order of the tree. A span whose parent is not in the store (another service's) is a root."""
+    known = {span.span_id for span in spans}
+    children: dict[str | None, list[_Span]] = {}
+    for span in spans:
+        parent = span.parent_span_id if span.parent_span_id in known and span.parent_span_id != span.span_id else None
+        children.setdefault(parent, []).append(span)
+    # A stack, not a recursion: an agent's trace may be deeper than Python's.
+    waiting = [(span, 0, "", "") for span in reversed(children.get(None, []))]
+    while waiting:
+        span, depth, lines, below = waiting.pop()
+        yield _Placed(span, depth, lines)
+        inner = children.get(span.span_id, [])
+        for index, child in reversed(list(enumerate(inner))):
+            last = index == len(inner) - 1
+            waiting.append((child, depth + 1, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  ")))
+
+
+def _print(placed: Sequence[_Placed]) -> None:
+    labels = [one.lines + text(one.span.name) for one in placed]
+    times = [_time(one.span.duration_ms) for one in placed]
+    name_width, time_width = max(map(len, labels)), max(map(len, times))
+    for one, label, time in zip(placed, labels, times, strict=True):
+        write_line(f"{label:<{name_width}}  {time:>{time_width}}  {_facts(one.span)}".rstrip())
+
+
+def _time(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return "?"
+    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"
+
+
+def _facts(span: _Span) -> str:
+    facts: list[Any] = []
+    if span.input_tokens is not None or span.output_tokens is not None:
+        facts.append(f"{text(span.input_tokens)} in, {text(span.output_tokens)} out")
+    if span.cost_usd is not None:
+        facts.append(f"${text(span.cost_usd)}")
+    if span.status != "ok":
+        facts.append(f"{span.status} {span.error_type or ''}".strip())
+    return "  ".join(facts)

@@ -1,0 +1,60 @@
+"""Times as people type them: `2h`, `7d`, `today`, `2026-11-01`. All of them are local times."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timedelta
+
+from otel_llm.cli.errors import CommandError
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
+_UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_MONTH = re.compile(r"\d{4}-\d{2}")
+
+
+def since(text: str, now: datetime | None = None) -> datetime:
+    """The moment that `--since` names: a day or a month counts from its first moment."""
+    return _period("--since", text, now)[0]
+
+
+def until(text: str, now: datetime | None = None) -> datetime:
+    """The moment that `--until` names, itself not included: a day or a month counts to its last moment."""
+    return _period("--until", text, now)[1]
+
+
+def _period(option: str, text: str, now: datetime | None) -> tuple[datetime, datetime]:
+    """The first moment of what `text` names and the first one after it; the same where it names a moment."""
+    try:
+        return _parse(text.strip(), now or datetime.now().astimezone())
+    except (ValueError, OverflowError, OSError):
+        raise CommandError(
+            f"{option} {text!r} is not a time; use 2h, 7d, today, yesterday, 2026-11, 2026-11-01 or 2026-11-01T14:30"
+        ) from None
+
+
+def _parse(text: str, now: datetime) -> tuple[datetime, datetime]:
+    if ago := _AGO.fullmatch(text.lower()):
+        moment = now - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
+        return moment, moment
+    if text.lower() == "today":
+        return _day(now.date())
+    if text.lower() == "yesterday":
+        return _day(now.date() - timedelta(days=1))
+    if _MONTH.fullmatch(text):
+        first = date.fromisoformat(f"{text}-01")
+        return _midnight(first), _midnight((first + timedelta(days=31)).replace(day=1))
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text).astimezone()
+        return moment, moment
+    return _day(day)
+
+
+def _day(day: date) -> tuple[datetime, datetime]:
+    return _midnight(day), _midnight(day + timedelta(days=1))
+
+
+def _midnight(day: date) -> datetime:
+    # From a naive time, so that the offset is that of this day and not of now: they differ across a clock change.
+    return datetime.combine(day, time.min).astimezone()

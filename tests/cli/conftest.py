@@ -1,0 +1,107 @@
+"""What the tests of the command line share: a store with known rows, and ways to run a command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_llm.cli import main
+from otel_llm.settings import reload
+from otel_llm.store import database
+from otel_llm.store.paths import StorePaths
+
+Fill = Callable[..., Path]
+Run = Callable[..., "Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch, store_path: Path) -> Iterator[None]:
+    """No variable of the machine reaches a command; the store is the test's own, and is not there yet."""
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_LLM_STORE", str(store_path))
+    reload()
+    yield
+    monkeypatch.undo()
+    reload()
+
+
+@pytest.fixture
+def fill(store_path: Path) -> Fill:
+    """Writes a store with the calls that are given as keyword dictionaries; columns that are left out are NULL."""
+
+    def write(*calls: Mapping[str, Any], path: Path = store_path) -> Path:
+        with database.open_for_merge(StorePaths.of(path)) as connection:
+            for index, call in enumerate(calls):
+                row: dict[str, Any] = {
+                    "started_at": "2026-11-20T12:00:00Z",
+                    "trace_id": f"{index:032x}",
+                    "span_id": f"{index:016x}",
+                }
+                row |= {"status": "ok", "operation": "chat", "provider": "openai", **call}
+                if isinstance(row["started_at"], datetime):
+                    row["started_at"] = row["started_at"].isoformat()
+                connection.execute(
+                    f"INSERT INTO llm_usage ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()]
+                )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process, as `otel-llm` does."""
+
+    def command(*arguments: str) -> Result:
+        reload()
+        capfd.readouterr()
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return command
+
+
+@pytest.fixture
+def execute() -> Run:
+    """Runs the real command in a process of its own."""
+
+    def command(*arguments: str, stdin: str = "", **variables: str) -> Result:
+        done = subprocess.run(
+            [*otel_llm_command(), *arguments],
+            input=stdin,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return command
+
+
+def otel_llm_command() -> list[str]:
+    """How to start `otel-llm`: the installed script, or what it would do where the package is not installed."""
+    script = Path(sys.executable).with_name("otel-llm")
+    if script.exists():
+        return [str(script)]
+    return [sys.executable, "-c", "import sys; from otel_llm.cli import main; sys.exit(main())"]

@@ -1,0 +1,189 @@
+"""What every command has in common, seen from outside: exit codes, one-line errors, help, start-up, pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from otel_llm.version import __version__
+from tests.cli.conftest import Fill, Run, otel_llm_command
+
+COMMANDS = ("usage", "sql", "ps", "path", "doctor", "version")
+CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000, "cost_usd": "0.000450"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["usage", "--by", "modle"], "'modle'"),
+        (["usage", "--since", "soon"], "'soon'"),
+        (["usage", "--format", "xml"], "xml"),
+        (["usage", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["sql", "select * from nosuch"], "nosuch"),
+        (["sql", "from llm_usage", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["sql"], "SQL"),
+        (["frobnicate"], "frobnicate"),
+        (["--nope"], "--nope"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(arguments: list[str], names: str, fill: Fill, execute: Run) -> None:
+    fill(CALL)
+    result = execute(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("otel-llm: ")
+    assert names in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a database " * 1000, None], ids=["empty file", "not a database", "directory"]
+)
+def test_what_is_no_store_is_refused_in_one_line(content: bytes | None, tmp_path: Path, execute: Run) -> None:
+    path = tmp_path / "odd.duckdb"
+    path.mkdir() if content is None else path.write_bytes(content)
+    result = execute("usage", "--store", str(path))
+    assert (result.code, result.out) == (2, "")
+    assert str(path) in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_database_of_somebody_else_is_refused_in_one_line(store_path: Path, execute: Run) -> None:
+    with duckdb.connect(str(store_path)) as connection:
+        connection.execute("CREATE TABLE mine (a INTEGER)")
+    result = execute("usage")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+
+
+def test_the_account_turned_off(execute: Run) -> None:
+    for command in (["usage"], ["path"], ["sql", "select 1"], ["ps"]):
+        result = execute(*command, OTEL_LLM_STORE="none")
+        assert (result.code, result.out) == (2, "")
+        assert result.err == (
+            "otel-llm: OTEL_LLM_STORE=none turns the account off; unset it, or name a store with --store PATH\n"
+        )
+
+
+def test_path_prints_the_path_and_nothing_else(store_path: Path, execute: Run, tmp_path: Path) -> None:
+    assert execute("path").out == f"{store_path}\n"
+    assert execute("path", "--store", f"{tmp_path}/other.duckdb").out == f"{tmp_path}/other.duckdb\n"
+    default = execute("path", OTEL_LLM_STORE="", XDG_DATA_HOME=str(tmp_path))
+    assert default.out.endswith("usage.duckdb\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_version(execute: Run) -> None:
+    assert execute("version").out == execute("--version").out == f"otel-llm {__version__}\n"
+
+
+def test_help_without_being_asked(run: Run) -> None:
+    bare, asked = run(), run("--help")
+    assert bare == asked
+    assert (bare.code, bare.err) == (0, "")
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", bare.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("arguments", [["path"], ["--help"], ["usage", "--help"], ["version"]])
+def test_start_up_is_light(arguments: list[str]) -> None:
+    script = f"""
+import contextlib, io, sys
+from otel_llm.cli import main
+with contextlib.redirect_stdout(io.StringIO()):
+    main({arguments!r})
+heavy = ("duckdb", "openai", "langchain", "langchain_core", "opentelemetry.sdk", "genai_prices")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_every_example_in_the_help_runs(fill: Fill, run: Run, tmp_path: Path) -> None:
+    fill({**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c", "tags": {"team": "core"}})
+    (tmp_path / "query.sql").write_text("select count(*) from llm_usage")
+    scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command in COMMANDS:
+        examples = re.findall(r"^    (\S.*otel-llm .*|otel-llm .*)$", run(command, "--help").out, re.MULTILINE)
+        assert any(f"otel-llm {command}" in line for line in examples)
+        for line in examples:
+            words = shlex.split(line)
+            if words[0] == "duckdb":
+                continue  # its own command line, which need not be installed
+            if words[0] == "otel-llm" and "<" not in words and "copy" not in line:
+                code, out = (result := run(*words[1:])).code, result.out
+            else:
+                done = subprocess.run(
+                    ["bash", "-c", line], cwd=tmp_path, env={**os.environ, "PATH": scripts},
+                    stdout=subprocess.PIPE, text=True, timeout=60,
+                )  # fmt: skip
+                code, out = done.returncode, done.stdout
+            assert code in ((0, 1) if command == "doctor" else (0,)), line
+            assert out, line
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(fill: Fill) -> None:
+    fill(CALL)
+    command = shlex.join([*otel_llm_command(), "sql", "from range(200000)", "--format", "csv"])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -n 1"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "range\n", "")
+
+
+def test_colours_only_on_a_terminal(fill: Fill, execute: Run) -> None:
+    fill(CALL)
+    assert "\x1b" not in execute("usage").out
+    assert "\x1b[1m" in on_a_terminal("usage")
+    assert "alice" in on_a_terminal("usage", "--by", "user", NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", on_a_terminal("doctor", NO_COLOR="1"))
+    assert "\x1b" not in on_a_terminal("usage", "--format", "json")
+
+
+def on_a_terminal(*arguments: str, **variables: str) -> str:
+    """What a command writes on a terminal."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **variables}
+    process = subprocess.Popen(
+        [*otel_llm_command(), *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    written = b""
+    try:
+        while block := os.read(ours, 65536):
+            written += block
+    except OSError:  # how Linux says that the other side of a terminal was closed
+        pass
+    process.wait(60)
+    os.close(ours)
+    return written.decode()
+
+
+def test_an_encoding_without_these_characters(fill: Fill, execute: Run) -> None:
+    fill({**CALL, "user_id": "Zoë 日本"})
+    for format in ("table", "csv"):
+        result = execute("usage", "--by", "user", "--format", format, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+        assert (result.code, result.err) == (0, "")
+        assert r"Zo\xeb" in result.out
+    result = execute("usage", "--by", "user", "--format", "json", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert json.loads(result.out)[0]["user"] == "Zoë 日本"
+
+
+def test_a_fault_of_ours_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("otel_llm.cli.sql.reading", fault)
+    result = run("sql", "select 1")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "otel-llm: RuntimeError: two lines; OTEL_LOG_LEVEL=debug shows where\n"
+    monkeypatch.setenv("OTEL_LOG_LEVEL", "debug")
+    assert "Traceback" in run("sql", "select 1").err

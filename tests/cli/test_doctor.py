@@ -1,0 +1,190 @@
+"""`otel-llm doctor`."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_llm.store.journal import Journal
+from otel_llm.store.paths import StorePaths
+from otel_llm.version import __version__
+from tests.cli.conftest import Fill, Run
+
+CALL = {"request_model": "gpt-5-mini", "input_tokens": 1000, "cost_usd": "0.000450"}
+
+
+DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+
+
+@pytest.fixture(autouse=True)
+def _others_stand_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock distro and a peer may be installed for other tests."""
+    monkeypatch.setenv("OTEL_PYTHON_DISTRO", "otel_llm")
+    instrumentors = metadata.entry_points(group="opentelemetry_instrumentor")
+    monkeypatch.setenv(DISABLED, ",".join(entry.name for entry in instrumentors if "otel_llm" not in entry.value))
+
+
+@pytest.fixture
+def examine(run: Run) -> Any:
+    def report(*arguments: str) -> dict[str, Any]:
+        result = run("doctor", "--json", *arguments)
+        assert result.err == ""
+        found: dict[str, Any] = json.loads(result.out)
+        assert result.code == (0 if found["ok"] else 1)
+        assert found["ok"] is not bool(found["problems"])
+        return found
+
+    return report
+
+
+def problems(report: dict[str, Any]) -> str:
+    return "\n".join(f"{problem['what']} -> {problem['remedy']}" for problem in report["problems"])
+
+
+def test_all_is_well(fill: Fill, examine: Any, run: Run, store_path: Path) -> None:
+    fill(CALL, {**CALL, "status": "error", "cost_usd": None})
+    report = examine()
+    assert report["ok"], problems(report)
+    assert report["versions"]["otel-llm"] == __version__
+    assert report["versions"]["duckdb"] == metadata.version("duckdb")
+    assert report["instrumentation"]["otel_llm_openai"].endswith("would be patched")
+    assert report["export"]["traces_exporter"] == "duckdb (default)"
+    store = report["store"]
+    assert store["path"] == str(store_path)
+    assert (store["chosen_by"], store["calls"], store["unpriced"]) == ("OTEL_LLM_STORE", 2, 1)
+    assert store["by_status"] == {"error": 1, "ok": 1}
+    assert store["size"] > 0
+    assert (store["pending"], store["running_writers"], store["corrupt_lines"]) == (0, 0, 0)
+    assert report["prices"]["library"] == f"genai-prices {metadata.version('genai-prices')}"
+
+    shown = run("doctor")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.endswith("All is well.\n")
+    assert str(store_path) in shown.out
+
+
+def test_a_store_that_is_not_there_yet_is_no_fault(examine: Any, store_path: Path) -> None:
+    report = examine()
+    assert report["ok"], problems(report)
+    assert any("no model call" in remark["what"] for remark in report["remarks"])
+    assert not store_path.exists()
+
+
+def test_what_is_wrong_is_shown_with_its_remedy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    result = run("doctor")
+    assert result.code == 1
+    assert "  wrong: OTEL_SDK_DISABLED=true: nothing is recorded\n    unset OTEL_SDK_DISABLED\n" in result.out
+    assert result.out.endswith("1 thing is wrong.\n")
+
+
+ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"OTEL_SDK_DISABLED": "true"}, "nothing is recorded"),
+        ({"OTEL_LLM_STORE": "none"}, "no account is kept"),
+        ({"OTEL_LLM_FLUSH_INTERVAL": "often"}, "OTEL_LLM_FLUSH_INTERVAL=often is not a time"),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER=none"),
+        ({"OTEL_TRACES_EXPORTER": "otlp,jaeger"}, "names 'jaeger', which nothing installed provides"),
+        ({ENDPOINT: "http://localhost:1"}, "nothing answers at localhost:1"),
+        ({ENDPOINT: "http://localhost:4318", PROTOCOL: "grpc"}, "grpc is spoken to port 4318"),
+        ({ENDPOINT: "http://localhost:1", PROTOCOL: "thrift"}, "'thrift' is not an OTLP protocol"),
+        ({"OTEL_LLM_PRICES": "/nowhere/prices.toml"}, "/nowhere/prices.toml cannot be read"),
+    ],
+)
+def test_problems(variables: dict[str, str], what: str, examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert what in problems(examine())
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """The port of something that answers, as a Collector would."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_an_endpoint_that_answers_is_well(listener: int, examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://me:secret-word@127.0.0.1:{listener}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret-word")
+    report = examine()
+    assert report["ok"], problems(report)
+    assert report["export"]["traces_exporter"] == "otlp, duckdb (default)"
+    assert report["export"]["otlp"] == f"grpc to 127.0.0.1:{listener}"
+    assert report["environment"]["OTEL_EXPORTER_OTLP_HEADERS"] == "(set)"
+    assert "secret-word" not in json.dumps(report)
+
+
+def test_an_instrumentor_that_is_turned_off(examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLED, "otel_llm_openai")
+    report = examine()
+    assert report["instrumentation"]["otel_llm_openai"].endswith("is not patched")
+    assert f"{DISABLED} turns otel_llm_openai off" in json.dumps(report["remarks"])
+
+
+def test_who_else_instruments_the_same_client(examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = metadata.entry_points()
+    other = metadata.EntryPoint("openai", "elsewhere.openai:Instrumentor", "opentelemetry_instrumentor")
+
+    def with_other(**wanted: str) -> Any:
+        points = list(found.select(**wanted))
+        return [*points, other] if wanted.get("group") == other.group else points
+
+    monkeypatch.setattr(metadata, "entry_points", with_other)
+    monkeypatch.setenv(DISABLED, "flask")
+    assert (
+        f"elsewhere.openai:Instrumentor instruments openai as well: each call is recorded twice -> {DISABLED}=flask,openai"
+        in (problems(examine()))
+    )
+    for settled in ("openai", "otel_llm_openai,otel_llm_langchain", "*"):
+        monkeypatch.setenv(DISABLED, settled)
+        assert "elsewhere" not in problems(examine())
+
+
+def test_damage_is_reported(fill: Fill, examine: Any, store_path: Path) -> None:
+    fill(CALL)
+    paths = StorePaths.of(store_path)
+    paths.corrupt.mkdir(parents=True)
+    (paths.corrupt / "writer-000001.jsonl").write_bytes(b"{half a li\n{another\n")
+    store_path.with_name("usage.duckdb.corrupt-20261120T120000").write_bytes(b"")
+    report = examine()
+    assert report["store"]["corrupt_lines"] == 2
+    assert "2 lines of the journal were damaged" in problems(report)
+    assert "put aside as usage.duckdb.corrupt-20261120T120000" in problems(report)
+
+
+def test_a_store_that_cannot_be_read_does_not_hide_the_rest(store_path: Path, examine: Any) -> None:
+    store_path.write_bytes(b"not a database " * 1000)
+    report = examine()
+    assert not report["ok"]
+    assert str(store_path) in problems(report)
+    assert report["prices"]
+
+
+def test_a_check_that_fails_is_a_finding(examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault() -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr("otel_llm.cli.checks.export.export", fault)
+    report = examine()
+    assert "this cannot be looked at: RuntimeError: odd" in problems(report)
+    assert report["store"]
+
+
+def test_a_running_program_is_counted(examine: Any, store_path: Path) -> None:
+    journal = Journal(StorePaths.of(store_path).journal)
+    journal.append({"k": "s", "t": "a" * 32, "s": "b" * 16, "n": "chat", "st": 1}, start_of=1)
+    try:
+        assert examine()["store"]["running_writers"] == 1
+    finally:
+        journal.close()
