@@ -47,6 +47,7 @@ def main() -> int:
 
         for example in EXAMPLES:
             run(["opentelemetry-instrument", "python", os.path.relpath(HERE / example)])
+        run(["otel-llm", "show"])
         print(f"\nThe account is in {store}:", flush=True)
         run(["otel-llm", "sql", BY_CALL])
         query = "select count(*) as n, sum(input_tokens) as input, sum(output_tokens) as output from llm_usage"

@@ -1,4 +1,4 @@
-"""Journal lines in DuckDB: the temporary table `batch`, which a merge and a reader's overlay both fill and empty."""
+"""Journal lines in DuckDB: the temporary tables that a merge and a reader's overlay both send them through."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ _MAX_TRIALS: Final = 200
 _EMPTY: Final = Batch(0, 0, 0, 0)
 
 
+def prepare(connection: DuckDBPyConnection) -> None:
+    """Makes the tables and statements that the other functions need; once for each connection."""
+    for table in sql.TABLES:
+        connection.execute(sql.create_table(table))
+    # There is nothing in these queries to optimise, and the attempt takes longer than running them on a small batch.
+    connection.execute("PRAGMA disable_optimizer")
+    try:
+        for name, statement in sql.STATEMENTS.items():
+            connection.execute(f"PREPARE {name} AS {statement}")
+    finally:
+        connection.execute("PRAGMA enable_optimizer")
+
+
 def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
     """Fills the table `batch`. Lines that the database refuses are left out, and returned by segment.
 
@@ -68,22 +81,22 @@ def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Ba
     blocks = [[header, *each] if header else each for header, each in lines.values() if each]
     if not blocks:
         return _EMPTY
+    for table in sql.TABLES:
+        connection.execute(f"TRUNCATE {table}")
     with _files(paths, blocks) as files:
         longest = max(len(line) for block in blocks for line in block)
-        # There is nothing in this query to optimise, and for a small batch the attempt takes longer than the query.
-        connection.execute("PRAGMA disable_optimizer")
-        try:
-            connection.execute(sql.create_batch(files, longest))
-        finally:
-            connection.execute("PRAGMA enable_optimizer")
+        connection.execute(sql.load_lines(files, longest))
+    connection.execute("EXECUTE fill_batch")
     return _measure(connection)
 
 
 def _measure(connection: DuckDBPyConnection) -> Batch:
-    rows, interrupted, different, first_us, last_us = connection.execute(sql.BATCH_COUNTS).fetchall()[0]
+    rows, interrupted, different, first_us, last_us = connection.execute("EXECUTE measure_batch").fetchall()[0]
     if different < rows:
         connection.execute(sql.DROP_REPEATED)
-        rows, interrupted, _, first_us, last_us = connection.execute(sql.BATCH_COUNTS).fetchall()[0]
+        rows, interrupted, _, first_us, last_us = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    if interrupted:
+        connection.execute(sql.COUNT_INTERRUPTED_ONCE)
     return Batch(rows, interrupted, first_us or 0, last_us or 0)
 
 
@@ -164,5 +177,8 @@ _prices = PriceBook()
 
 def _insert_usage(connection: DuckDBPyConnection, table: str) -> None:
     _prices.overrides = settings().prices
-    prices = _prices.rows(connection.execute(sql.PRICE_KEYS).fetchall())
-    connection.execute(sql.insert_usage(table, len(prices)), [value for price in prices for value in price])
+    prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
+    if prices:
+        connection.execute(sql.insert_prices(len(prices)), [value for price in prices for value in price])
+    connection.execute("EXECUTE fill_usage")
+    connection.execute(sql.insert_usage(table))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _logger = logging.getLogger("otel_llm")
+_Opened = TypeVar("_Opened")
 
 SCHEMA_VERSION: Final = 1
 _STORAGE: Final = "v1.5.0"
 """Files are made in the format of this DuckDB, so that its command line and tools on it can read them."""
+
+_ATTACHED: Final = "store"
 
 _BUSY: Final = re.compile(
     r"Could not set lock|Conflicting lock|different configuration than existing|already attached|"
@@ -38,8 +42,10 @@ def open_for_merge(paths: StorePaths) -> DuckDBPyConnection:
     The caller holds the merge lock. A damaged file is moved aside and a new one begun. Raises StoreBusy where another
     process has the database open, StoreError where it cannot be opened.
     """
+    import duckdb
+
     new = _prepare(paths)
-    connection = _open_or_quarantine(paths)
+    connection = _open_or_quarantine(paths, lambda: duckdb.connect(str(paths.database), config=_config()))
     try:
         if new:
             _make_private(paths)
@@ -48,6 +54,39 @@ def open_for_merge(paths: StorePaths) -> DuckDBPyConnection:
         connection.close()
         raise
     return connection
+
+
+def open_in_memory() -> DuckDBPyConnection:
+    """An instance with nothing in it, to attach a store to."""
+    import duckdb
+
+    config = _config()
+    config.pop("storage_compatibility_version", None)
+    return duckdb.connect(config=config)
+
+
+def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths) -> None:
+    """As `open_for_merge`, but in an instance that is there: attaches the store and makes it the one in use."""
+    new = _prepare(paths)
+    _open_or_quarantine(paths, lambda: _attach(connection, paths))
+    if new:
+        _make_private(paths)
+    migrate(connection)
+
+
+def detach(connection: DuckDBPyConnection) -> None:
+    """Lets go of the attached store, with everything in the database file itself and no write-ahead log left."""
+    connection.execute("USE memory")
+    connection.execute(f"DETACH DATABASE IF EXISTS {_ATTACHED}")
+
+
+def _attach(connection: DuckDBPyConnection, paths: StorePaths) -> None:
+    import duckdb
+
+    version = f" (STORAGE_VERSION '{_STORAGE}')" if _version(duckdb.__version__) >= (2,) else ""
+    file = str(paths.database).replace("'", "''")
+    connection.execute(f"ATTACH '{file}' AS {_ATTACHED}{version}")
+    connection.execute(f"USE {_ATTACHED}")
 
 
 def _prepare(paths: StorePaths) -> bool:
@@ -69,12 +108,12 @@ def _make_private(paths: StorePaths) -> None:
             pass
 
 
-def _open_or_quarantine(paths: StorePaths) -> DuckDBPyConnection:
+def _open_or_quarantine(paths: StorePaths, open_: Callable[[], _Opened]) -> _Opened:
     import duckdb
 
     for last_try in (False, False, True):
         try:
-            return duckdb.connect(str(paths.database), config=_config())
+            return open_()
         except duckdb.Error as error:
             failure = classify(paths, error)
             if last_try or isinstance(failure, StoreBusy) or not is_corruption(error) or not _is_ours(paths, error):

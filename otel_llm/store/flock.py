@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from otel_llm.store import guard
+
 _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.02
 
@@ -29,6 +31,7 @@ def is_held(path: Path) -> bool:
     try:
         # Shared, so that two probers do not take each other for the writer.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_UN)
     except BlockingIOError:
         return True
     finally:
@@ -43,8 +46,15 @@ def exclusive(path: Path, deadline: float) -> Iterator[None]:
     Raises TimeoutError where another process holds it beyond `deadline` (monotonic seconds), OSError where the file cannot
     be made.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    _held.add(fd)
+    # A fork waits for the mutex. Without it a child could come between these two lines, with a descriptor that it does not
+    # know of and that keeps the lock alive.
+    if not guard.mutex.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        raise TimeoutError(f"{path} is held by another thread")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _held.add(fd)
+    finally:
+        guard.mutex.release()
     try:
         wait = _FIRST_WAIT
         while True:
@@ -56,7 +66,10 @@ def exclusive(path: Path, deadline: float) -> Iterator[None]:
                     raise TimeoutError(f"{path} is held by another process") from None
             time.sleep(wait)
             wait = min(wait * 2, _LONGEST_WAIT)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         _held.discard(fd)
         os.close(fd)
@@ -66,7 +79,7 @@ _held: set[int] = set()
 
 
 def _after_fork_in_child() -> None:
-    """A child that was forked in the middle of a merge must not keep the lock alive when its parent is done."""
+    """A child that was forked while its parent waited for the lock, or had it, must not keep it alive."""
     for fd in _held:
         os.close(fd)
     _held.clear()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import batch, database, flock, guard, segments
+from otel_llm.store import batch, database, flock, guard, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
 from otel_llm.store.segments import Chunk, Segment
@@ -144,9 +144,8 @@ def _merge_when_free(paths: StorePaths, deadline: float, result: MergeResult) ->
 def _merge_now(paths: StorePaths, result: MergeResult) -> None:
     import duckdb
 
-    connection = database.open_for_merge(paths)
     try:
-        try:
+        with workbench.attached(paths) as connection:
             offsets = read_offsets(connection)
             _forget_removed(connection, paths, offsets)
             # A writer may go on writing for as long as we read: each segment is read up to where it was, not for ever.
@@ -157,8 +156,6 @@ def _merge_now(paths: StorePaths, result: MergeResult) -> None:
             if removable:
                 # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
                 connection.execute("CHECKPOINT")
-        finally:
-            connection.close()
     except duckdb.Error as error:
         if database.is_corruption(error):
             database.quarantine(paths, str(error))
@@ -257,6 +254,7 @@ def _take_in(
             pass
         raise
     result.interrupted += loaded.interrupted
+    workbench.count(sum(take.chunk.next - take.chunk.start for take in takes))
     for take in takes:
         offsets[take.segment.name] = (take.chunk.next, take.finished)
         if take.chunk.corrupt:

@@ -5,7 +5,8 @@ Lines are JSON with a checksum (see `record.py`). Their fields:
     header  {"k":"h","v":1,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
     start   {"k":"s","t":trace id,"s":span id,"p":parent span id or null,"n":name,"kd":span kind,"st":start ns,
              "a":{attributes},"sc":scope name,"scv":scope version,"f":trace flags,
-             "ag":enclosing agent's name,"wf":enclosing workflow's name,"r":{resource, where not the header's}}
+             "ag":enclosing agent's name,"wf":enclosing workflow's name,"r":{resource, where not the header's},
+             "x":1 where another span stands for this call in the account}
     end     the same and "et":end ns,"sts":status code,"std":status description,
              "e":[{"name","time_unix_nano","attributes"}],"l":[{"trace_id","span_id","attributes"}]
 
@@ -29,7 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from otel_llm.store import flock, record
+from otel_llm.store import flock, guard, record
 from otel_llm.store.paths import make_private_dir
 from otel_llm.version import __version__
 
@@ -366,4 +367,6 @@ def _after_fork_in_child() -> None:
         journal._abandon()
 
 
+# No segment may be half open at a fork.
+guard.short_locks.append(lambda: [journal._lock for journal in list(_journals)])
 os.register_at_fork(after_in_child=_after_fork_in_child)

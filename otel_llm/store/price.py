@@ -126,7 +126,7 @@ class PriceBook:
     _table_read: object = field(default=None)
 
     def rows(self, keys: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Rows of the table `price` in `sql.py`, for rows of its `PRICE_KEYS`."""
+        """Rows of the table `price` in `sql.py`, for rows of its statement `price_keys`."""
         self._read_overrides()
         rows: list[tuple[Any, ...]] = []
         for provider, request_model, response_model, tier, slot in keys:

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
 from otel_llm import semconv
-from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, start_record
+from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, is_model_call, start_record
 from otel_llm.store.store import Store
 
 _logger = logging.getLogger("otel_llm")
@@ -25,7 +25,7 @@ MAX_NODES: Final = 20_000
 class _Node:
     """What is known of a span that runs."""
 
-    __slots__ = ("agent", "keep", "parent", "started", "workflow")
+    __slots__ = ("agent", "covered", "is_ours", "keep", "model_call", "parent", "started", "workflow")
 
     def __init__(self, parent: _Node | None) -> None:
         self.parent = parent
@@ -33,6 +33,10 @@ class _Node:
         """The span is about GenAI, or above one that is."""
         self.started: dict[str, Any] | None = None
         """Its start record, where it has one."""
+        self.model_call = False
+        self.is_ours = False
+        self.covered = False
+        """It is a model call that another span, above or below it, stands for in the account."""
         # The names of the nearest agent and workflow that it runs in.
         self.agent: Any = None
         self.workflow: Any = None
@@ -78,6 +82,12 @@ class UsageSpanProcessor(SpanProcessor):
         while above is not None and not above.keep:
             above.keep = True
             above = above.parent
+        if is_model_call(attributes):
+            node.model_call = True
+            node.is_ours = record.get("sc", "").startswith("otel_llm.")
+            _count_once(node)
+            if node.covered:
+                record["x"] = 1
         self._store.write(record, start_of=context.span_id)
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -91,6 +101,8 @@ class UsageSpanProcessor(SpanProcessor):
             record = end_record(span, context, attributes, started)
             if started is None:
                 self._complete(record, span, node)
+            if node is not None and node.covered:
+                record["x"] = 1
             self._store.write(record, end_of=None if started is None else context.span_id)
             setattr(span, MARK, True)
         except Exception:
@@ -128,3 +140,19 @@ class UsageSpanProcessor(SpanProcessor):
         except Exception:
             self._failed()
             return False
+
+
+def _count_once(node: _Node) -> None:
+    """Settles which of two nested model calls the account counts: two instrumentations report what is one call.
+
+    Ours, if one of them is; of two others the inner one, which is nearer to the request. Two of ours are two calls.
+    """
+    above = node.parent
+    while above is not None and not above.model_call:
+        above = above.parent
+    if above is None or (above.is_ours and node.is_ours):
+        return
+    if above.is_ours:
+        node.covered = True
+    else:
+        above.covered = True

@@ -34,6 +34,17 @@ def is_genai(attributes: Attributes) -> bool:
     return semconv.OPERATION in attributes or not _FOREIGN_MARKS.isdisjoint(attributes)
 
 
+def is_model_call(attributes: Attributes) -> bool:
+    """Whether the attributes of a GenAI span say that it runs a model, as far as the start of a span tells."""
+    operation = attributes.get(semconv.OPERATION)
+    if operation is None:
+        for kind, operations in semconv.FOREIGN_KINDS.items():
+            if kind in attributes:
+                operation = operations.get(str(attributes[kind]), semconv.STEP)
+                break
+    return operation not in semconv.TREE_OPERATIONS
+
+
 def start_record(span: ReadableSpan, context: SpanContext, attributes: Attributes) -> dict[str, Any]:
     """The record of a span that has begun."""
     scope = span.instrumentation_scope

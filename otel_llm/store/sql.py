@@ -51,6 +51,7 @@ _LINE: Final = {
     "f": "VARCHAR",
     "ag": "VARCHAR",
     "wf": "VARCHAR",
+    "x": "BIGINT",
 }
 
 SPAN_COLUMNS: Final = (
@@ -177,20 +178,20 @@ def _tags() -> str:
         [key[{len(prefix) + 1}:] FOR key IN {names}], [json_extract_string(a, {pointer}) FOR key IN {names}]) END"""
 
 
-def create_batch(files: Iterable[str], longest_line: int) -> str:
-    """A temporary table `batch` with a row per record in `files`: the columns of `spans`, those of `llm_usage` but the
-    cost, and what the price depends on.
-
-    Each file begins with its segment's header line.
-    """
+def load_lines(files: Iterable[str], longest_line: int) -> str:
+    """Reads journal lines into the table `line`. Each file begins with its segment's header line."""
     columns = ", ".join(f"{name}: '{kind}'" for name, kind in _LINE.items())
     paths = ", ".join(literal(path) for path in files)
+    return f"""INSERT INTO line BY NAME SELECT * FROM read_json([{paths}], format = 'newline_delimited', filename = true,
+        columns = {{{columns}}}, maximum_object_size = {max(longest_line * 2, 2**20)})"""
+
+
+def _fill_batch() -> str:
+    """A row of `batch` for each record in `line`: the columns of `spans`, those of `llm_usage` but the cost, and what the
+    price depends on."""
     return f"""
-CREATE OR REPLACE TEMP TABLE batch AS
-WITH line AS MATERIALIZED (
-    SELECT * FROM read_json([{paths}], format = 'newline_delimited', filename = true, columns = {{{columns}}},
-                            maximum_object_size = {max(longest_line * 2, 2**20)})
-), header AS (
+INSERT INTO batch BY NAME
+WITH header AS (
     SELECT filename, any_value(r) AS resource FROM line WHERE k = 'h' GROUP BY filename
 ), parsed AS (
     SELECT line.* REPLACE (
@@ -217,7 +218,7 @@ SELECT
     sts AS status_code, std AS status_message, status, operation,
     json_extract_string(resource, '$."{semconv.SERVICE_NAME}"') AS service_name,
     a AS attributes, e AS events, l AS links, resource, sc AS scope_name, scv AS scope_version, f AS trace_flags,
-    {_model_call()} AS model_call,
+    x IS NULL AND {_model_call()} AS model_call,
     TRY_CAST(time_to_first_chunk AS DOUBLE) * 1000 AS time_to_first_chunk_ms,
     lower(provider_name) AS provider, request_model, response_model, response_id,
     coalesce(TRY_CAST(stream AS BOOLEAN), false) AS stream,
@@ -235,11 +236,10 @@ SELECT
     coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     service_tier,
     st // {SLOT_NS} AS price_slot
-FROM judged
-"""
+FROM judged"""
 
 
-BATCH_COUNTS: Final = """
+_MEASURE_BATCH: Final = """
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000
 FROM batch
@@ -252,6 +252,14 @@ DELETE FROM batch WHERE rowid IN (
     QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY status = 'interrupted', end_ns DESC) > 1)
 """
 """Leaves each span of the batch once, its end before its start."""
+
+
+COUNT_INTERRUPTED_ONCE: Final = """
+UPDATE batch SET model_call = false WHERE status = 'interrupted' AND EXISTS (
+    FROM batch AS inside WHERE inside.trace_id = batch.trace_id AND inside.parent_span_id = batch.span_id
+        AND inside.model_call AND starts_with(inside.scope_name, 'otel_llm.'))
+"""
+"""Where a process died inside a call that two instrumentations see, only one of the two spans counts (see `processor.py`)."""
 
 
 def _same_span(table: str, first_us: int, last_us: int) -> str:
@@ -300,24 +308,18 @@ _PRICE: Final = {
 }
 """A price: for one key and tier (`above < input tokens <= up_to`) the USD per call and per token of each kind."""
 
-PRICE_WIDTH: Final = len(_PRICE)
+
+def insert_prices(rows: int) -> str:
+    """Puts that many rows of parameters, as `PriceBook.rows` gives them, into the table `price`."""
+    hole = "(" + ", ".join("?" * len(_PRICE)) + ")"
+    return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
 
 
-def _price(rows: int) -> str:
-    """A table `price` of that many parameter rows."""
-    hole = "(" + ", ".join(f"?::{kind}" for kind in _PRICE.values()) + ")"
-    nothing = "(" + ", ".join(f"NULL::{kind}" for kind in _PRICE.values()) + ")"
-    return f"(VALUES {', '.join([hole] * rows) if rows else nothing}) AS price ({', '.join(_PRICE)})"
+_PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 
 
-PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
-
-
-def insert_usage(table: str, prices: int) -> str:
-    """Inserts the batch's model calls with their cost. Unknown is NULL with the reason, never 0.
-
-    The parameters are the values of `prices` rows of `_PRICE`.
-    """
+def _fill_usage() -> str:
+    """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0."""
     cost = " + ".join(f"coalesce({column}, 0)::DECIMAL(19, 0) * per_{column}" for column in TOKENS)
     computed = {
         "usage_source": f"""coalesce(stated_usage_source,
@@ -329,11 +331,11 @@ def insert_usage(table: str, prices: int) -> str:
     values = ", ".join(computed.get(column, column) for column in USAGE_COLUMNS)
     join = " AND ".join(f"price.{column} IS NOT DISTINCT FROM batch.{column}" for column in PRICE_KEY)
     return f"""
-INSERT INTO {table} ({", ".join(USAGE_COLUMNS)})
+INSERT INTO usage_batch ({", ".join(USAGE_COLUMNS)})
 SELECT {values} FROM (
     SELECT *, {_unpriced()} AS unpriced FROM (
         SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)})
-        FROM batch LEFT JOIN {_price(prices)} ON {join}
+        FROM batch LEFT JOIN price ON {join}
             AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
         WHERE model_call
     )
@@ -358,3 +360,62 @@ def _unpriced() -> str:
         WHEN output_tokens > 0 AND NOT prices_output
             THEN 'no output price for ' || coalesce(response_model, request_model)
         END"""
+
+
+def insert_usage(table: str) -> str:
+    columns = ", ".join(USAGE_COLUMNS)
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM usage_batch"
+
+
+# --- the tables that a batch goes through -----------------------------------------------------------------------------
+
+_SPAN_TYPES: Final = {
+    **dict.fromkeys(SPAN_COLUMNS, "VARCHAR"),
+    **dict.fromkeys(("start_ns", "end_ns"), "BIGINT"),
+    **dict.fromkeys(("attributes", "events", "links", "resource"), "JSON"),
+    "started_at": "TIMESTAMPTZ",
+    "duration_ms": "DOUBLE",
+    "trace_flags": "UTINYINT",
+}
+_USAGE_TYPES: Final = {
+    **dict.fromkeys(USAGE_COLUMNS, "VARCHAR"),
+    **dict.fromkeys(TOKENS, "BIGINT"),
+    **dict.fromkeys(("duration_ms", "time_to_first_chunk_ms"), "DOUBLE"),
+    **dict.fromkeys(("input_messages", "output_messages"), "JSON"),
+    "started_at": "TIMESTAMPTZ",
+    "stream": "BOOLEAN",
+    "finish_reasons": "VARCHAR[]",
+    "cost_usd": "DECIMAL(18, 9)",
+    "tags": "MAP(VARCHAR, VARCHAR)",
+    "attempts": "INTEGER",
+}
+_COMPUTED: Final = ("usage_source", "cost_usd", "price_source")
+_BATCH_TYPES: Final = {
+    **_SPAN_TYPES,
+    **{name: kind for name, kind in _USAGE_TYPES.items() if name not in _COMPUTED},
+    "model_call": "BOOLEAN",
+    "stated_usage_source": "VARCHAR",
+    "cache_hit": "BOOLEAN",
+    "service_tier": "VARCHAR",
+    "price_slot": "BIGINT",
+}
+TABLES: Final = {
+    "line": {**_LINE, "filename": "VARCHAR"},
+    "batch": _BATCH_TYPES,
+    "price": _PRICE,
+    "usage_batch": _USAGE_TYPES,
+}
+"""Temporary tables, and the types of their columns."""
+
+STATEMENTS: Final = {
+    "fill_batch": _fill_batch(),
+    "measure_batch": _MEASURE_BATCH,
+    "price_keys": _PRICE_KEYS,
+    "fill_usage": _fill_usage(),
+}
+"""Prepared once: planning them takes longer than running them on a small batch."""
+
+
+def create_table(name: str) -> str:
+    columns = ", ".join(f"{column} {kind}" for column, kind in TABLES[name].items())
+    return f"CREATE TEMP TABLE {name} ({columns})"

@@ -165,12 +165,12 @@ class Store:
             self._failed(f"{type(error).__name__}: {error}")
             _logger.debug("merging %s failed", self.paths.database, exc_info=True)
             return False
-        self._stats.merges += 1
         self._stats.corrupt += result.corrupt
         if not result.complete:
             self._stats.postponed += 1
             self._stats.last_error = result.reason
             return False
+        self._stats.merges += 1
         self._merged_position = position
         self._merged_at = time.monotonic()
         self._stats.last_error = None

@@ -1,0 +1,101 @@
+"""What a model answered, read from LangChain's `LLMResult`, whatever model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from otel_llm import semconv
+from otel_llm.usage import Usage, count, from_langchain, from_openai
+
+_NOTHING: Mapping[str, Any] = {}
+_LANGCHAIN_IDS = ("lc_run-", "run-")
+_MODEL_KEYS = ("model_name", "model", "model_id")
+_REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason")
+_USAGE_KEYS = ("token_usage", "usage")
+
+
+class Answer:
+    """The facts of one or more results that are recorded. Keeps no reference to the results."""
+
+    __slots__ = ("_finish_reasons", "cache_hit", "id", "model", "usage")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self.cache_hit = False
+        self._finish_reasons: list[str] = []
+
+    def see(self, result: object) -> None:
+        """Takes what an `LLMResult` tells; the usage of several adds up."""
+        output = _mapping(getattr(result, "llm_output", None))
+        usage = None
+        for candidates in getattr(result, "generations", None) or ():
+            for generation in candidates if isinstance(candidates, list) else (candidates,):
+                found = self._see_generation(generation, bool(output))
+                usage = usage or found  # every candidate carries the usage of them all
+        self.model = self.model or _text(output, _MODEL_KEYS)
+        self.id = self.id or _text(output, ("id",))
+        if usage is None and not self.cache_hit:
+            usage = _usage(output)
+        if usage is not None:
+            self.usage = usage if self.usage is None else _sum(self.usage, usage)
+
+    def _see_generation(self, generation: object, has_output: bool) -> Usage | None:
+        message = getattr(generation, "message", None)
+        told = _mapping(getattr(message, "response_metadata", None))
+        info = _mapping(getattr(generation, "generation_info", None))
+        self.model = self.model or _text(told, _MODEL_KEYS) or _text(info, _MODEL_KEYS)
+        identity = _text(told, ("id",)) or getattr(message, "id", None)
+        if self.id is None and isinstance(identity, str) and not identity.startswith(_LANGCHAIN_IDS):
+            self.id = identity
+        if reason := _text(info, _REASON_KEYS) or _text(told, _REASON_KEYS):
+            self._finish_reasons.append(reason)
+        reported = getattr(message, "usage_metadata", None)
+        if not has_output and _is_cache_hit(reported):
+            self.cache_hit = True
+            return None
+        return from_langchain(reported) or _usage(info) or _usage(told)
+
+    def attributes(self) -> dict[str, Any]:
+        """The span attributes, usage apart."""
+        found: dict[str, Any] = {}
+        if self.id is not None:
+            found[semconv.RESPONSE_ID] = self.id
+        if self.model is not None:
+            found[semconv.RESPONSE_MODEL] = self.model
+        if self._finish_reasons:
+            found[semconv.FINISH_REASONS] = self._finish_reasons
+        if self.cache_hit:
+            found[semconv.CACHE_HIT] = True
+        return found
+
+
+def _is_cache_hit(usage: object) -> bool:
+    # BaseChatModel marks an answer out of its cache by a cost of nought beside the usage of the day it was paid for.
+    return isinstance(usage, Mapping) and usage.get("total_cost", 1) == 0
+
+
+def _usage(source: Mapping[str, Any]) -> Usage | None:
+    for key in _USAGE_KEYS:
+        if found := from_openai(source.get(key)):
+            return found
+    # Ollama
+    return Usage(count(source.get("prompt_eval_count")), count(source.get("eval_count"))) or None
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(*(b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)))
+
+
+def _text(source: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    for key in keys:
+        value = source.get(key)
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else _NOTHING

@@ -1,0 +1,258 @@
+"""The callback handler: LangChain's events, turned into the beginning and end of runs. Imported only once LangChain is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar
+from uuid import UUID
+
+from langchain_core.callbacks.base import BaseCallbackHandler
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+
+from otel_llm import call as calls
+from otel_llm import faults, semconv
+from otel_llm.instrumentation.langchain._models import Request, status_of
+from otel_llm.instrumentation.langchain._runs import Runs
+from otel_llm.instrumentation.langchain._tree import part_of
+
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
+
+
+def _safe(hook: _Hook) -> _Hook:
+    """No exception of ours reaches LangChain, which would log it as the app's."""
+
+    @wraps(hook)
+    def safe(*args: Any, **kwargs: Any) -> None:
+        try:
+            hook(*args, **kwargs)
+        except Exception as fault:
+            faults.report(f"take LangChain's {hook.__name__}", fault)
+
+    return safe  # type: ignore[return-value]
+
+
+class Handler(BaseCallbackHandler):  # type: ignore[misc]
+    """Keeps the runs. Synchronous and run inline, so it sees every event in the context that it happens in, and in order."""
+
+    run_inline = True
+    raise_error = False
+    ignore_llm = False
+    ignore_chat_model = False
+    ignore_chain = False
+    ignore_agent = False  # tools go by this name too
+    ignore_retriever = False
+    ignore_retry = True
+    ignore_custom_event = True
+
+    def __init__(self, runs: Runs) -> None:
+        super().__init__()
+        self._runs = runs
+
+    # Apps copy configurations, and send them to other processes.
+    def __copy__(self) -> Handler:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handler:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BaseCallbackHandler, ()  # does nothing; where the other process is instrumented, it has its own
+
+    # --- chains ------------------------------------------------------------------------------------------------------
+    @_safe
+    def on_chain_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        run_type: str | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        runs = self._runs
+        if not _is_wanted(runs):
+            return
+        parent = runs.parent(parent_run_id)
+        part = part_of(
+            name or _name_of(serialized, "chain"),
+            run_type,
+            tags,
+            metadata,
+            outermost=parent is None or not parent.in_tree,
+            in_agent=parent is not None and parent.in_agent,
+            enclosing_agent=None if parent is None else parent.agent_name,
+        )
+        runs.begin_chain(run_id, parent, part)
+
+    @_safe
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._runs.end(run_id, calls.OK)
+
+    @_safe
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._fail(run_id, error)
+
+    # --- tools -------------------------------------------------------------------------------------------------------
+    @_safe
+    def on_tool_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tool_call_id: str | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        runs = self._runs
+        if not _is_wanted(runs):
+            return
+        tool = _name_of(serialized, name or "tool")
+        attributes = {semconv.TOOL_NAME: tool, semconv.TOOL_TYPE: "function"}
+        if description := (serialized or {}).get("description"):
+            attributes[semconv.TOOL_DESCRIPTION] = str(description)
+        if tool_call_id:
+            attributes[semconv.TOOL_CALL_ID] = str(tool_call_id)
+        run = runs.begin(run_id, runs.parent(parent_run_id), tool)
+        runs.open_span(run, semconv.EXECUTE_TOOL, tool, attributes)
+
+    @_safe
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        # A tool that handles its own errors returns a message that says so.
+        if getattr(output, "status", None) == "error" and hasattr(output, "tool_call_id"):
+            self._runs.end(run_id, calls.ERROR, "tool_error")
+        else:
+            self._runs.end(run_id, calls.OK)
+
+    @_safe
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._fail(run_id, error)
+
+    # --- retrievers --------------------------------------------------------------------------------------------------
+    @_safe
+    def on_retriever_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        runs = self._runs
+        if _is_wanted(runs):
+            runs.begin_retriever(run_id, runs.parent(parent_run_id), name or _name_of(serialized, "retriever"))
+
+    @_safe
+    def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._runs.end(run_id, calls.OK)
+
+    @_safe
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._fail(run_id, error)
+
+    # --- models ------------------------------------------------------------------------------------------------------
+    @_safe
+    def on_chat_model_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        messages: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        invocation_params: Mapping[str, Any] | None = None,
+        batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        runs = self._runs
+        if not _is_wanted(runs):
+            return
+        run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
+        run.request = Request(semconv.CHAT, serialized, metadata, invocation_params)
+        runs.begin_call(run, may_adopt=batch_size == 1)
+
+    @_safe
+    def on_llm_start(
+        self,
+        serialized: Mapping[str, Any] | None,
+        prompts: list[str],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        metadata: dict[str, Any] | None = None,
+        invocation_params: Mapping[str, Any] | None = None,
+        batch_size: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        runs = self._runs
+        if not _is_wanted(runs):
+            return
+        run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
+        run.request = Request(semconv.TEXT_COMPLETION, serialized, metadata, invocation_params)
+        run.started_ns = time.time_ns()
+        if batch_size <= 1:
+            runs.begin_call(run)
+        # Else `Hooks.generate_many` is next, and knows whether the prompts share a request.
+
+    @_safe
+    def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        run = self._runs.get(run_id)
+        if run is not None and run.model is not None:
+            run.model.chunk()
+
+    @_safe
+    def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        run = self._runs.get(run_id)
+        if run is not None and run.model is not None:
+            run.model.chunk()
+
+    @_safe
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        run = self._runs.end(run_id, calls.OK)
+        if run is not None and (model := self._runs.model_of(run)) is not None:
+            model.end(response)
+
+    @_safe
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, response: Any = None, **kwargs: Any) -> None:
+        run = self._runs.end(run_id, calls.ERROR)
+        if run is not None and (model := self._runs.model_of(run)) is not None:
+            model.fail(error, response)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+    def _fail(self, run_id: UUID, error: BaseException) -> None:
+        runs = self._runs
+        status, error_type = status_of(error), type(error).__name__
+        if status == calls.PARTIAL:  # a generator that is closed, perhaps by the garbage collector
+            runs.end_later(run_id, status, None)
+            return
+        if _is_control_flow(error):
+            runs.end(run_id, calls.OK)
+            return
+        run = runs.end(run_id, status, error_type)
+        if run is not None and status == calls.CANCELLED:
+            runs.end_under(run, error_type)
+
+
+def _is_wanted(runs: Runs) -> bool:
+    calls.finish_abandoned()
+    return runs.active and is_instrumentation_enabled()
+
+
+def _is_control_flow(error: BaseException) -> bool:
+    """LangGraph interrupts and hands over by raising; that is no failure. By name, so that LangGraph need not be there."""
+    return any(cls.__name__ == "GraphBubbleUp" for cls in type(error).__mro__)
+
+
+def _name_of(serialized: Mapping[str, Any] | None, default: str) -> str:
+    told = serialized or {}
+    name = told.get("name") or (told.get("id") or (None,))[-1]
+    return str(name) if name else default

@@ -1,0 +1,149 @@
+"""A model call as LangChain sees it: what is known at its start, and the life of the call until somebody finishes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.trace import Tracer
+
+from otel_llm import call as calls
+from otel_llm import semconv
+from otel_llm.call import ModelCall, Place
+from otel_llm.instrumentation.langchain._answer import Answer
+
+PROVIDERS = {
+    # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
+    "azure": "azure.ai.openai",
+    "azure_openai": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "google_genai": "gcp.gemini",
+    "google": "gcp.gemini",
+    "google_vertexai": "gcp.vertex_ai",
+    "vertexai": "gcp.vertex_ai",
+    "amazon_bedrock": "aws.bedrock",
+    "aws_bedrock": "aws.bedrock",
+    "bedrock": "aws.bedrock",
+    "bedrock_converse": "aws.bedrock",
+    "mistral": "mistral_ai",
+    "mistralai": "mistral_ai",
+    "xai": "x_ai",
+    "together": "together_ai",
+    "fireworks": "fireworks_ai",
+    "ibm": "ibm.watsonx.ai",
+    "watsonx": "ibm.watsonx.ai",
+    "moonshot": "moonshot_ai",
+}
+_MODEL_KEYS = ("model", "model_name", "model_id")
+_PARAMETERS = (
+    ("ls_temperature", semconv.REQUEST_TEMPERATURE, (int, float)),
+    ("ls_max_tokens", semconv.REQUEST_MAX_TOKENS, (int,)),
+)
+
+
+class ModelRun:
+    """The call of a model run, or of the several runs that a non-chat model answers at once."""
+
+    __slots__ = ("_answer", "_left", "call")
+
+    def __init__(self, call: ModelCall, runs: int = 1) -> None:
+        self.call = call
+        self._answer = Answer()
+        self._left = runs
+
+    def chunk(self) -> None:
+        """Takes note of a piece of a stream, unless the client's hook does."""
+        call = self.call
+        if calls.is_claimed(call):
+            return
+        if call.first_chunk_ns is None:
+            call.span.set_attribute(semconv.REQUEST_STREAM, True)
+        call.chunk()
+
+    def end(self, result: object) -> None:
+        """One of the runs has ended; the last one finishes the call, unless the client's hook does."""
+        if calls.is_claimed(self.call):
+            return
+        answer = self._answer
+        answer.see(result)
+        self._left -= 1
+        if self._left <= 0:
+            self.call.finish(calls.OK, usage=answer.usage, attributes=answer.attributes())
+
+    def fail(self, error: BaseException, result: object = None) -> None:
+        """A run failed, and with it the call, unless the client's hook finishes it."""
+        if calls.is_claimed(self.call):
+            return
+        answer = self._answer
+        answer.see(result)
+        if isinstance(error, GeneratorExit):  # perhaps inside the garbage collector
+            self.call.abandon(calls.PARTIAL, answer.usage, answer.attributes())
+            return
+        status_code = getattr(error, "status_code", None)
+        self.call.finish(
+            status_of(error),
+            usage=answer.usage,
+            error=error,
+            error_type=str(status_code) if isinstance(status_code, int) else None,
+            attributes=answer.attributes(),
+        )
+
+    def abandon(self) -> None:
+        """The run can never end: whoever could end it is gone."""
+        if not calls.is_claimed(self.call):
+            self.call.abandon(calls.CANCELLED, self._answer.usage, self._answer.attributes())
+
+
+def status_of(error: BaseException) -> str:
+    """How a run that raised has ended."""
+    if isinstance(error, GeneratorExit):
+        return calls.PARTIAL
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+        return calls.CANCELLED
+    return calls.ERROR
+
+
+class Request:
+    """What is known of a model call when its run starts."""
+
+    __slots__ = ("attributes", "model", "operation")
+
+    def __init__(
+        self,
+        operation: str,
+        serialized: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        parameters: Mapping[str, Any] | None,
+    ) -> None:
+        metadata, parameters = metadata or {}, parameters or {}
+        self.operation = operation
+        self.model = _model(metadata, parameters)
+        self.attributes: dict[str, Any] = {semconv.PROVIDER: _provider(metadata, serialized)}
+        for key, name, types in _PARAMETERS:
+            value = metadata.get(key)
+            if isinstance(value, types) and not isinstance(value, bool):
+                self.attributes[name] = value
+        if stop := metadata.get("ls_stop"):
+            self.attributes[semconv.REQUEST_STOP_SEQUENCES] = [stop] if isinstance(stop, str) else [str(s) for s in stop]
+
+    def begin(self, tracer: Tracer, place: Place | None, started_ns: int | None = None) -> ModelCall:
+        return ModelCall(tracer, self.operation, self.model, self.attributes, place=place, started_ns=started_ns)
+
+
+def _model(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:
+    # The parameters first: they hold what is sent, `ls_model_name` what LangSmith shows.
+    for source, keys in ((parameters, _MODEL_KEYS), (metadata, ("ls_model_name",))):
+        for key in keys:
+            value = source.get(key)
+            if isinstance(value, str) and value:
+                return value
+    return None
+
+
+def _provider(metadata: Mapping[str, Any], serialized: Mapping[str, Any] | None) -> str:
+    provider = metadata.get("ls_provider")
+    if not isinstance(provider, str) or not provider:
+        path = (serialized or {}).get("id") or ["unknown"]
+        provider = str(path[-1]).removeprefix("Chat").lower() or "unknown"
+    return PROVIDERS.get(provider, provider)

@@ -1,0 +1,340 @@
+"""The runs under way: who is whose parent, which have a span, and how each ends exactly once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from opentelemetry import context as otel
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+
+from otel_llm import call as calls
+from otel_llm import context, faults, semconv
+from otel_llm.call import Place
+from otel_llm.instrumentation.langchain._models import ModelRun, Request
+from otel_llm.instrumentation.langchain._tree import Part, Shown
+
+_ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
+
+_innermost: ContextVar[Run | None] = ContextVar("otel_llm_innermost_run", default=None)
+"""The retriever or model run that goes on here: LangChain's own variable does not tell of these. Never reset: a run that has
+ended is passed over, and a reset could fail where a coroutine is closed in a context that is not its own."""
+
+
+class Run:
+    """A run under way, in the tree or not."""
+
+    __slots__ = (
+        "agent_name",
+        "context",
+        "in_agent",
+        "is_open",
+        "manager",
+        "model",
+        "name",
+        "operation",
+        "outer",
+        "parent",
+        "pending",
+        "request",
+        "span",
+        "started_ns",
+        "workflow_name",
+    )
+
+    def __init__(self, parent: Run | None) -> None:
+        self.parent = parent
+        self.name: str | None = None
+        self.operation: str | None = None
+        self.span: Span | None = None
+        self.request: Request | None = None
+        """What a model run asks for, until its call has begun."""
+        self.model: ModelRun | None = None
+        self.pending: str | None = None
+        """Name of the step that this run becomes once something is recorded under it."""
+        self.context: otel.Context | None = None
+        self.started_ns = 0
+        self.manager: weakref.ref[Any] | None = None
+        """LangChain's run manager, which alone can end the run: once it is gone, the run was abandoned."""
+        self.is_open = True
+        self.outer: Run | None = None
+        """The one that was innermost before this retriever or model run."""
+        self.in_agent = False
+        self.agent_name: str | None = None
+        self.workflow_name: str | None = None
+        if parent is not None:
+            self.in_agent = parent.in_agent
+            self.agent_name = parent.agent_name
+            self.workflow_name = parent.workflow_name
+
+    @property
+    def in_tree(self) -> bool:
+        """Whether this run or one above it has a span."""
+        run: Run | None = self
+        while run is not None:
+            if run.span is not None:
+                return True
+            run = run.parent
+        return False
+
+    def is_under(self, other: Run) -> bool:
+        """Whether this run is `other` or part of it."""
+        run: Run | None = self
+        while run is not None:
+            if run is other:
+                return True
+            run = run.parent
+        return False
+
+
+class Runs:
+    """Every run under way, by its id. Safe to use from any thread."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.active = True
+        self._runs: dict[UUID, Run] = {}
+        self._managers: dict[UUID, weakref.ref[Any]] = {}
+        """Managers that came before the start of their run, as LangChain has it for models called with `await`."""
+        self._opening = threading.RLock()
+        _all.add(self)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def get(self, run_id: UUID) -> Run | None:
+        return self._runs.get(run_id)
+
+    def parent(self, run_id: UUID | None) -> Run | None:
+        """The run with the id of a parent, else the one that encloses this place in the program."""
+        run = None if run_id is None else self._runs.get(run_id)
+        return self._enclosing() if run is None else run
+
+    # --- beginning ---------------------------------------------------------------------------------------------------
+    def begin(self, run_id: UUID, parent: Run | None, name: str | None = None) -> Run:
+        """A run that passes through, until it is given a span.
+
+        A step under which something of its own name begins is no step: so LangChain calls what it wraps around a model or a
+        tool (`with_retry`).
+        """
+        wrapper = parent
+        while wrapper is not None and name is not None and wrapper.pending == name:
+            wrapper.pending = None
+            wrapper = wrapper.parent
+        run = Run(parent)
+        run.name = name
+        if self._managers:
+            run.manager = self._managers.pop(run_id, None)
+        self._runs[run_id] = run
+        return run
+
+    def begin_chain(self, run_id: UUID, parent: Run | None, part: Part) -> None:
+        """A chain, agent, graph, node or function, shown as `part` says."""
+        run = self.begin(run_id, parent, part.name)
+        if part.shown is Shown.ALWAYS:
+            if part.operation == semconv.INVOKE_AGENT:
+                run.in_agent = True
+                run.agent_name = part.name or run.agent_name
+            elif part.operation == semconv.INVOKE_WORKFLOW:
+                run.workflow_name = part.name
+            self.open_span(run, part.operation, part.name, {})
+        elif part.shown is Shown.WITH_CONTENT and (parent is None or parent.name != part.name):
+            run.pending = part.name
+            run.started_ns = time.time_ns()
+            run.context = otel.get_current()
+
+    def begin_retriever(self, run_id: UUID, parent: Run | None, name: str) -> None:
+        """A retriever; what it calls is under it."""
+        run = self.begin(run_id, parent, name)
+        self.open_span(run, semconv.RETRIEVAL, name, {})
+        self.enter(run)
+
+    def open_span(self, run: Run, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
+        """Starts the span of a run, under the nearest one above it."""
+        current = otel.get_current() if run.context is None else run.context
+        at_start: dict[str, Any] = {semconv.OPERATION: operation, **attributes, **context.attributes(current)}
+        if run.agent_name is not None:
+            at_start[semconv.AGENT_NAME] = run.agent_name
+        if run.workflow_name is not None:
+            at_start[semconv.WORKFLOW_NAME] = run.workflow_name
+        place = self.place(run.parent)
+        if place is not None:
+            current = set_span_in_context(calls.nearer(place.span, current), current)
+        run.operation = operation
+        run.span = self.tracer.start_span(
+            f"{operation} {name}" if name else operation,
+            current,
+            SpanKind.INTERNAL,
+            at_start,
+            start_time=run.started_ns or None,
+        )
+
+    def begin_call(self, run: Run, *, may_adopt: bool = True) -> None:
+        """Begins the call of a model run, and offers it to the hook of the client that will carry it out.
+
+        A model inside a model (a router, a guard of the app's own) carries out the call of the outer one.
+        """
+        request, run.request = run.request, None
+        if request is None:
+            return
+        call = calls.adopt() if may_adopt else None
+        if call is None:
+            call = request.begin(self.tracer, self.nearest_place(run.parent), run.started_ns or None)
+        else:
+            call.describe(request.operation, request.model, request.attributes)
+        run.model = ModelRun(call)
+        calls.offer(call)
+
+    def model_of(self, run: Run) -> ModelRun | None:
+        """The call of a model run, begun if nobody has."""
+        if run.request is not None:
+            self.begin_call(run, may_adopt=False)
+        return run.model
+
+    # --- the place of what begins under a run ------------------------------------------------------------------------
+    def place(self, run: Run | None) -> Place | None:
+        """The place of what begins in `run`: the nearest span above it."""
+        if run is None:
+            return None
+        above: Run | None = run
+        while above is not None:
+            if above.pending is not None:
+                self._open_pending(above)
+            if above.span is not None:
+                return Place(above.span, run.agent_name, run.workflow_name)
+            above = above.parent
+        return None
+
+    def nearest_place(self, run: Run | None) -> Place | None:
+        """Like `place`, and below any span that was opened by hand inside it."""
+        place = self.place(run)
+        return None if place is None else place._replace(span=calls.nearer(place.span))
+
+    def _open_pending(self, run: Run) -> None:
+        with self._opening:
+            name, run.pending = run.pending, None
+            if name is not None and run.is_open:
+                self.open_span(run, semconv.STEP, name, {})
+                self._close_if_ended(run)
+
+    @staticmethod
+    def enter(run: Run) -> None:
+        """Makes a retriever or model run the innermost one in this context, until it has ended."""
+        run.outer = _still_open(_innermost.get())
+        _innermost.set(run)
+
+    def find_place(self) -> Place | None:
+        """For a call that no model run offered: the place in the run that encloses it."""
+        return self.place(self._enclosing())
+
+    def _enclosing(self) -> Run | None:
+        """The run that encloses this place in the program, by LangChain's own context variable."""
+        if not self._runs or (module := sys.modules.get("langchain_core.runnables.config")) is None:
+            return None
+        enclosing = None
+        if (config := module.var_child_runnable_config.get()) is not None:
+            run_id = getattr(config.get("callbacks"), "parent_run_id", None)
+            enclosing = None if run_id is None else self._runs.get(run_id)
+        inner = _still_open(_innermost.get())
+        return enclosing if inner is None or (enclosing is not None and enclosing.is_under(inner)) else inner
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+    def end(self, run_id: UUID, status: str, error_type: str | None = None) -> Run | None:
+        """Ends a run and its span. Returns it, None where it has ended before."""
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            self._close(run, status, error_type)
+        return run
+
+    def end_later(self, run_id: UUID, status: str, error_type: str | None) -> Run | None:
+        """Like `end`, for where no span can be ended: inside a finalizer."""
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            run.is_open = False
+            if run.span is not None:
+                calls.later(partial(self._close, run, status, error_type, time.time_ns()))
+        return run
+
+    def _close(self, run: Run, status: str, error_type: str | None = None, ended_ns: int | None = None) -> None:
+        # Without a lock: the garbage collector may close a generator of LangChain's, and so a run, inside any other lock.
+        run.is_open = False
+        span = run.span
+        if span is None or not span.is_recording():
+            return
+        try:
+            span.set_attribute(semconv.STATUS, status)
+            if error_type is not None:
+                span.set_attribute(semconv.ERROR_TYPE, error_type)
+            if status in (calls.ERROR, calls.CANCELLED):
+                span.set_status(_ERROR)
+            span.end(ended_ns)
+        except Exception as fault:  # a span processor of the app's that raises
+            faults.report("end a span", fault)
+
+    def _close_if_ended(self, run: Run) -> None:
+        """For a span that was opened while another thread, which may not have seen it, ended the run."""
+        if not run.is_open:
+            self._close(run, calls.OK)
+
+    def end_under(self, ancestor: Run, error_type: str | None) -> None:
+        """Ends the tools and retrievers under a cancelled run: LangChain tells them nothing. Chains and models end themselves."""
+        for run_id, run in list(self._runs.items()):
+            if run.operation in (semconv.EXECUTE_TOOL, semconv.RETRIEVAL) and run.is_under(ancestor):
+                self.end(run_id, calls.CANCELLED, error_type)
+
+    def watch(self, run_id: UUID, manager: Any) -> None:
+        """Ties a run to the manager that can end it."""
+        run = self._runs.get(run_id)
+        if run is None:
+            self._managers[run_id] = weakref.ref(manager, partial(self._abandon, run_id))
+        elif run.manager is None:
+            run.manager = weakref.ref(manager, partial(self._abandon, run_id))
+
+    def _abandon(self, run_id: UUID, manager: weakref.ref[Any]) -> None:
+        # Called by the garbage collector, perhaps inside a lock that ending a span needs.
+        if self._managers.get(run_id) is manager:
+            del self._managers[run_id]
+            return
+        run = self.end_later(run_id, calls.CANCELLED, None)
+        if run is not None and run.model is not None:
+            run.model.abandon()
+
+    # --- stopping ----------------------------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """Takes no further runs; those under way end as they would."""
+        self.active = False
+
+    def belong_to_parent_process(self) -> None:
+        """In a forked child: the runs go on as places to hang spans on, but their own spans are the parent's to end."""
+        self._opening = threading.RLock()
+        for run in list(self._runs.values()):
+            run.pending = None
+            run.model = None
+            if run.span is not None:
+                run.span = NonRecordingSpan(run.span.get_span_context())
+
+
+def _still_open(run: Run | None) -> Run | None:
+    while run is not None and not run.is_open:
+        run = run.outer
+    return run
+
+
+_all: weakref.WeakSet[Runs] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for runs in list(_all):
+        runs.belong_to_parent_process()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

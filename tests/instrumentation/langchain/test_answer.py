@@ -1,0 +1,111 @@
+"""What is read from an `LLMResult`, of whatever model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, Generation, LLMResult
+
+from otel_llm import semconv
+from otel_llm.instrumentation.langchain._answer import Answer
+from otel_llm.instrumentation.langchain._models import PROVIDERS, Request
+from otel_llm.usage import Usage
+
+
+def _seen(*results: object) -> Answer:
+    answer = Answer()
+    for result in results:
+        answer.see(result)
+    return answer
+
+
+def _message(usage: Any = None, told: Any = None, **fields: Any) -> ChatGeneration:
+    message = AIMessage("text", response_metadata=told or {}, **fields)
+    message.usage_metadata = usage
+    return ChatGeneration(message=message)
+
+
+USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+
+
+def test_several_candidates_share_one_usage() -> None:
+    answer = _seen(LLMResult(generations=[[_message(USAGE), _message(USAGE)]]))
+    assert answer.usage == Usage(3, 2)
+
+
+def test_the_usage_of_several_results_adds_up() -> None:
+    one = LLMResult(generations=[[Generation(text="a")]], llm_output={"token_usage": {"prompt_tokens": 7}})
+    other = LLMResult(
+        generations=[[Generation(text="b")]], llm_output={"token_usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    )
+    rest = LLMResult(generations=[[Generation(text="c")]], llm_output={"token_usage": {}, "model_name": "m"})
+    answer = _seen(one, other, rest)
+    assert answer.usage == Usage(8, 2)
+    assert answer.model == "m"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        object(),
+        LLMResult(generations=[]),
+        LLMResult(generations=[[]], llm_output={}),
+        LLMResult(generations=[[Generation(text="a", generation_info={"finish_reason": 3})]]),
+        LLMResult(generations=[[_message({"input_tokens": -1, "output_tokens": "many"})]]),
+        LLMResult(generations=[[Generation(text="a")]], llm_output={"token_usage": "none"}),
+    ],
+)
+def test_what_tells_nothing_is_nothing(result: Any) -> None:
+    answer = _seen(result)
+    assert answer.usage is None
+    assert answer.attributes() == {}
+
+
+def test_ollama() -> None:
+    told = {"prompt_eval_count": 4, "eval_count": 6, "done_reason": "stop", "model": "llama"}
+    answer = _seen(LLMResult(generations=[[Generation(text="a", generation_info=told)]]))
+    assert answer.usage == Usage(4, 6)
+    assert answer.attributes() == {semconv.RESPONSE_MODEL: "llama", semconv.FINISH_REASONS: ["stop"]}
+
+
+@pytest.mark.parametrize(
+    ("identity", "expected"), [("msg_1", "msg_1"), ("lc_run--1", None), ("run-1-0", None), (None, None)]
+)
+def test_ids_of_langchains_own_making_are_no_response_ids(identity: Any, expected: Any) -> None:
+    assert _seen(LLMResult(generations=[[_message(USAGE, id=identity)]])).id == expected
+
+
+def test_a_cache_hit_has_no_usage() -> None:
+    cached = {**USAGE, "total_cost": 0}
+    answer = _seen(LLMResult(generations=[[_message(cached)]]))
+    assert answer.usage is None
+    assert answer.attributes()[semconv.CACHE_HIT] is True
+
+
+def test_a_cost_of_nought_from_the_provider_is_no_cache_hit() -> None:
+    free = {**USAGE, "total_cost": 0}
+    answer = _seen(LLMResult(generations=[[_message(free)]], llm_output={"model_name": "free"}))
+    assert answer.usage == Usage(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "serialized", "provider"),
+    [
+        *(({"ls_provider": name}, None, value) for name, value in PROVIDERS.items()),
+        ({"ls_provider": "groq"}, None, "groq"),
+        ({"ls_provider": ""}, {"id": ["pkg", "ChatWidget"]}, "widget"),
+        ({}, {"id": ["pkg", "ChatWidget"]}, "widget"),
+        (None, None, "unknown"),
+    ],
+)
+def test_providers(metadata: Any, serialized: Any, provider: str) -> None:
+    assert Request("chat", serialized, metadata, None).attributes[semconv.PROVIDER] == provider
+
+
+def test_the_model_that_is_sent_goes_before_the_one_that_is_shown() -> None:
+    assert Request("chat", None, {"ls_model_name": "gpt-4o-2024"}, {"model": "gpt-4o"}).model == "gpt-4o"
+    assert Request("chat", None, {"ls_model_name": "dep"}, {"model": None, "model_name": None}).model == "dep"
+    assert Request("chat", None, None, None).model is None

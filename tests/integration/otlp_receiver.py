@@ -1,0 +1,214 @@
+"""A real OTLP receiver for tests: gRPC and HTTP/protobuf on loopback, each on a free port, keeping what it received.
+
+    with OtlpReceiver() as receiver:
+        ...  # a process that exports to receiver.endpoint("grpc") or receiver.endpoint("http/protobuf")
+        receiver.spans
+
+It decodes the protobuf that came over the wire and nothing else: no class of the OpenTelemetry SDK stands between an exporter's
+bytes and what a test sees.
+"""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+Protocol = Literal["grpc", "http/protobuf"]
+PROTOCOLS: tuple[Protocol, ...] = ("grpc", "http/protobuf")
+"""The values of `OTEL_EXPORTER_OTLP_PROTOCOL` that the receiver speaks."""
+
+_HOST = "127.0.0.1"
+_TRACES_PATH = "/v1/traces"
+_PROTOBUF = "application/x-protobuf"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """A span event."""
+
+    name: str
+    time_ns: int
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSpan:
+    """A span as it came over the wire; ids in hex, times in nanoseconds since 1970."""
+
+    protocol: Protocol
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    kind: str
+    """`INTERNAL`, `CLIENT` and so on."""
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, Any]
+    status_code: str
+    """`UNSET`, `OK` or `ERROR`."""
+    status_message: str
+    events: list[ReceivedEvent]
+    resource: dict[str, Any]
+    scope_name: str
+    scope_version: str
+
+
+class OtlpReceiver:
+    """Receives spans over both protocols until it is stopped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spans: list[ReceivedSpan] = []
+        self._content_encodings: list[str] = []
+        self._grpc = grpc.server(ThreadPoolExecutor(max_workers=4, thread_name_prefix="otlp-grpc"))
+        add_TraceServiceServicer_to_server(_TraceService(self), self._grpc)
+        self._grpc_port: int = self._grpc.add_insecure_port(f"{_HOST}:0")
+        self._http = _HttpServer(self)
+        self._http_thread = threading.Thread(target=self._http.serve_forever, name="otlp-http", daemon=True)
+
+    @property
+    def spans(self) -> list[ReceivedSpan]:
+        """The spans so far, in the order they came."""
+        with self._lock:
+            return list(self._spans)
+
+    @property
+    def content_encodings(self) -> list[str]:
+        """The `Content-Encoding` of each HTTP request so far; `identity` where it had none."""
+        with self._lock:
+            return list(self._content_encodings)
+
+    def endpoint(self, protocol: Protocol) -> str:
+        """What `OTEL_EXPORTER_OTLP_ENDPOINT` is set to."""
+        return f"http://{_HOST}:{self._grpc_port if protocol == 'grpc' else self._http.server_port}"
+
+    def environment(self, protocol: Protocol) -> dict[str, str]:
+        """What an exporting process needs to be told."""
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint(protocol), "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+
+    def receive(self, request: ExportTraceServiceRequest, protocol: Protocol, encoding: str | None = None) -> None:
+        """Keeps the spans of a request. `encoding` is the content encoding it had over HTTP."""
+        spans = list(_decode(request, protocol))
+        with self._lock:
+            self._spans += spans
+            if encoding is not None:
+                self._content_encodings.append(encoding)
+
+    def __enter__(self) -> Self:
+        self._grpc.start()
+        self._http_thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._http_thread.join()
+        self._grpc.stop(grace=None).wait()
+
+
+class _TraceService(TraceServiceServicer):
+    def __init__(self, receiver: OtlpReceiver) -> None:
+        self._receiver = receiver
+
+    def Export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
+        self._receiver.receive(request, "grpc")
+        return ExportTraceServiceResponse()
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, receiver: OtlpReceiver) -> None:
+        super().__init__((_HOST, 0), _HttpHandler)
+        self.receiver = receiver
+
+
+class _HttpHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _HttpServer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        encoding = self.headers.get("Content-Encoding", "identity")
+        if self.path != _TRACES_PATH:
+            self._answer(404, b"")
+        elif self.headers.get("Content-Type") != _PROTOBUF or encoding not in ("identity", "gzip"):
+            self._answer(415, b"")
+        else:
+            request = ExportTraceServiceRequest.FromString(gzip.decompress(body) if encoding == "gzip" else body)
+            self.server.receiver.receive(request, "http/protobuf", encoding)
+            self._answer(200, ExportTraceServiceResponse().SerializeToString())
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", _PROTOBUF)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: the tests' output is for failures."""
+
+
+def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[ReceivedSpan]:
+    for resource_spans in request.resource_spans:
+        resource = _attributes(resource_spans.resource.attributes)
+        for scope_spans in resource_spans.scope_spans:
+            for span in scope_spans.spans:
+                yield ReceivedSpan(
+                    protocol=protocol,
+                    trace_id=span.trace_id.hex(),
+                    span_id=span.span_id.hex(),
+                    parent_span_id=span.parent_span_id.hex() or None,
+                    name=span.name,
+                    kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
+                    start_ns=span.start_time_unix_nano,
+                    end_ns=span.end_time_unix_nano,
+                    attributes=_attributes(span.attributes),
+                    status_code=Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_"),
+                    status_message=span.status.message,
+                    events=[
+                        ReceivedEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
+                        for event in span.events
+                    ],
+                    resource=resource,
+                    scope_name=scope_spans.scope.name,
+                    scope_version=scope_spans.scope.version,
+                )
+
+
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: AnyValue) -> Any:
+    match value.WhichOneof("value"):
+        case None:
+            return None
+        case "array_value":
+            return [_value(item) for item in value.array_value.values]
+        case "kvlist_value":
+            return _attributes(value.kvlist_value.values)
+        case kind:
+            return getattr(value, kind)

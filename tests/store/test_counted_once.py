@@ -1,0 +1,42 @@
+"""Two instrumentations that report one model call: it is counted once, whichever of them is outside."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from otel_llm.store import Store, connect
+from otel_llm.store.processor import UsageSpanProcessor
+
+OURS, OFFICIAL, OPENINFERENCE = "otel_llm.instrumentation.openai", "opentelemetry.x.openai", "openinference.x.openai"
+CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o-mini"}
+LLM = {"openinference.span.kind": "LLM", "llm.model_name": "gpt-4o-mini"}
+TOOL = {"gen_ai.operation.name": "execute_tool"}
+CHAIN = {"openinference.span.kind": "CHAIN"}
+
+
+@pytest.mark.parametrize(
+    ("nested", "counted"),
+    [
+        ([(OFFICIAL, CHAT), (OURS, CHAT)], [OURS]),
+        ([(OURS, CHAT), (OPENINFERENCE, LLM)], [OURS]),
+        ([(OPENINFERENCE, LLM), (OFFICIAL, CHAT)], [OFFICIAL]),
+        ([(OPENINFERENCE, LLM), ("http", {}), (OURS, CHAT)], [OURS]),
+        ([(OPENINFERENCE, CHAIN), (OFFICIAL, TOOL), (OURS, CHAT)], [OURS]),
+        ([(OURS, CHAT), (OURS, CHAT)], [OURS, OURS]),
+        ([(OFFICIAL, CHAT)], [OFFICIAL]),
+    ],
+)
+def test_nested_calls(nested: list[tuple[str, dict[str, str]]], counted: list[str], store_path: Path) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(UsageSpanProcessor(Store.open(store_path)))
+    with contextlib.ExitStack() as stack:
+        for scope, attributes in nested:
+            stack.enter_context(provider.get_tracer(scope).start_as_current_span("x", attributes=attributes))
+    provider.shutdown()
+    with connect(store_path) as connection:
+        assert [row[0] for row in connection.execute("select instrumentation from llm_usage").fetchall()] == counted
+        assert connection.execute("select count(*) from spans").fetchone() == (len(nested),)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import logging
+import os
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_llm import semconv
+from otel_llm.settings import reload
+from otel_llm.store import price
+from otel_llm.store.journal import Journal
+from otel_llm.store.price import PriceBook
+from otel_llm.store.sql import SLOT_NS, TOKENS
+from tests.store.conftest import NOON, query, write_call
+
+genai_prices = pytest.importorskip("genai_prices")
+
+LIBRARY_KEYS = {
+    semconv.INPUT_TOKENS: "input_tokens",
+    semconv.OUTPUT_TOKENS: "output_tokens",
+    semconv.CACHE_READ_TOKENS: "cache_read_tokens",
+    semconv.CACHE_WRITE_TOKENS: "cache_write_tokens",
+    semconv.AUDIO_INPUT_TOKENS: "input_audio_tokens",
+    semconv.AUDIO_OUTPUT_TOKENS: "output_audio_tokens",
+}
+
+
+def cost(journal: Journal, path: Path, attributes: dict[str, Any], **more: Any) -> tuple[Decimal | None, str]:
+    call = write_call(journal, attributes, **more)
+    found: tuple[Decimal | None, str] = query(
+        path, f"SELECT cost_usd, price_source FROM llm_usage WHERE span_id = '{call['s']}'"
+    )[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("provider", "library_provider", "model"),
+    [
+        ("openai", "openai", "gpt-4o-mini"),
+        ("openai", "openai", "gpt-4o-mini-2024-07-18"),
+        ("openai", "openai", "text-embedding-3-small"),
+        ("azure.ai.openai", "azure", "gpt-4o"),
+        ("anthropic", "anthropic", "claude-sonnet-4-5"),
+        ("gcp.gemini", "google", "gemini-2.5-pro"),
+        ("x_ai", "x-ai", "grok-3"),
+        ("mistral_ai", "mistral", "mistral-large-latest"),
+        ("deepseek", "deepseek", "deepseek-chat"),
+    ],
+)
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {semconv.INPUT_TOKENS: 1, semconv.OUTPUT_TOKENS: 0},
+        {semconv.INPUT_TOKENS: 1234, semconv.OUTPUT_TOKENS: 567, semconv.CACHE_READ_TOKENS: 1000},
+        {semconv.INPUT_TOKENS: 200_000, semconv.OUTPUT_TOKENS: 10},
+        {semconv.INPUT_TOKENS: 200_001, semconv.OUTPUT_TOKENS: 10, semconv.CACHE_WRITE_TOKENS: 100_000},
+        {semconv.INPUT_TOKENS: 900_000, semconv.OUTPUT_TOKENS: 8000, semconv.AUDIO_INPUT_TOKENS: 5},
+    ],
+    ids=["least", "cached", "tier's edge", "next tier", "big"],
+)
+def test_the_same_as_the_library_says(provider: str, library_provider: str, model: str, usage: dict[str, int]) -> None:
+    """The database multiplies; the library's own arithmetic must come out."""
+    from datetime import UTC, datetime
+
+    at = NOON // SLOT_NS * SLOT_NS
+    quote = PriceBook().quote(provider, model, None, None, at)
+    tokens = usage[semconv.INPUT_TOKENS]
+    (rate,) = [rate for rate in quote.rates if rate.above < tokens <= rate.up_to]
+    columns = {attribute: column for column, attribute in TOKENS.items()}
+    ours = rate.per_call + sum(rate.per_token.get(columns[name], 0) * number for name, number in usage.items())
+    theirs = genai_prices.calc_price(
+        genai_prices.Usage(**{LIBRARY_KEYS[name]: number for name, number in usage.items()}),
+        model,
+        provider_id=library_provider,
+        genai_request_timestamp=datetime.fromtimestamp(at // 10**9, UTC),
+    ).total_price
+    assert ours == theirs
+
+
+def test_a_row_gets_its_cost(journal: Journal, store_path: Path) -> None:
+    usage = {semconv.INPUT_TOKENS: 1_000_000, semconv.OUTPUT_TOKENS: 0}
+    expected = genai_prices.calc_price(
+        genai_prices.Usage(input_tokens=1_000_000, output_tokens=0), "gpt-4o-mini", provider_id="openai"
+    ).total_price
+    found, source = cost(journal, store_path, usage)
+    assert found == expected and source == f"genai-prices {genai_prices.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({}, "no usage reported"),
+        ({semconv.OUTPUT_TOKENS: 5}, "no input usage reported"),
+        ({semconv.INPUT_TOKENS: 5}, "no output usage reported"),
+        (
+            {semconv.INPUT_TOKENS: 5, semconv.OUTPUT_TOKENS: 5, semconv.CACHE_READ_TOKENS: 6},
+            "reported parts exceed their whole",
+        ),
+        (
+            {
+                semconv.INPUT_TOKENS: 5,
+                semconv.OUTPUT_TOKENS: 5,
+                semconv.PROVIDER: "azure.ai.openai",
+                semconv.REQUEST_MODEL: "my-deployment",
+            },
+            "no price for azure.ai.openai/my-deployment",
+        ),
+        (
+            {semconv.INPUT_TOKENS: 5, semconv.OUTPUT_TOKENS: 5, semconv.PROVIDER: "nobody", semconv.REQUEST_MODEL: "m"},
+            "no price for nobody/m",
+        ),
+        ({semconv.INPUT_TOKENS: 5, semconv.OUTPUT_TOKENS: 5, semconv.REQUEST_MODEL: None}, "no model named"),
+    ],
+)
+def test_unknown_is_null_with_a_reason(
+    journal: Journal, store_path: Path, attributes: dict[str, Any], reason: str
+) -> None:
+    assert cost(journal, store_path, attributes) == (None, reason)
+
+
+def test_the_response_model_goes_before_the_request_model(journal: Journal, store_path: Path) -> None:
+    usage = {semconv.INPUT_TOKENS: 1000, semconv.OUTPUT_TOKENS: 1000}
+    cheap, _ = cost(journal, store_path, usage)
+    dear, _ = cost(journal, store_path, usage | {semconv.RESPONSE_MODEL: "gpt-4o-2024-08-06"})
+    fallback, _ = cost(journal, store_path, usage | {semconv.RESPONSE_MODEL: "never-heard-of-it"})
+    assert cheap is not None and dear is not None and cheap < dear and fallback == cheap
+
+
+def test_a_cache_hit_is_not_billed(journal: Journal, store_path: Path) -> None:
+    usage = {semconv.INPUT_TOKENS: 1000, semconv.OUTPUT_TOKENS: 1000, semconv.CACHE_HIT: True}
+    assert cost(journal, store_path, usage) == (Decimal(0), "cache hit, not billed")
+
+
+def test_the_users_own_table(
+    journal: Journal, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text(
+        """
+        [[price]]
+        provider = "azure.ai.*"
+        model = "my-*"
+        input = 2.5
+        output = 10
+        cache_read = 1.25
+        call = 0.01
+
+        [[price]]
+        model = "gpt-4o-mini"
+        input = 1
+        output = 0
+        """
+    )
+    monkeypatch.setenv("OTEL_LLM_PRICES", str(table))
+    reload()
+    azure = {semconv.PROVIDER: "azure.ai.openai", semconv.REQUEST_MODEL: "my-deployment"}
+    usage = {semconv.INPUT_TOKENS: 1000, semconv.OUTPUT_TOKENS: 100}
+    assert cost(journal, store_path, azure | usage) == (Decimal("0.0135"), "override")
+    assert cost(journal, store_path, azure | usage | {semconv.CACHE_READ_TOKENS: 1000}) == (
+        Decimal("0.01225"),
+        "override",
+    )
+    assert cost(journal, store_path, usage) == (Decimal("0.001"), "override")
+    # A change is seen without a restart.
+    table.write_text('[[price]]\nmodel = "gpt-4o-mini"\ninput = 2\noutput = 0\n')
+    os.utime(table, ns=(1, 1))
+    assert cost(journal, store_path, usage) == (Decimal("0.002"), "override")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[[price", "cannot be read"),
+        ('[[price]]\nmodel = "m"\ninput = -1', "entry 1"),
+        ('[[price]]\nmodel = "m"\ninput = 1\ninputs = 2', "unknown key inputs"),
+        ("[[price]]\ninput = 1", "model and input are needed"),
+    ],
+)
+def test_a_wrong_table_is_said_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, complaint: str
+) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text(text)
+    with caplog.at_level(logging.WARNING, "otel_llm"):
+        book = PriceBook(table)
+        book.rows([("p", "m", None, None, 0)])
+        book.rows([("p", "m", None, None, 0)])
+    assert len(caplog.records) == 1 and complaint in caplog.text and str(table) in caplog.text
+
+
+def test_a_missing_table_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    book = PriceBook(tmp_path / "none.toml")
+    with caplog.at_level(logging.WARNING, "otel_llm"):
+        book.rows([])
+        book.rows([])
+    assert len(caplog.records) == 1
+
+
+def test_a_look_up_is_made_once_per_model_and_time() -> None:
+    price._library_quote.cache_clear()
+    keys = [("openai", "gpt-4o-mini", None, None, NOON // SLOT_NS)] * 1000
+    began = time.process_time()
+    PriceBook().rows(keys)
+    assert price._library_quote.cache_info().misses == 1
+    assert time.process_time() - began < 5  # a runaway, not a slow machine

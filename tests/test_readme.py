@@ -1,0 +1,115 @@
+"""Every command and snippet of the README and docs is run: a document that lies is a defect.
+
+- A ```python block runs as a script, with the local server as its OpenAI.
+- In a ```console block every line after `$ ` runs in a shell; all blocks of a document share a folder and a store, in
+  their order. A line of output in the document must come out as to its words: numbers, ids and widths may differ.
+- A ```toml or ```yaml block is parsed; ```sql runs on the document's store.
+- A command that cannot run here (it needs Docker or the registry) stands in `ELSEWHERE`, with who runs it instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+ELSEWHERE = {
+    "make demo": "tests/integration/test_demo.py runs examples/demo.py; .ci/run runs `make demo` itself",
+    "make test": "this is it",
+    "make bench": "tests/benchmarks",
+    "pip install": "the environment this test runs in is such an install",
+    "docker compose": "tests/test_collector_config.py checks the file",
+    "git clone": ".ci/run starts from a clone",
+}
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    text = document.read_text()
+    for match in re.finditer(r"^```(\w+)[^\n]*\n(.*?)^```$", text, re.M | re.S):
+        yield Block(match[1], match[2], text[: match.start()].count("\n") + 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a document's commands run: with the examples, an empty store and nothing else."""
+    folder = tmp_path_factory.mktemp("document")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for example in ("chat.py", "agent.py"):
+        (folder / f"{example.removesuffix('.py')}_app.py").write_text((ROOT / "examples" / example).read_text())
+    (folder / "app.py").write_text((ROOT / "examples" / "chat.py").read_text())
+    return folder
+
+
+@pytest.fixture
+def environment(folder: Path, openai_server) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return environment | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OPENAI_BASE_URL": openai_server.base_url,
+        "OPENAI_API_KEY": "local",
+        "OTEL_LLM_STORE": str(folder / "usage.duckdb"),
+        "COLUMNS": "160",
+        "PYTHONUTF8": "1",
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_document(document: Path, folder: Path, environment: dict[str, str]) -> None:
+    for block in blocks(document):
+        where = f"{document.name}:{block.line}"
+        match block.language:
+            case "python":
+                _run([sys.executable, "-c", block.text], folder, environment, where)
+            case "console":
+                _run_console(block, folder, environment, where)
+            case "sql":
+                for statement in block.text.split(";"):
+                    if statement.strip():
+                        _run(["otel-llm", "sql", "--", statement], folder, environment, where)
+            case "toml":
+                tomllib.loads(block.text)
+            case "yaml":
+                list(yaml.safe_load_all(block.text))
+            case "sh" | "bash":
+                pytest.fail(f"{where}: use ```console with `$ `, so that the commands are run")
+
+
+def _run_console(block: Block, folder: Path, environment: dict[str, str], where: str) -> None:
+    for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+        command, _, output = part.partition("\n")
+        if any(command.startswith(start) for start in ELSEWHERE):
+            continue
+        printed = _run(["bash", "-c", command], folder, environment, where)
+        words = set(_words(printed))
+        for line in output.splitlines():
+            missing = [word for word in _words(line) if word not in words]
+            assert not missing, f"{where}: `{command}` no longer prints {missing}\n{printed}"
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z_]{3,}", text)
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str], where: str) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
