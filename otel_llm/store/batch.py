@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
-from otel_llm.store import database, sql
+from otel_llm.store import sql
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.price import PriceBook
 
@@ -63,9 +63,9 @@ def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tup
     refused: dict[str, list[bytes]] = {}
     try:
         return _load(connection, paths, lines), refused
-    except duckdb.Error as error:
-        if isinstance(error, duckdb.IOException | duckdb.FatalException) or database.is_corruption(error):
-            raise
+    except (duckdb.InvalidInputException, duckdb.DataError) as error:
+        # Only these can be the fault of a line. Anything else (no memory, no room, a fault in our SQL) is not, and a line
+        # must not be put aside for it.
         _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
     good: dict[str, tuple[bytes, list[bytes]]] = {}
     for segment, (header, each) in lines.items():
@@ -137,7 +137,7 @@ def _sift(
         try:
             _load(connection, paths, {"": (header, each)})
             good += each
-        except duckdb.Error:
+        except (duckdb.InvalidInputException, duckdb.DataError):
             if len(each) == 1:
                 bad += each
             else:

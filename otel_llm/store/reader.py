@@ -103,6 +103,7 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
     stored = '"' + str(row[0]).replace('"', '""') + '".main'
     for table in ("spans", "llm_usage"):
         connection.execute(f"CREATE TEMP TABLE new_{table} AS FROM {stored}.{table} LIMIT 0")
+    batch.prepare(connection)
     goals = ingest.sizes(paths)
     while takes := ingest.plan(paths, offsets, goals):
         loaded, _ = batch.load(connection, paths, ingest.lines_of(takes))
