@@ -47,6 +47,10 @@ finders: list[Callable[[], Place | None]] = []
 """Asked in turn for the place of a new call: frameworks whose runs are not attached to the OpenTelemetry context register here."""
 
 
+watchers: list[Callable[[Span], None]] = []
+"""Told of the span of a running call when more is known of it, which counts if the process dies before its end."""
+
+
 class ModelCall:
     """One model call and its span, from begin to the one finish. Safe to finish from any thread."""
 
@@ -124,6 +128,7 @@ class ModelCall:
             self.model = model
             self.span.set_attribute(semconv.REQUEST_MODEL, model)
             self.span.update_name(f"{operation} {model}")
+        self._tell()
 
     def context(self) -> otel.Context:
         """The context for the request itself: this span is current, and `wiring` withholds all of it from the provider."""
@@ -135,6 +140,11 @@ class ModelCall:
         if self.first_chunk_ns is None:
             self.first_chunk_ns = now
             self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, (now - self.started_perf_ns) / 1e9)
+            self._tell()
+
+    def _tell(self) -> None:
+        for watcher in watchers:
+            watcher(self.span)
 
     @property
     def finished(self) -> bool:

@@ -92,6 +92,7 @@ class _Wiring:
         self.processor = processor
         self.sampler = provider.sampler
         provider.add_span_processor(processor)
+        calls.watchers.append(processor.update)
         _set_sampler(provider, AccountSampler(provider.sampler))
 
 
@@ -125,6 +126,7 @@ def unwire() -> None:
             if isinstance(provider.sampler, AccountSampler):
                 _set_sampler(provider, wiring.sampler)
             _remove_processor(provider, wiring.processor)
+            calls.watchers.remove(wiring.processor.update)
             wiring.processor.shutdown()
         _wired.clear()
         current = propagate.get_global_textmap()

@@ -90,6 +90,17 @@ class UsageSpanProcessor(SpanProcessor):
                 record["x"] = 1
         self._store.write(record, start_of=context.span_id)
 
+    def update(self, span: Any) -> None:
+        """Journals the start of a running span once more, with what is known of it by now."""
+        try:
+            context = span.get_span_context()
+            node = self._nodes.get(context.span_id)
+            if node is not None and node.started is not None:
+                record = {**node.started, "n": span.name, "a": attributes_of(span)}
+                self._store.write(record, start_of=context.span_id)
+        except Exception:
+            self._failed()
+
     def on_end(self, span: ReadableSpan) -> None:
         try:
             context = span.context
