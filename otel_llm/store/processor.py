@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
 from otel_llm import semconv
-from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, is_model_call, start_record
+from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, is_model_call, recorded, start_record
 from otel_llm.store.store import Store
 
 _logger = logging.getLogger("otel_llm")
@@ -96,7 +96,11 @@ class UsageSpanProcessor(SpanProcessor):
             context = span.get_span_context()
             node = self._nodes.get(context.span_id)
             if node is not None and node.started is not None:
-                record = {**node.started, "n": span.name, "a": attributes_of(span)}
+                record = {
+                    **node.started,
+                    "n": span.name,
+                    "a": recorded(attributes_of(span), node.started.get("sc", "")),
+                }
                 self._store.write(record, start_of=context.span_id)
         except Exception:
             self._failed()

@@ -6,6 +6,7 @@ copy, the plain field behind them is read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,12 +14,25 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode
 
 from otel_llm import semconv
+from otel_llm.settings import settings
 
 _LEGACY_MARK: Final = "gen_ai.system"
 _FOREIGN_MARKS: Final = frozenset((*semconv.FOREIGN_KINDS, _LEGACY_MARK))
 _STATUS_NAMES: Final = {code.value: code.name for code in StatusCode}
 
 Attributes = Mapping[str, Any]
+
+_CONTENT: Final = re.compile(
+    r"gen_ai\.(prompt|completion)(\.\d.*)?|gen_ai\.(input|output)\.messages|gen_ai\.system_instructions"
+    r"|gen_ai\.tool\.(definitions|call\.(arguments|result))|gen_ai\.retrieval\.(documents|query\.text)"
+    r"|gen_ai\.(user|system|assistant|tool|choice)\.message.*|content|message"
+    r"|(input|output)\.value|llm\.(input_messages|output_messages|prompts|completions|tools|prompt_template|function_call)(\..*)?"
+    r"|traceloop\.entity\.(input|output)|retrieval\.documents(\..*)?|(embedding\.(text|embeddings).*)|tool\.parameters"
+    r"|exception\.(message|stacktrace)|url\.query|http\.(request|response)\.(header|body)\..*"
+)
+"""Attributes, ours and others', that hold what was said. An exception's text can quote the prompt."""
+_URLS: Final = ("url.full", "http.url", "http.target")
+"""Attributes whose query can hold what a user asked."""
 
 
 def attributes_of(span: ReadableSpan) -> Attributes:
@@ -45,18 +59,32 @@ def is_model_call(attributes: Attributes) -> bool:
     return operation not in semconv.TREE_OPERATIONS
 
 
+def recorded(attributes: Attributes, scope: str = "") -> Attributes:
+    """The attributes as the store keeps them: without prompts, answers, tool arguments, headers and error texts.
+
+    Our own instrumentors (`scope`) put nothing there that was not asked for; others capture content by default.
+    """
+    if scope.startswith("otel_llm.") or settings().capture.in_span:
+        return attributes
+    kept = {name: value for name, value in attributes.items() if not _CONTENT.fullmatch(name)}
+    for name in _URLS:
+        if isinstance(url := kept.get(name), str):
+            kept[name] = url.partition("?")[0]
+    return kept
+
+
 def start_record(span: ReadableSpan, context: SpanContext, attributes: Attributes) -> dict[str, Any]:
     """The record of a span that has begun."""
     scope = span.instrumentation_scope
     parent = span.parent
-    record = {
+    record: dict[str, Any] = {
         "k": "s",
         "t": f"{context.trace_id:032x}",
         "s": f"{context.span_id:016x}",
         "n": span.name,
         "kd": span.kind.name,
         "st": span.start_time,
-        "a": attributes,
+        "a": recorded(attributes, "" if scope is None else scope.name),
         "f": int(context.trace_flags),
     }
     if parent is not None:
@@ -77,19 +105,19 @@ def end_record(
     else:
         record = dict(started)
         record["n"] = span.name
-        record["a"] = attributes
+        record["a"] = recorded(attributes, record.get("sc", ""))
     record["k"] = "e"
     record["et"] = span.end_time
     status = span.status
     record["sts"] = _STATUS_NAMES[status.status_code.value]
-    if status.description:
+    if status.description and settings().capture.in_span:
         record["std"] = status.description
     if span._events:
         record["e"] = [
             {
                 "name": event.name,
                 "time_unix_nano": event.timestamp,
-                "attributes": dict(event.attributes or {}),
+                "attributes": dict(recorded(event.attributes or {})),
             }
             for event in span.events
         ]

@@ -104,16 +104,24 @@ def strict(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
+ERROR_TEXTS = ("exception.message", "exception.stacktrace")
+"""What an app records of its errors it may send where it likes; the store keeps none of it, for it can quote a prompt."""
+
+
 def of_received(span: ReceivedSpan) -> dict[str, str]:
     """What is compared, of a span that came over OTLP."""
+    events = [
+        [event.name, event.time_ns, {name: value for name, value in event.attributes.items() if name not in ERROR_TEXTS}]
+        for event in span.events
+    ]
     return {
         "name": span.name,
         "parent": strict(span.parent_span_id),
         "kind": span.kind,
         "time": strict([span.start_ns, span.end_ns]),
         "attributes": strict(span.attributes),
-        "status": strict([span.status_code, span.status_message]),
-        "events": strict([[event.name, event.time_ns, event.attributes] for event in span.events]),
+        "status": strict(span.status_code),
+        "events": strict(events),
         "resource": strict(span.resource),
         "scope": strict([span.scope_name, span.scope_version]),
     }
@@ -128,7 +136,7 @@ def of_stored(row: dict[str, Any]) -> dict[str, str]:
         "kind": row["kind"],
         "time": strict([row["start_ns"], row["end_ns"]]),
         "attributes": strict(json.loads(row["attributes"] or "{}")),
-        "status": strict([row["status_code"], row["status_message"] or ""]),
+        "status": strict(row["status_code"]),
         "events": strict([[event["name"], event["time_unix_nano"], event["attributes"]] for event in events]),
         "resource": strict(json.loads(row["resource"])),
         "scope": strict([row["scope_name"], row["scope_version"] or ""]),
