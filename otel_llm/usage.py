@@ -59,7 +59,13 @@ def from_openai(payload: object) -> Usage | None:
     if not usage:
         return None
     get = usage.get
-    input_details = fields(get("prompt_tokens_details") or get("input_tokens_details") or get("input_token_details"))
+    # In the order of how often they are asked for: chat, Responses and images, then audio and realtime, then assistants.
+    input_details = fields(
+        get("prompt_tokens_details")
+        or get("input_tokens_details")
+        or get("input_token_details")
+        or get("prompt_token_details")
+    )
     output_details = fields(
         get("completion_tokens_details") or get("output_tokens_details") or get("output_token_details")
     )

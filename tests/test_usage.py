@@ -85,3 +85,26 @@ json_values = st.recursive(
 def test_any_payload_gives_counts_that_fit_or_nothing(payload):
     usage = from_openai(payload)
     assert usage is None or all(one is None or (type(one) is int and 0 <= one < 2**63) for one in usage)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (  # realtime
+            {
+                "input_tokens": 20,
+                "output_tokens": 10,
+                "input_token_details": {"text_tokens": 5, "audio_tokens": 12, "image_tokens": 3, "cached_tokens": 4},
+                "output_token_details": {"text_tokens": 3, "audio_tokens": 7},
+            },
+            Usage(20, 10, 4, audio_input=12, audio_output=7, image_input=3),
+        ),
+        (  # an assistant's run
+            {"prompt_tokens": 7, "completion_tokens": 3, "prompt_token_details": {"cached_tokens": 4}},
+            Usage(7, 3, 4),
+        ),
+        ({"type": "duration", "seconds": 2.0}, None),  # a transcription that is billed by its length
+    ],
+)
+def test_further_dialects(payload, expected):
+    assert from_openai(payload) == expected

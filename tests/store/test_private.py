@@ -13,16 +13,32 @@ from otel_llm.store import Store, connect
 from otel_llm.store.processor import UsageSpanProcessor
 
 MARKER = "do-not-keep-me"
-CONTENT = {
-    name: MARKER
-    for name in (
-        "gen_ai.prompt.0.content", "gen_ai.completion.0.content", "gen_ai.input.messages", "gen_ai.output.messages",
-        "gen_ai.system_instructions", "gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "input.value", "output.value",
-        "llm.input_messages.0.message.content", "llm.output_messages.0.message.content", "traceloop.entity.input",
-        "url.query", "http.request.header.authorization", "embedding.embeddings.0.embedding.text",
-    )
-}  # fmt: skip
-FACTS = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 3, "gen_ai.prompt.name": "greet"}
+CONTENT = dict.fromkeys(
+    [
+        "gen_ai.prompt.0.content",
+        "gen_ai.completion.0.content",
+        "gen_ai.input.messages",
+        "gen_ai.output.messages",
+        "gen_ai.system_instructions",
+        "gen_ai.tool.call.arguments",
+        "gen_ai.tool.call.result",
+        "input.value",
+        "output.value",
+        "llm.input_messages.0.message.content",
+        "llm.output_messages.0.message.content",
+        "traceloop.entity.input",
+        "url.query",
+        "http.request.header.authorization",
+        "embedding.embeddings.0.embedding.text",
+    ],
+    MARKER,
+)
+FACTS = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.request.model": "m",
+    "gen_ai.usage.input_tokens": 3,
+    "gen_ai.prompt.name": "greet",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +61,12 @@ def record(store_path: Path) -> bytes:
     journal = b"".join(file.read_bytes() for file in store_path.with_name(f"{store_path.name}.journal").glob("*.jsonl"))
     provider.shutdown()
     with connect(store_path) as connection:
-        rows = connection.execute("select spans::varchar from spans union all select llm_usage::varchar from llm_usage").fetchall()
-        (kept,) = connection.execute("select attributes ->> '$.\"gen_ai.prompt.name\"' from spans where name = 'x'").fetchall()
+        rows = connection.execute(
+            "select spans::varchar from spans union all select llm_usage::varchar from llm_usage"
+        ).fetchall()
+        (kept,) = connection.execute(
+            "select attributes ->> '$.\"gen_ai.prompt.name\"' from spans where name = 'x'"
+        ).fetchall()
     assert kept == ("greet",)
     return journal + repr(rows).encode() + store_path.read_bytes()
 

@@ -1,7 +1,11 @@
-"""OpenAI: one wrapper on the client's `request` covers every resource method, sync and async, raw responses and Azure."""
+"""OpenAI: one wrapper on the client's `request` covers every resource method, sync and async, raw responses and Azure.
+
+Websockets go another way and have a hook of their own, on what reads their messages.
+"""
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Collection
 from typing import Any
 
@@ -11,6 +15,8 @@ from opentelemetry.trace import TracerProvider, get_tracer
 from otel_llm import faults
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.openai._hooks import Hooks
+from otel_llm.instrumentation.openai._observe import background
+from otel_llm.instrumentation.openai._websocket import WebsocketHooks
 from otel_llm.settings import settings
 from otel_llm.version import __version__
 
@@ -22,26 +28,33 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Records every model call of the OpenAI Python client (1.x, 2.x and 3.x)."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        return ("openai >= 1.0",)
+        return ("openai >= 1.26",)
 
     def _instrument(self, *, tracer_provider: TracerProvider | None = None, **_: Any) -> None:
         if settings().sdk_disabled:
             return
-        hooks = Hooks(get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL), SCOPE)
+        tracer = get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
+        hooks = Hooks(tracer, SCOPE)
         self._patches = patching.Patches()
+        atexit.register(background.close)
 
         def patch(module: Any) -> None:
             try:
                 self._patches.wrap(module.SyncAPIClient, "request", hooks.request)
                 self._patches.wrap(module.AsyncAPIClient, "request", hooks.request_async)
                 for client in (module.SyncAPIClient, module.AsyncAPIClient):
-                    self._patches.wrap(client, "_sleep_for_retry", hooks.retry, optional=True)
+                    # Called once before every further try; 1.68 and older have it under the other name.
+                    before_retry = "_sleep_for_retry" if hasattr(client, "_sleep_for_retry") else "_retry_request"
+                    self._patches.wrap(client, before_retry, hooks.retry, optional=True)
             except Exception as fault:
                 faults.report("instrument openai", fault)
 
         self._patches.when_imported("openai._base_client", patch)
+        WebsocketHooks(tracer).patch(self._patches)
 
     def _uninstrument(self, **_: Any) -> None:
         patches = getattr(self, "_patches", None)
         if patches is not None:
             patches.undo()
+        atexit.unregister(background.close)
+        background.close()

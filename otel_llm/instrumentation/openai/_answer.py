@@ -1,4 +1,7 @@
-"""What came back, gathered from one object or from the chunks of a stream, typed or plain JSON."""
+"""What came back, gathered from one object or from the chunks of a stream, typed or plain JSON.
+
+Servers send anything. What is not what the API documents is passed over, field by field: a bad field costs its own fact, no other.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,51 @@ from otel_llm import call, semconv
 from otel_llm.usage import Usage, fields, from_openai
 
 _INCOMPLETE = {"max_output_tokens": "length", "max_tokens": "length"}
-_NOT_TOLD_BY_DELTAS = ("response.created", "response.completed", "response.incomplete", "response.failed")
+_NOT_TOLD_BY_DELTAS = frozenset(
+    f"response.{state}" for state in ("created", "queued", "completed", "incomplete", "failed", "cancelled", "done")
+)
+_LAST_EVENTS = frozenset(
+    {"image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"}
+)
+_RUNNING = ("queued", "in_progress")
+_ENDED = ("completed", "incomplete", "failed", "cancelled")
+_LONGEST_TEXT = 1_000
+"""Characters of an id, a name, a reason; whoever sends more sends no such thing."""
 
 
 class Answer:
     """The facts of an answer that are recorded. Never keeps a reference to the answer itself."""
 
-    __slots__ = ("_finish_reasons", "error_type", "final", "fingerprint", "id", "model", "tier", "usage")
+    __slots__ = (
+        "_finish_reasons",
+        "_state",
+        "background",
+        "error_type",
+        "final",
+        "fingerprint",
+        "id",
+        "model",
+        "seconds",
+        "tier",
+        "usage",
+    )
 
     def __init__(self) -> None:
         self.id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
+        self.seconds: float | None = None
+        """Audio billed by its length, in place of tokens."""
         self.tier: str | None = None
         self.fingerprint: str | None = None
         self.error_type: str | None = None
         self.final = False
         """Whether the last event of a stream has been seen: leaving after it is not leaving early."""
-        self._finish_reasons: dict[object, str] = {}
+        self.background = False
+        """Whether the provider goes on with it when nobody listens."""
+        self._state: object = None
+        """`status` of a Responses object, as it was last seen."""
+        self._finish_reasons: dict[int, str] = {}
 
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
@@ -40,49 +70,67 @@ class Answer:
             if kind == "error":
                 self.error_type = _text(found.get("code")) or "error"
                 return
+            if kind in _LAST_EVENTS:
+                self.final = True
         if found.get("object") == "response":
             self._see_response(found)
             return
         if self.id is None:
             self._see_identity(found)
-        for choice in found.get("choices") or ():
-            told = fields(choice)
-            reason = told.get("finish_reason")
-            if reason is not None:
-                self._finish_reasons[told.get("index")] = str(reason)
+        choices = found.get("choices")
+        if choices and isinstance(choices, list | tuple):
+            for choice in choices:
+                told = fields(choice)
+                if (reason := _text(told.get("finish_reason"))) is not None:
+                    index = told.get("index")
+                    self._finish_reasons[index if type(index) is int else 0] = reason
         if (usage := found.get("usage")) is not None:
             self.usage = from_openai(usage) or self.usage
+            if self.usage is None and type(seconds := fields(usage).get("seconds")) in (int, float):
+                self.seconds = seconds
         if (tier := found.get("service_tier")) is not None:
             self.tier = _text(tier)
 
     def _see_identity(self, found: Mapping[str, Any]) -> None:
         self.id = _text(found.get("id"))
-        self.model = _text(found.get("model"))
+        self.model = _text(found.get("model")) or self.model
         self.fingerprint = _text(found.get("system_fingerprint"))
 
     def _see_response(self, found: Mapping[str, Any]) -> None:
         self._see_identity(found)
         self.tier = _text(found.get("service_tier"))
         self.usage = from_openai(found.get("usage")) or self.usage
-        status = found.get("status")
-        self.final = status in ("completed", "incomplete", "failed", "cancelled")
-        match status:
+        self.background = found.get("background") is True
+        self._state = state = found.get("status")
+        self.final = state in _ENDED
+        match state:
             case "completed":
-                called = any(
-                    str(fields(item).get("type", "")).endswith("_call") and "call_id" in fields(item)
-                    for item in found.get("output") or ()
-                )
-                self._finish_reasons[0] = "tool_calls" if called else "stop"
+                self._finish_reasons[0] = "tool_calls" if _calls_a_tool(found.get("output")) else "stop"
             case "incomplete":
-                reason = _text(fields(found.get("incomplete_details")).get("reason")) or "incomplete"
-                self._finish_reasons[0] = _INCOMPLETE.get(reason, reason)
+                limit = self._detail(found, "incomplete_details", "reason") or "incomplete"
+                self._finish_reasons[0] = _INCOMPLETE.get(limit, limit)
             case "failed":
                 self._finish_reasons[0] = "error"
-                self.error_type = _text(fields(found.get("error")).get("code")) or "failed"
+                error = fields(found.get("error")) or fields(fields(found.get("status_details")).get("error"))
+                self.error_type = _text(error.get("code")) or _text(error.get("type")) or "failed"
+            case "cancelled":
+                self._finish_reasons[0] = self._detail(found, "status_details", "reason") or "cancelled"
+
+    @staticmethod
+    def _detail(found: Mapping[str, Any], own: str, name: str) -> str | None:
+        """A detail of how a response ended; Realtime has it in `status_details`, Responses in a field of its own."""
+        return _text(fields(found.get(own) or found.get("status_details")).get(name))
 
     @property
     def status(self) -> str:
-        return call.OK if self.error_type is None else call.ERROR
+        if self.error_type is not None:
+            return call.ERROR
+        return call.CANCELLED if self._state == "cancelled" else call.OK
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the provider is still at work on it (a Responses object that is queued or in progress)."""
+        return self._state in _RUNNING
 
     def attributes(self) -> dict[str, Any]:
         """The span attributes, usage apart."""
@@ -93,6 +141,8 @@ class Answer:
             found[semconv.RESPONSE_MODEL] = self.model
         if self._finish_reasons:
             found[semconv.FINISH_REASONS] = list(self._finish_reasons.values())
+        if self.seconds is not None:
+            found[semconv.AUDIO_SECONDS] = float(self.seconds)
         if self.tier is not None:
             found[semconv.OPENAI_RESPONSE_SERVICE_TIER] = self.tier
         if self.fingerprint is not None:
@@ -100,5 +150,20 @@ class Answer:
         return found
 
 
+def _calls_a_tool(output: object) -> bool:
+    if not isinstance(output, list | tuple):
+        return False
+    for item in output:
+        told = fields(item)
+        if "call_id" in told and str(told.get("type", "")).endswith("_call"):
+            return True
+    return False
+
+
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    if len(value) > _LONGEST_TEXT:
+        value = value[:_LONGEST_TEXT]
+    # JSON can spell lone surrogates, which no exporter can encode.
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
 from opentelemetry import context as otel
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Tracer
@@ -14,9 +13,10 @@ from otel_llm import call as calls
 from otel_llm import faults, semconv
 from otel_llm.call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
-from otel_llm.instrumentation.openai._errors import fail
-from otel_llm.instrumentation.openai._request import Endpoint, Server, attributes, endpoint_of, server_of
-from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream
+from otel_llm.instrumentation.openai._ending import conclude, fail
+from otel_llm.instrumentation.openai._observe import Observer, observer_of
+from otel_llm.instrumentation.openai._request import UNKNOWN, Endpoint, Server, attributes, endpoint_of, server_of
+from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, loads, see_events
 from otel_llm.settings import settings
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
@@ -35,14 +35,14 @@ class Hooks:
         begun = self._begin(client, args, kwargs)
         if begun is None:
             return wrapped(*args, **kwargs)
-        token = otel.attach(begun.call.context())
+        token = begun.attach()
         try:
             result = wrapped(*begun.args, **kwargs)
         except BaseException as error:
             fail(begun.call, error)
             raise
         finally:
-            otel.detach(token)
+            begun.detach(token)
         begun.take(result)
         return result
 
@@ -51,20 +51,20 @@ class Hooks:
         begun = self._begin(client, args, kwargs)
         if begun is None:
             return await wrapped(*args, **kwargs)
-        token = otel.attach(begun.call.context())
+        token = begun.attach()
         try:
             result = await wrapped(*begun.args, **kwargs)
         except BaseException as error:
             fail(begun.call, error)
             raise
         finally:
-            otel.detach(token)
+            begun.detach(token)
         begun.take(result)
         return result
 
     @staticmethod
     def retry(wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
-        """Around `_sleep_for_retry`, which the client calls once before every further try."""
+        """Around what the client calls once before every further try."""
         call = calls.in_flight()
         if call is not None and call.attempts is not None:
             call.attempts += 1
@@ -74,8 +74,10 @@ class Hooks:
         try:
             options = args[1] if len(args) > 1 else kwargs["options"]
             endpoint = endpoint_of(options.method, options.url)
-            if endpoint is None or not is_instrumentation_enabled():
+            if not is_instrumentation_enabled():
                 return None
+            if endpoint is None:
+                return self._look_on(client, options, args, stream=bool(kwargs.get("stream")))
             calls.finish_abandoned()
             body = options.json_data
             if not isinstance(body, Mapping):
@@ -85,17 +87,31 @@ class Hooks:
             model = body.get("model")
             model = model if isinstance(model, str) else None
             known = attributes(endpoint, server, body, stream)
+            changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
+            propagates = server.address in settings().propagate_to
+            # From here on there is a span, which only the return ends.
             call = calls.claim(endpoint.operation)
             if call is None:
                 call = ModelCall(self._tracer, endpoint.operation, model, known)
             else:
                 call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
             call.attempts = 1
-            call.propagates = server.address in settings().propagate_to
-            return _Begun(call, args, _asked_for_usage(endpoint, server, options, body, stream))
+            call.propagates = propagates
+            return _Begun(call, args, changed)
         except Exception as fault:
             faults.report("begin recording an OpenAI call", fault)
             return None
+
+    def _look_on(self, client: Any, options: Any, args: Any, *, stream: bool) -> _Begun | None:
+        def known() -> tuple[str | None, dict[str, Any]]:
+            body = options.json_data
+            if not isinstance(body, Mapping):
+                body = {}
+            model = body.get("model")
+            return model if isinstance(model, str) else None, attributes(UNKNOWN, server_of(client), body, stream)
+
+        observer = observer_of(options.method, options.url, self._tracer, known)
+        return None if observer is None else _Begun(observer, args, None)
 
 
 class _Begun:
@@ -103,33 +119,51 @@ class _Begun:
 
     __slots__ = ("args", "call", "hides_usage")
 
-    def __init__(self, call: ModelCall, args: Any, options: Any | None) -> None:
+    def __init__(self, call: ModelCall | Observer, args: Any, options: Any | None) -> None:
         self.call = call
         self.hides_usage = options is not None
         self.args = args if options is None else (args[0], options, *args[2:])
 
+    def attach(self) -> Any:
+        """Makes the call's span current for the request; an observer has none."""
+        return None if isinstance(self.call, Observer) else otel.attach(self.call.context())
+
+    @staticmethod
+    def detach(token: Any) -> None:
+        if token is not None:
+            otel.detach(token)
+
     def take(self, result: Any) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""
+        answer = Answer()
         try:
             own = getattr(result, "__dict__", {})
             if "_iterator" in own:  # openai.Stream, openai.AsyncStream
                 follow_stream(result, Follower(self.call, hides_usage=self.hides_usage))
                 return
-            answer = Answer()
+            if isinstance(self.call, Observer):
+                answer = self.call.answer()
             response = own.get("http_response")  # the raw responses
+            if response is None and len(own) == 1:  # a binary answer, of speech
+                response = own.get("response")
             if response is None:
                 answer.see(result)
             elif not response.is_closed:
                 follow_body(response, Follower(self.call))
                 return
-            elif "json" in response.headers.get("content-type", ""):
-                answer.see(orjson.loads(response.content))
-            self.call.finish(
-                answer.status, usage=answer.usage, error_type=answer.error_type, attributes=answer.attributes()
-            )
+            else:
+                _see_body(answer, response)
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
-            self.call.finish(calls.OK)
+        conclude(self.call, answer, answer.status)
+
+
+def _see_body(answer: Answer, response: Any) -> None:
+    kind = response.headers.get("content-type", "")
+    if "json" in kind:
+        answer.see(loads(response.content))
+    elif kind.startswith("text/event-stream"):
+        see_events(answer, response.content.split(b"\n"))
 
 
 def _asked_for_usage(

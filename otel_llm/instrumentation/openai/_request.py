@@ -23,15 +23,21 @@ class Endpoint(NamedTuple):
 ENDPOINTS = {
     "/chat/completions": Endpoint(semconv.CHAT, "chat_completions", usage_on_request=True),
     "/responses": Endpoint(semconv.CHAT, "responses"),
+    "/responses/compact": Endpoint(semconv.COMPACT, "responses"),
     "/completions": Endpoint(semconv.TEXT_COMPLETION, usage_on_request=True),
     "/embeddings": Endpoint(semconv.EMBEDDINGS),
     "/images/generations": Endpoint(semconv.IMAGE_GENERATION),
     "/images/edits": Endpoint(semconv.IMAGE_GENERATION),
+    "/images/variations": Endpoint(semconv.IMAGE_GENERATION),
     "/audio/transcriptions": Endpoint(semconv.TRANSCRIPTION),
     "/audio/translations": Endpoint(semconv.TRANSLATION),
     "/audio/speech": Endpoint(semconv.SPEECH),
+    "/decisions": Endpoint(semconv.DECISION),
 }
 """The endpoints that run a model, by the path that the client's resource methods use."""
+
+UNKNOWN = Endpoint("")
+"""An endpoint of which only its answer tells whether it runs one."""
 
 
 def endpoint_of(method: str, url: str) -> Endpoint | None:
@@ -41,12 +47,11 @@ def endpoint_of(method: str, url: str) -> Endpoint | None:
     found = ENDPOINTS.get(url)
     if found is not None:
         return found
+    # A query (`?beta=true`), or a longer path or a whole URL given to `client.post()`.
     path = urlsplit(url).path.rstrip("/")
-    if path != url:
-        # A query (`?beta=true`), or a whole URL given to `client.post()`.
-        for known, endpoint in ENDPOINTS.items():
-            if path.endswith(known) and (known != "/completions" or not path.endswith("/chat/completions")):
-                return endpoint
+    for known, endpoint in ENDPOINTS.items():
+        if path.endswith(known) and (known != "/completions" or not path.endswith("/chat/completions")):
+            return endpoint
     return None
 
 
@@ -101,9 +106,13 @@ def server_of(client: Any) -> Server:
 
 
 def _server(client: Any, base_url: Any) -> Server:
-    host = base_url.host or None
     port = base_url.port or {"https": 443, "http": 80}.get(base_url.scheme)
     azure_client = any(cls.__name__ in ("AzureOpenAI", "AsyncAzureOpenAI") for cls in type(client).__mro__)
+    return server_at(base_url.host or None, port, azure_client=azure_client)
+
+
+def server_at(host: str | None, port: int | None, *, azure_client: bool = False) -> Server:
+    """Who answers at a host."""
     # A host that is not known serves the OpenAI protocol under a name of its own: the conventions keep `openai` there, and
     # `server.address` tells it apart.
     provider = "azure.ai.openai" if azure_client else "openai"
@@ -144,19 +153,23 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
     if stream:
         found[semconv.REQUEST_STREAM] = True
     for key, name in _PARAMETERS:
-        if key in body and isinstance(body[key], _SCALARS):
-            found[name] = body[key]
+        if key in body and isinstance(value := body[key], _SCALARS):
+            # A number beyond 64 bits fails the whole batch that an OTLP exporter encodes it in.
+            found[name] = value if type(value) is not int or -(2**63) <= value < 2**63 else str(value)
     if "stop" in body and (stop := body["stop"]):
-        found[semconv.REQUEST_STOP_SEQUENCES] = [stop] if isinstance(stop, str) else [str(item) for item in stop]
+        if isinstance(stop, str):
+            found[semconv.REQUEST_STOP_SEQUENCES] = [stop]
+        elif isinstance(stop, list | tuple):  # anything else that can be iterated is the app's, to be read once
+            found[semconv.REQUEST_STOP_SEQUENCES] = [str(item) for item in stop]
     if "n" in body and type(body["n"]) is int and body["n"] != 1:
         found[semconv.REQUEST_CHOICE_COUNT] = body["n"]
-    if (tier := body.get("service_tier")) and tier != "auto":
-        found[semconv.OPENAI_REQUEST_SERVICE_TIER] = str(tier)
+    if isinstance(tier := body.get("service_tier"), str) and tier and tier != "auto":
+        found[semconv.OPENAI_REQUEST_SERVICE_TIER] = tier
     if endpoint.operation == semconv.EMBEDDINGS and isinstance(encoding := body.get("encoding_format"), str):
         found[semconv.REQUEST_ENCODING_FORMATS] = [encoding]
     output = body.get("response_format") or fields(body.get("text")).get("format")
-    if output and (output_type := _OUTPUT_TYPES.get(fields(output).get("type", ""))):
-        found[semconv.OUTPUT_TYPE] = output_type
+    if output and isinstance(kind := fields(output).get("type"), str) and kind in _OUTPUT_TYPES:
+        found[semconv.OUTPUT_TYPE] = _OUTPUT_TYPES[kind]
     if (reasoning := body.get("reasoning")) and isinstance(effort := fields(reasoning).get("effort"), str):
         found[semconv.REQUEST_REASONING_LEVEL] = effort
     if conversation := body.get("conversation"):

@@ -6,7 +6,9 @@ attribute stay what they were. A stream that is dropped ends its call too.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -15,7 +17,8 @@ from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
-from otel_llm.instrumentation.openai._errors import fail
+from otel_llm.instrumentation.openai._ending import conclude, fail
+from otel_llm.instrumentation.openai._observe import Observer
 
 _T = TypeVar("_T")
 _FOLLOWER = "_otel_llm_follower"
@@ -27,10 +30,10 @@ class Follower:
 
     __slots__ = ("answer", "call", "hides_usage")
 
-    def __init__(self, call: ModelCall, *, hides_usage: bool = False) -> None:
+    def __init__(self, call: ModelCall | Observer, *, hides_usage: bool = False) -> None:
         """`hides_usage`: the usage chunk was asked for by us, so the app must not see it."""
         self.call = call
-        self.answer = Answer()
+        self.answer = call.answer() if isinstance(call, Observer) else Answer()
         self.hides_usage = hides_usage
 
     def see(self, chunk: object) -> bool:
@@ -46,27 +49,20 @@ class Follower:
 
     def complete(self) -> None:
         """The stream has come to its end."""
-        self._finish(self.answer.status)
+        conclude(self.call, self.answer, self.answer.status)
 
     def leave(self) -> None:
         """The app has closed the stream, perhaps early."""
-        self._finish(self.answer.status if self.answer.final else calls.PARTIAL)
+        conclude(self.call, self.answer, self.answer.status if self.answer.final else calls.PARTIAL)
 
     def fail(self, error: BaseException) -> None:
         fail(self.call, error, self.answer)
 
     def drop(self) -> None:
-        """The stream is gone; called by finalizers."""
+        """The stream is gone; called by finalizers, so it ends on another stack."""
         if not self.call.finished:
-            answer = self.answer
-            self.call.abandon(answer.status if answer.final else calls.PARTIAL, answer.usage, answer.attributes())
-
-    def _finish(self, status: str) -> None:
-        try:
-            answer = self.answer
-            self.call.finish(status, usage=answer.usage, error_type=answer.error_type, attributes=answer.attributes())
-        except Exception as fault:
-            faults.report("finish a stream", fault)
+            status = self.answer.status if self.answer.final else calls.PARTIAL
+            calls.later(partial(conclude, self.call, self.answer, status))
 
 
 def _hide_usage(chunk: Any) -> bool:
@@ -142,10 +138,10 @@ class _Body:
             self._pending += data
             if self._is_sse:
                 self._follower.call.chunk()
-                *lines, rest = bytes(self._pending).split(b"\n") if b"\n" in data else (bytes(self._pending),)
-                self._pending[:] = rest
-                for line in lines:
-                    self._see_line(line)
+                if b"\n" in data:
+                    *lines, rest = bytes(self._pending).split(b"\n")
+                    self._pending[:] = rest
+                    see_events(self._follower.answer, lines)
             if len(self._pending) > self.LONGEST:
                 self._pending.clear()
                 self._keep = self._is_sse
@@ -156,24 +152,37 @@ class _Body:
         try:
             if self._keep and self._pending:
                 if self._is_sse:
-                    self._see_line(bytes(self._pending))
+                    see_events(self._follower.answer, [bytes(self._pending)])
                 else:
-                    self._follower.answer.see(orjson.loads(self._pending))
-        except orjson.JSONDecodeError:
-            pass  # not JSON after all; the app gets to see that, we record a call without usage
+                    self._follower.answer.see(loads(self._pending))
         except Exception as fault:
             faults.report("read a raw body", fault)
         self._pending.clear()
         self._follower.complete()
 
-    def _see_line(self, line: bytes) -> None:
+
+def see_events(answer: Answer, lines: Iterable[bytes]) -> None:
+    """Takes what is new from the events on these lines of a stream."""
+    for line in lines:
         if not line.startswith(b"data:"):
-            return
+            continue
         data = line[5:].strip()
         if data.startswith(b"{"):
-            self._follower.answer.see(orjson.loads(data))
+            answer.see(loads(data))
         elif data == b"[DONE]":
-            self._follower.answer.final = True
+            answer.final = True
+
+
+def loads(data: bytes | bytearray) -> Any:
+    """The JSON value of a body or an event; None where it is none. The app gets to see that, we record a call without usage."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(data)  # what the client itself reads it with takes NaN and lone surrogates
+    except (ValueError, RecursionError):
+        return None
 
 
 def follow_body(response: Any, follower: Follower) -> None:
