@@ -125,7 +125,9 @@ class Request:
             if isinstance(value, types) and not isinstance(value, bool):
                 self.attributes[name] = value
         if stop := metadata.get("ls_stop"):
-            self.attributes[semconv.REQUEST_STOP_SEQUENCES] = [stop] if isinstance(stop, str) else [str(s) for s in stop]
+            self.attributes[semconv.REQUEST_STOP_SEQUENCES] = (
+                [stop] if isinstance(stop, str) else [str(s) for s in stop]
+            )
 
     def begin(self, tracer: Tracer, place: Place | None, started_ns: int | None = None) -> ModelCall:
         return ModelCall(tracer, self.operation, self.model, self.attributes, place=place, started_ns=started_ns)

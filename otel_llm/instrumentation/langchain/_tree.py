@@ -74,11 +74,7 @@ def part_of(
         return Part(Shown.ALWAYS, semconv.STEP, name)
     agent = metadata.get("lc_agent_name")
     is_new_agent = agent and agent != enclosing_agent  # what is under an agent inherits its `lc_agent_name`
-    if (
-        is_new_agent
-        or name in (agent, "AgentExecutor")
-        or (is_agents and (name == _UNNAMED_GRAPH or not in_agent))
-    ):
+    if is_new_agent or name in (agent, "AgentExecutor") or (is_agents and (name == _UNNAMED_GRAPH or not in_agent)):
         if is_new_agent:
             name = str(agent)  # rather than a `run_name`, which may be another for every run
         return Part(Shown.ALWAYS, semconv.INVOKE_AGENT, None if name == _UNNAMED_GRAPH else name)

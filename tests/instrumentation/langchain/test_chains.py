@@ -55,9 +55,7 @@ async def _thread(runnable: Any) -> None:
     await asyncio.to_thread(runnable.invoke, INPUT)
 
 
-WAYS = pytest.mark.parametrize(
-    "way", [_invoke, _ainvoke, _stream, _astream, _astream_events, _astream_log, _thread]
-)
+WAYS = pytest.mark.parametrize("way", [_invoke, _ainvoke, _stream, _astream, _astream_events, _astream_log, _thread])
 
 
 @WAYS
@@ -134,9 +132,7 @@ async def test_a_direct_call_in_a_function(
     await runnable.ainvoke(1)
     runnable.batch([1, 2])
     await runnable.abatch([1, 2])
-    assert traced.tree() == "\n".join(
-        [f"invoke_workflow RunnableSequence\n  step direct\n    chat {MODEL}"] * 6
-    )
+    assert traced.tree() == "\n".join([f"invoke_workflow RunnableSequence\n  step direct\n    chat {MODEL}"] * 6)
     traced.check_account()
 
 

@@ -385,9 +385,7 @@ class Router(BaseChatModel):
 
 @pytest.mark.parametrize("way", [_invoke, _ainvoke, _stream, _astream])
 @pytest.mark.parametrize("hooked", [True, False])
-async def test_a_model_that_hands_on_makes_one_call(
-    way: Any, hooked: bool, traced: Traced, model: ChatOpenAI
-) -> None:
+async def test_a_model_that_hands_on_makes_one_call(way: Any, hooked: bool, traced: Traced, model: ChatOpenAI) -> None:
     if not hooked:
         OpenAIInstrumentor().uninstrument()
     try:

@@ -104,9 +104,7 @@ def test_a_retriever_that_asks_a_model(traced: Traced, model: ChatOpenAI) -> Non
     class Rewriting(BaseRetriever):
         model: Any
 
-        def _get_relevant_documents(
-            self, query: str, *, run_manager: CallbackManagerForRetrieverRun
-        ) -> list[Document]:
+        def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
             self.model.invoke("rewrite", config={"callbacks": run_manager.get_child()})
             self.model.invoke("rewrite again")
             return []
@@ -118,9 +116,7 @@ def test_a_retriever_that_asks_a_model(traced: Traced, model: ChatOpenAI) -> Non
 
 def test_a_retriever_that_fails(traced: Traced) -> None:
     class Broken(BaseRetriever):
-        def _get_relevant_documents(
-            self, query: str, *, run_manager: CallbackManagerForRetrieverRun
-        ) -> list[Document]:
+        def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
             raise LookupError("SECRET")
 
     with pytest.raises(LookupError):

@@ -51,7 +51,11 @@ def _node(name: str, **metadata: Any) -> dict[str, Any]:
         ("model", _node("model"), Part(Shown.ALWAYS, "step", "model")),
         ("model", _node("model", **CREATED), NOT_SHOWN),
         ("tools", _node("tools", **CREATED), NOT_SHOWN),
-        ("Guard.before_model", _node("Guard.before_model", **CREATED), Part(Shown.ALWAYS, "step", "Guard.before_model")),
+        (
+            "Guard.before_model",
+            _node("Guard.before_model", **CREATED),
+            Part(Shown.ALWAYS, "step", "Guard.before_model"),
+        ),
         ("__start__", _node("__start__"), NOT_SHOWN),
         # in a node, where its metadata is inherited
         ("route", {"metadata": {"langgraph_node": "plan"}}, Part(Shown.WITH_CONTENT, "step", "route")),
