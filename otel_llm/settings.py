@@ -64,6 +64,10 @@ class Settings:
     propagate_to: tuple[str, ...]
     """Model hosts that may receive `traceparent` and baggage; none by default."""
     prices: Path | None
+    retention: float | None
+    """Spans and calls that began longer ago are removed from the store."""
+    max_size: int | None
+    """The oldest are removed, spans before calls, when the store is larger than this."""
     sdk_disabled: bool
 
 
@@ -99,6 +103,8 @@ def _read() -> Settings:
         context_keys=frozenset(_list(env.get("OTEL_LLM_CONTEXT_KEYS", ""))),
         propagate_to=tuple(_list(env.get("OTEL_LLM_PROPAGATE_TO", ""))),
         prices=_get(env, "OTEL_LLM_PRICES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
+        retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
+        max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
     )
 
@@ -158,6 +164,25 @@ def _duration(text: str) -> float:
 
 def _size(text: str) -> int:
     return int(_with_unit(text, {unit: float(factor) for unit, factor in _SIZE_UNITS.items()}))
+
+
+AGE = "an age like 90d, 12h or 4w"
+LIMIT = "a size like 2GB, 1MB at least"
+_AGE_UNITS = {"min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_LEAST_LIMIT = 2**20
+
+
+def parse_age(text: str) -> float:
+    """`AGE` in seconds. The unit must be there: a number meant as days must not be read as seconds. Raises ValueError."""
+    return _with_unit(text, _AGE_UNITS)
+
+
+def parse_limit(text: str) -> int:
+    """`LIMIT` in bytes, with a unit for the same reason. Raises ValueError."""
+    size = int(_with_unit(text, {unit: float(factor) for unit, factor in _SIZE_UNITS.items() if unit}))
+    if size < _LEAST_LIMIT:
+        raise ValueError(text)
+    return size
 
 
 def _with_unit(text: str, units: Mapping[str, float]) -> float:

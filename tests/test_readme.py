@@ -30,6 +30,7 @@ ELSEWHERE = {
     "make bench": "tests/benchmarks",
     "pip install": "the environment this test runs in is such an install",
     "docker compose": "tests/test_collector_config.py checks the file",
+    "otel-llm replay": "it needs a backend: tests/integration/test_replay.py",
     "git clone": ".ci/run starts from a clone",
 }
 

@@ -22,6 +22,7 @@ def test_defaults(monkeypatch):
     assert found.store.name == "usage.duckdb"
     assert (found.fsync, found.stream_usage, found.capture) == ("none", "auto", Capture.NO_CONTENT)
     assert not found.trust_baggage
+    assert found.retention is found.max_size is None
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,9 @@ def test_defaults(monkeypatch):
         ("OTEL_LLM_SEGMENT_SIZE", "1.5MB", "segment_size", 1572864),
         ("OTEL_LLM_FSYNC", "Always", "fsync", "always"),
         ("OTEL_LLM_STORE", "none", "store", None),
+        ("OTEL_LLM_RETENTION", "90d", "retention", 90 * 86400.0),
+        ("OTEL_LLM_RETENTION", "4w", "retention", 28 * 86400.0),
+        ("OTEL_LLM_MAX_SIZE", "2GB", "max_size", 2 * 2**30),
         ("OTEL_LLM_PROPAGATE_TO", "a.example, b.example,", "propagate_to", ("a.example", "b.example")),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "span_only", "capture", Capture.SPAN_ONLY),
     ],
@@ -49,6 +53,11 @@ def test_values(name, text, field, value, monkeypatch):
         ("OTEL_LLM_SEGMENT_SIZE", "3 parsecs"),
         ("OTEL_LLM_FSYNC", "sometimes"),
         ("OTEL_LLM_TRUST_BAGGAGE", "perhaps"),
+        # A number that was meant as days, or as gigabytes, must not empty the store.
+        ("OTEL_LLM_RETENTION", "90"),
+        ("OTEL_LLM_RETENTION", "90s"),
+        ("OTEL_LLM_MAX_SIZE", "2"),
+        ("OTEL_LLM_MAX_SIZE", "2kb"),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes please"),
     ],
 )

@@ -13,6 +13,8 @@ from otel_llm.settings import settings
 if TYPE_CHECKING:
     import duckdb
 
+    from otel_llm.store.paths import StorePaths
+
 
 def locate(store: Path | None) -> Path:
     """The store that `--store` or the environment names."""
@@ -67,6 +69,28 @@ def _nothing_recorded() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config={"python_enable_replacements": False})
     database.migrate(connection)
     return connection
+
+
+@contextmanager
+def maintaining(store: Path | None) -> Iterator[StorePaths]:
+    """The store for a command that copies it, sends it or clears it. Whatever goes wrong becomes a `CommandError`."""
+    from otel_llm.store import StoreError, StoreNotFound
+    from otel_llm.store.paths import StorePaths
+
+    try:
+        yield StorePaths.of(locate(store))
+    except StoreNotFound as error:
+        raise CommandError(f"{error}; `otel-llm path` names the one in use") from error
+    except (StoreError, OSError) as error:
+        raise CommandError(one_line(error)) from error
+
+
+def require_absent(file: Path, *, force: bool) -> None:
+    """Refuses to write over what is there, unless `--force` is given."""
+    if file.exists() and not force:
+        raise CommandError(f"{file} is there already; --force replaces it")
+    if not file.parent.is_dir():
+        raise CommandError(f"there is no directory {file.parent}")
 
 
 def is_empty(connection: duckdb.DuckDBPyConnection) -> bool:

@@ -12,11 +12,15 @@ from typing import Annotated
 import typer
 
 from otel_llm.cli.access import locate
+from otel_llm.cli.copies import backup, compact
 from otel_llm.cli.doctor import doctor
 from otel_llm.cli.errors import CommandError, one_line
+from otel_llm.cli.export import export
 from otel_llm.cli.options import StoreOption
 from otel_llm.cli.output import write_line
+from otel_llm.cli.prune import prune
 from otel_llm.cli.ps import ps
+from otel_llm.cli.replay import replay
 from otel_llm.cli.show import show
 from otel_llm.cli.sql import sql
 from otel_llm.cli.usage import usage
@@ -65,6 +69,11 @@ app.command()(usage)
 app.command()(show)
 app.command()(sql)
 app.command()(ps)
+app.command()(export)
+app.command()(replay)
+app.command()(backup)
+app.command()(prune)
+app.command()(compact)
 
 
 @app.command()

@@ -19,3 +19,19 @@ StoreOption = Annotated[
         show_default=False,
     ),
 ]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace FILE if it is there already.")]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        show_default=False,
+        help="Only what began then or later: 2h, 7d, today, yesterday, 2026-11, 2026-11-01, 2026-11-01T14:30.",
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option(
+        "--until", metavar="TIME", show_default=False, help="Only what began before then; a day counts whole."
+    ),
+]

@@ -85,6 +85,11 @@ def count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else text(value)
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something, in words: `1 span`, `2,000 spans`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table: `short` is the heading where the terminal is too narrow for the name."""

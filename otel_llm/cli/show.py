@@ -72,7 +72,7 @@ def show(
             else:
                 write_line(nothing_yet(locate(store)))
             return
-        trace_id = _find(connection, trace)
+        trace_id = find_trace(connection, trace)
         spans = [_Span(*row) for row in connection.execute(_SPANS, [trace_id]).fetchall()]
     placed = list(_place(spans))
     if as_json:
@@ -82,7 +82,8 @@ def show(
         _print(placed)
 
 
-def _find(connection: duckdb.DuckDBPyConnection, trace: str | None) -> str:
+def find_trace(connection: duckdb.DuckDBPyConnection, trace: str | None) -> str:
+    """The one trace whose id begins with `trace`, the latest for None. Raises `CommandError` for none and for several."""
     if trace is None:
         latest: str = connection.execute("SELECT trace_id FROM llm_usage ORDER BY started_at DESC LIMIT 1").fetchall()[
             0

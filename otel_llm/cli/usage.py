@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
@@ -14,7 +13,7 @@ import typer
 from otel_llm.cli import when
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import FormatOption, StoreOption
+from otel_llm.cli.options import FormatOption, SinceOption, StoreOption, UntilOption
 from otel_llm.cli.output import Column, Format, count, text, write_csv, write_json, write_line, write_table
 
 if TYPE_CHECKING:
@@ -68,32 +67,13 @@ class Dimension:
     parameters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
-    """Which calls count: a condition in SQL with its parameters, and the words for it."""
-
-    sql: str = "true"
-    parameters: tuple[str, ...] = ()
-    words: str = ""
-
-
 def usage(
     by: Annotated[
         str,
         typer.Option("--by", "-b", metavar="DIMENSIONS", help="What to add up by: one or more, with commas between."),
     ] = "model",
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            show_default=False,
-            help="Only calls that began then or later: 2h, 7d, today, yesterday, 2026-11, 2026-11-01, 2026-11-01T14:30.",
-        ),
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", show_default=False, help="Only calls that began before then; a day counts whole."),
-    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     output: FormatOption = Format.table,
     store: StoreOption = None,
 ) -> None:
@@ -123,7 +103,7 @@ def usage(
     JSON) is a number that nobody reported.
     """
     dimensions = parse_dimensions(by)
-    period = parse_period(since, until)
+    period = when.period(since, until)
     names = [*(dimension.name for dimension in dimensions), *_MEASURES]
     with reading(store) as connection:
         rows = _query(connection, dimensions, period)
@@ -154,27 +134,7 @@ def _dimension(name: str) -> Dimension:
     raise CommandError(f"--by does not know {name!r}{guess}; it takes {', '.join(DIMENSIONS)}, tag:KEY")
 
 
-def parse_period(since: str | None, until: str | None) -> Period:
-    """The calls between `--since` and `--until`. Raises `CommandError` for a time that cannot be read."""
-    now = datetime.now().astimezone()
-    clauses: list[str] = []
-    moments: list[datetime] = []
-    words: list[str] = []
-    if since is not None:
-        moments.append(when.since(since, now))
-        clauses.append("started_at >= ?::TIMESTAMPTZ")
-        words.append(f"since {moments[-1]:%Y-%m-%d %H:%M}")
-    if until is not None:
-        moments.append(when.until(until, now))
-        clauses.append("started_at < ?::TIMESTAMPTZ")
-        words.append(f"before {moments[-1]:%Y-%m-%d %H:%M}")
-    if not clauses:
-        return Period()
-    # As text: DuckDB takes a datetime with a zone only where pytz is installed.
-    return Period(" AND ".join(clauses), tuple(moment.isoformat() for moment in moments), " and ".join(words))
-
-
-def _query(connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension], period: Period) -> list[Row]:
+def _query(connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension], period: when.Period) -> list[Row]:
     keys = [str(position) for position in range(1, len(dimensions) + 1)]
     times = [key for key, dimension in zip(keys, dimensions, strict=True) if dimension.name in _TIMES]
     sql = f"""
@@ -189,7 +149,7 @@ def _query(connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension
     return rows
 
 
-def _unpriced(connection: duckdb.DuckDBPyConnection, period: Period) -> str | None:
+def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
     """Why some calls are not in the cost, the commonest reasons first."""
     reasons = connection.execute(
         f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 
 from otel_llm.cli.errors import CommandError
@@ -10,6 +11,35 @@ from otel_llm.cli.errors import CommandError
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
 _UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MONTH = re.compile(r"\d{4}-\d{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """What lies between `--since` and `--until`: a condition in SQL with its parameters, and the words for it."""
+
+    sql: str = "true"
+    parameters: tuple[str, ...] = ()
+    words: str = ""
+
+
+def period(since_text: str | None, until_text: str | None, column: str = "started_at") -> Period:
+    """The rows whose `column` lies between `--since` and `--until`. Raises `CommandError` for a time that cannot be read."""
+    now = datetime.now().astimezone()
+    clauses: list[str] = []
+    moments: list[datetime] = []
+    words: list[str] = []
+    if since_text is not None:
+        moments.append(since(since_text, now))
+        clauses.append(f"{column} >= ?::TIMESTAMPTZ")
+        words.append(f"since {moments[-1]:%Y-%m-%d %H:%M}")
+    if until_text is not None:
+        moments.append(until(until_text, now))
+        clauses.append(f"{column} < ?::TIMESTAMPTZ")
+        words.append(f"before {moments[-1]:%Y-%m-%d %H:%M}")
+    if not clauses:
+        return Period()
+    # As text: DuckDB takes a datetime with a zone only where pytz is installed.
+    return Period(" AND ".join(clauses), tuple(moment.isoformat() for moment in moments), " and ".join(words))
 
 
 def since(text: str, now: datetime | None = None) -> datetime:

@@ -152,10 +152,10 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
     What is stored already is left out, but for calls that were given up too early: their end replaces them.
     """
     span = batch.first_us, batch.last_us
-    if connection.execute(sql.any_known("spans", *span)).fetchall()[0][0]:
-        connection.execute(sql.drop_interrupted("llm_usage", *span))
-        connection.execute(sql.drop_interrupted("spans", *span))
-        connection.execute(sql.drop_known("spans", *span))
+    if connection.execute(sql.any_known(*span)).fetchall()[0][0]:
+        for table in ("llm_usage", "spans"):
+            connection.execute(sql.drop_interrupted(table, *span))
+            connection.execute(sql.drop_known(table, *span))
     written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
     _insert_usage(connection, "llm_usage")
     return int(written)
@@ -167,7 +167,8 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     connection.execute(sql.drop_interrupted("new_llm_usage", *span))
     connection.execute(sql.drop_interrupted("new_spans", *span))
     connection.execute(sql.drop_known("new_spans", *span))
-    connection.execute(sql.drop_known(f"{stored}.spans", *span, but_interrupted=True))
+    for table in ("llm_usage", "spans"):
+        connection.execute(sql.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
     connection.execute(sql.insert_spans("new_spans"))
     _insert_usage(connection, "new_llm_usage")
 

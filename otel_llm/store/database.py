@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_llm")
 _Opened = TypeVar("_Opened")
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _STORAGE: Final = "v1.5.0"
 """Files are made in the format of this DuckDB, so that its command line and tools on it can read them."""
 
@@ -188,7 +188,7 @@ def migrate(connection: DuckDBPyConnection) -> None:
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, applied_at TIMESTAMPTZ)")
     for step in range(version + 1, SCHEMA_VERSION + 1):
         connection.execute(_migration(step))
-        connection.execute("INSERT INTO schema_version VALUES (?, now())", [step])
+        connection.execute("INSERT INTO schema_version (version, applied_at) VALUES (?, now())", [step])
     connection.execute(views_sql())
     connection.execute("COMMIT")
 

@@ -241,7 +241,8 @@ def _take_in(
             result.rows += batch.store(connection, loaded)
         values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in takes]
         connection.execute(
-            f"""INSERT INTO journal_segments VALUES {", ".join(["(?, ?, ?, ?)"] * len(values))}
+            f"""INSERT INTO journal_segments (segment, consumed, finished, corrupt)
+            VALUES {", ".join(["(?, ?, ?, ?)"] * len(values))}
             ON CONFLICT (segment) DO UPDATE SET consumed = excluded.consumed, finished = excluded.finished,
                 corrupt = journal_segments.corrupt + excluded.corrupt""",
             [value for row in values for value in row],
@@ -311,8 +312,9 @@ def _write_note(paths: StorePaths, offsets: Offsets, removed: set[str]) -> None:
 
 
 def _identity(paths: StorePaths) -> list[int]:
+    """The database as the note knows it. With its time: a backup may be copied over it, into the same file."""
     try:
         stat = paths.database.stat()
     except OSError:
         return []
-    return [stat.st_dev, stat.st_ino]
+    return [stat.st_dev, stat.st_ino, stat.st_mtime_ns]

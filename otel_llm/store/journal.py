@@ -67,6 +67,7 @@ class Journal:
         """Records taken, in this process."""
         self.dropped = 0
         """Ended calls that could not be kept: the file system refused them until the memory set aside was full."""
+        self._told_lost = 0  # of those, how many the log has told of
         self.last_error: str | None = None
         self._start_afresh()
         _journals.add(self)
@@ -177,7 +178,12 @@ class Journal:
                 os.fdatasync(self._fd)
             if self._warned:
                 self._warned = False
-                _logger.warning("the journal %s can be written again; nothing that was kept is lost", self.directory)
+                lost = self._lost_since_told(self.dropped)
+                _logger.warning(
+                    "the journal %s can be written again; %s",
+                    self.directory,
+                    f"{lost} calls did not fit in memory and are lost" if lost else "nothing is lost",
+                )
         except OSError as error:
             self._failed(error)
             return False
@@ -347,11 +353,28 @@ class Journal:
                 path.unlink(missing_ok=True)
             self._size = self._empty_size = 0
 
+    def tell_lost(self) -> None:
+        """At the end of the process: says how many calls go with it, because the journal could not be written."""
+        with self._lock:
+            lost = self._lost_since_told(self.dropped + len(self._waiting))
+            if lost:
+                _logger.error(
+                    "%d calls that had ended are lost: the journal %s could not be written (%s)",
+                    lost,
+                    self.directory,
+                    self.last_error,
+                )
+
+    def _lost_since_told(self, lost: int) -> int:
+        """How many of `lost` calls the log has not told of yet; it is about to."""
+        told, self._told_lost = self._told_lost, max(lost, self._told_lost)
+        return self._told_lost - told
+
     def _abandon(self) -> None:
         """In the child of a fork: let go of the parent's descriptor, which would keep its lock alive, and start afresh."""
         fd = self._fd
         self._start_afresh()
-        self.records = self.dropped = 0
+        self.records = self.dropped = self._told_lost = 0
         if fd >= 0:
             try:
                 os.close(fd)

@@ -268,9 +268,11 @@ def _same_span(table: str, first_us: int, last_us: int) -> str:
         AND {table}.started_at BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"""
 
 
-def any_known(spans: str, first_us: int, last_us: int) -> str:
-    """Whether any span of the batch is in the table `spans` already."""
-    return f"SELECT exists(FROM {spans} AS stored, batch WHERE {_same_span('stored', first_us, last_us)})"
+def any_known(first_us: int, last_us: int) -> str:
+    """Whether any span of the batch is stored already. The account keeps calls whose spans retention has removed."""
+    identity = "SELECT trace_id, span_id, started_at"
+    stored = f"({identity} FROM spans UNION ALL {identity} FROM llm_usage) AS stored"
+    return f"SELECT exists(FROM {stored}, batch WHERE {_same_span('stored', first_us, last_us)})"
 
 
 def drop_interrupted(table: str, first_us: int, last_us: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from otel_llm.settings import settings
-from otel_llm.store.errors import StoreError
+from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
@@ -24,6 +24,8 @@ _logger = logging.getLogger("otel_llm")
 _EXIT_SECONDS: Final = 5.0
 _ORPHAN_CHECK_SECONDS: Final = 10.0
 """How often a process with nothing of its own to merge looks for what others left behind."""
+_RETENTION_SECONDS: Final = 60.0
+"""How often a process asks the store whether a round of retention is due."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Store:
         self.before_flush: list[Callable[[], None]] = []
         """Called before every merge, on the background thread and in `flush`: to end what has been abandoned."""
         self._flush_interval = configured.flush_interval
+        self._max_age, self._max_size = configured.retention, configured.max_size
         self._resource: object = None
         self._stats = StoreStats()
         self._start_afresh()
@@ -71,6 +74,7 @@ class Store:
         self._stopping = threading.Event()
         self._merged_position: tuple[Path | None, int] = (None, 0)
         self._merged_at = 0.0
+        self._retain_at = 0.0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
@@ -127,6 +131,7 @@ class Store:
         if _exiting:
             # Whoever flushes after us, as a tracer provider's own exit does, is the last to: leave nothing behind.
             self.journal.close()
+            self.journal.tell_lost()
         return self._merge(max(deadline - time.monotonic(), 0.0)) and written
 
     def write_out(self) -> bool:
@@ -174,7 +179,26 @@ class Store:
         self._merged_position = position
         self._merged_at = time.monotonic()
         self._stats.last_error = None
+        if self._max_age or self._max_size:
+            self._retain()
         return True
+
+    def _retain(self) -> None:
+        """Removes what is too old or too much, now and then and a little at a time."""
+        from otel_llm.store import retention
+
+        if time.monotonic() < self._retain_at:
+            return
+        self._retain_at = time.monotonic() + _RETENTION_SECONDS
+        try:
+            removed = retention.keep(self.paths, retention.Policy(self._max_age, self._max_size))
+            if removed is not None and not removed.complete:
+                self._retain_at = 0.0
+        except StoreBusy:
+            self._retain_at = 0.0
+        except Exception as error:
+            self._stats.last_error = f"cannot remove old data: {error}"
+            _logger.warning("cannot remove old data from %s: %s", self.paths.database, error)
 
     def _failed(self, reason: str) -> None:
         if reason != self._stats.last_error:
@@ -212,8 +236,22 @@ class Store:
         idle = self.journal.position == self._merged_position
         if idle and time.monotonic() - self._merged_at < _ORPHAN_CHECK_SECONDS:
             return
+        if self._was_merged_just_now():
+            return  # by another process, which took most of our records too; the next tick sees to the rest
         # Whoever holds the lock merges our records too; the next tick sees whether anything is left.
         self._merge(0.05)
+
+    def _was_merged_just_now(self) -> bool:
+        """Whether the last merge, by whatever process, is less than half an interval ago.
+
+        However many processes share a store, it is merged four times a second or so at the default interval. More would
+        leave a plain DuckDB client hardly a moment in which nobody has the file open to write.
+        """
+        try:
+            age = time.time() - self.paths.merged.stat().st_mtime
+        except OSError:
+            return False
+        return 0 <= age < self._flush_interval / 2
 
     def _after_fork(self) -> None:
         self._start_afresh()
@@ -254,6 +292,7 @@ def _close_all() -> None:
     for store in list(_stores.values()):
         try:
             store.close()
+            store.journal.tell_lost()
         except Exception:
             _logger.debug("closing %s failed", store.path, exc_info=True)
 

@@ -17,7 +17,7 @@ import pytest
 from otel_llm.version import __version__
 from tests.cli.conftest import Fill, Run, otel_llm_command
 
-COMMANDS = ("usage", "sql", "ps", "path", "doctor", "version")
+COMMANDS = ("usage", "sql", "ps", "export", "backup", "prune", "compact", "path", "doctor", "version")
 CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000, "cost_usd": "0.000450"}
 
 
@@ -33,6 +33,23 @@ CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000,
         (["sql"], "SQL"),
         (["frobnicate"], "frobnicate"),
         (["--nope"], "--nope"),
+        (["prune"], "--older-than"),
+        (["prune", "--older-than", "90"], "'90'"),
+        (["prune", "--max-size", "lots"], "'lots'"),
+        (["prune", "--older-than", "1d", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["compact", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["backup"], "FILE"),
+        (["backup", "copy.duckdb", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["backup", "nowhere/copy.duckdb"], "nowhere"),
+        (["export", "usage.xls"], "usage.xls"),
+        (["export", "usage.csv", "--table", "nosuch"], "nosuch"),
+        (["export", "usage.csv", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["export", "nowhere/usage.csv"], "nowhere"),
+        (["replay"], "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        (["replay", "--endpoint", "ftp://h"], "ftp://h"),
+        (["replay", "--endpoint", "h:4317", "--protocol", "carrier-pigeon"], "carrier-pigeon"),
+        (["replay", "--endpoint", "h:4317", "--trace", "abc"], "abc"),
+        (["replay", "--endpoint", "h:4317", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(arguments: list[str], names: str, fill: Fill, execute: Run) -> None:
@@ -107,7 +124,8 @@ print([name for name in heavy if name in sys.modules])
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_every_example_in_the_help_runs(fill: Fill, run: Run, tmp_path: Path) -> None:
+def test_every_example_in_the_help_runs(fill: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     fill({**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c", "tags": {"team": "core"}})
     (tmp_path / "query.sql").write_text("select count(*) from llm_usage")
     scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

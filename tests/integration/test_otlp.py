@@ -111,7 +111,11 @@ ERROR_TEXTS = ("exception.message", "exception.stacktrace")
 def of_received(span: ReceivedSpan) -> dict[str, str]:
     """What is compared, of a span that came over OTLP."""
     events = [
-        [event.name, event.time_ns, {name: value for name, value in event.attributes.items() if name not in ERROR_TEXTS}]
+        [
+            event.name,
+            event.time_ns,
+            {name: value for name, value in event.attributes.items() if name not in ERROR_TEXTS},
+        ]
         for event in span.events
     ]
     return {

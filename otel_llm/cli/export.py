@@ -1,0 +1,108 @@
+"""`otel-llm export`: a table or a view as a file for other programs."""
+
+from __future__ import annotations
+
+import secrets
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from otel_llm.cli import when
+from otel_llm.cli.access import reading, require_absent
+from otel_llm.cli.checks import Size
+from otel_llm.cli.errors import CommandError
+from otel_llm.cli.options import ForceOption, SinceOption, StoreOption, UntilOption
+from otel_llm.cli.output import counted, write_line
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+class Kind(StrEnum):
+    """What `--format` takes."""
+
+    parquet = "parquet"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+
+
+_OPTIONS: Final = {
+    Kind.parquet: "FORMAT parquet, COMPRESSION zstd",
+    Kind.csv: "FORMAT csv, HEADER",
+    Kind.json: "FORMAT json, ARRAY true",
+    Kind.jsonl: "FORMAT json",
+}
+_SUFFIXES: Final = {f".{kind}": kind for kind in Kind} | {".ndjson": Kind.jsonl}
+
+
+class Table(StrEnum):
+    """What `--table` takes."""
+
+    llm_usage = "llm_usage"
+    spans = "spans"
+    llm_events = "llm_events"
+    llm_tool_calls = "llm_tool_calls"
+    llm_conversations = "llm_conversations"
+    llm_daily = "llm_daily"
+
+
+_TIMES: Final = {Table.llm_events: '"at"', Table.llm_conversations: "last_at", Table.llm_daily: "day"}
+"""The column that `--since` and `--until` look at, where it is not `started_at`."""
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write: .parquet, .csv, .json or .jsonl.")],
+    table: Annotated[Table, typer.Option("--table", "-t", help="The table or view.")] = Table.llm_usage,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    kind: Annotated[
+        Kind | None,
+        typer.Option("--format", "-f", show_default=False, help="In place of what the suffix of FILE says."),
+    ] = None,
+    force: ForceOption = False,
+    store: StoreOption = None,
+) -> None:
+    """Write a table to a Parquet, CSV or JSON file.
+
+    \b
+    Examples:
+      otel-llm export calls.parquet
+      otel-llm export november.csv --since 2026-11-01 --until 2026-11-30
+      otel-llm export spans.json --table spans --since 2h
+
+    JSON is an array of objects, JSONL an object on each line. In CSV a value that is not known is an empty field, lists and
+    maps are JSON. FILE is there only when it is whole.
+    """
+    chosen = kind or _SUFFIXES.get(file.suffix.lower())
+    if chosen is None:
+        raise CommandError(f"{file} does not say what to write; use {', '.join(_SUFFIXES)} or --format")
+    target = file.expanduser().absolute()
+    require_absent(target, force=force)
+    period = when.period(since, until, _TIMES.get(table, "started_at"))
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with reading(store) as connection:
+            name = str(new).replace("'", "''")
+            (rows,) = connection.execute(
+                f"COPY (SELECT {_columns(connection, table, chosen)} FROM {table} WHERE {period.sql}) "
+                f"TO '{name}' ({_OPTIONS[chosen]}, USE_TMP_FILE false)",
+                list(period.parameters),
+            ).fetchall()[0]
+        new.replace(target)
+    except OSError as error:
+        raise CommandError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        new.unlink(missing_ok=True)
+    write_line(f"Wrote {counted(rows, 'row')} of {table} to {target} ({Size(target.stat().st_size)}).")
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, table: Table, kind: Kind) -> str:
+    """The columns as they are written: CSV has no lists and maps."""
+    if kind is not Kind.csv:
+        return "*"
+    columns = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {table})").fetchall()
+    nested = [name for name, kind in columns if kind.endswith("[]") or kind.startswith(("MAP", "STRUCT"))]
+    return f"* REPLACE ({', '.join(f'to_json({name}) AS {name}' for name in nested)})" if nested else "*"

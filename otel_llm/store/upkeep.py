@@ -1,0 +1,78 @@
+"""The store to oneself, for the moments in which something other than a merge writes to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from otel_llm.store import database, flock, guard, ingest, segments, workbench
+from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
+from otel_llm.store.paths import StorePaths, make_private_dir
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_Result = TypeVar("_Result")
+
+PATIENCE: Final = 10.0
+"""Seconds that a command waits for whoever has the store."""
+_FIRST_WAIT: Final = 0.005
+_LONGEST_WAIT: Final = 0.2
+
+
+@contextmanager
+def alone(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[DuckDBPyConnection]:
+    """A read-write connection to the store, migrated, under the merge lock. Others' merges are put off meanwhile.
+
+    Raises StoreBusy where another process has the store for longer than `timeout` seconds, StoreError where it cannot be
+    used or where a statement in the block fails.
+    """
+    import duckdb
+
+    deadline = time.monotonic() + timeout
+    try:
+        make_private_dir(paths.lock.parent)
+        with flock.exclusive(paths.lock, deadline), ExitStack() as stack:
+            yield _attach_when_free(stack, paths, deadline - time.monotonic())
+    except TimeoutError as error:
+        raise StoreBusy(f"the store {paths.database} is being merged by another process; try again") from error
+    except duckdb.Error as error:
+        raise database.classify(paths, error) from error
+    except OSError as error:
+        raise StoreError(f"cannot use the store {paths.database}: {error}") from error
+
+
+def _attach_when_free(stack: ExitStack, paths: StorePaths, timeout: float) -> DuckDBPyConnection:
+    """Enters the mutex and the store into `stack`, as soon as no reader has the store open."""
+
+    def attach() -> DuckDBPyConnection:
+        with ExitStack() as attempt:  # the mutex is not held between two attempts: a fork waits for it
+            attempt.enter_context(guard.mutex)
+            connection = attempt.enter_context(workbench.attached(paths))
+            stack.push(attempt.pop_all())
+            return connection
+
+    return when_free(attach, timeout)
+
+
+def when_free(attempt: Callable[[], _Result], timeout: float = PATIENCE) -> _Result:
+    """What `attempt` returns, tried again for `timeout` seconds while it raises StoreBusy."""
+    deadline = time.monotonic() + timeout
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            return attempt()
+        except StoreBusy:
+            if time.monotonic() + wait > deadline:
+                raise
+        time.sleep(wait)
+        wait = min(wait * 2, _LONGEST_WAIT)
+
+
+def brought_up_to_date(paths: StorePaths) -> ingest.MergeResult:
+    """Merges what the journals hold. Raises StoreNotFound where nothing was ever recorded, StoreError."""
+    if not paths.database.exists() and not segments.list_segments(paths.journal):
+        raise StoreNotFound(f"there is no store at {paths.database} yet")
+    return ingest.merge(paths.database, timeout=PATIENCE)

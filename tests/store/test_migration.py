@@ -1,0 +1,125 @@
+"""Stores of other versions: an older file is brought up to date, and a newer one does not break this version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from otel_llm.store import database
+from otel_llm.store.ingest import merge
+from otel_llm.store.journal import Journal
+from otel_llm.store.paths import StorePaths
+from tests.store.conftest import count, query, write_call
+
+VIEWS = {"llm_events", "llm_tool_calls", "llm_conversations", "llm_daily"}
+V1 = Path(__file__).with_name("schema_1.sql")
+"""A real store of version 1, as SQL."""
+
+
+@pytest.fixture
+def version_1(store_path: Path) -> Iterator[Path]:
+    """The store of `V1` as a file, in the format that files had then."""
+    with duckdb.connect(str(store_path), config={"storage_compatibility_version": "v1.5.0"}) as connection:
+        connection.execute(V1.read_text())
+    yield store_path
+
+
+def contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """The rows of the two tables as text, in order."""
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return {
+            table: connection.execute(f"SELECT COLUMNS(*)::VARCHAR FROM {table} ORDER BY ALL").fetchall()
+            for table in ("llm_usage", "spans")
+        }
+
+
+def versions(path: Path) -> list[int]:
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return [row[0] for row in connection.execute("SELECT version FROM schema_version ORDER BY 1").fetchall()]
+
+
+def test_a_new_store_has_every_step(journal: Journal, store_path: Path) -> None:
+    write_call(journal)
+    merge(store_path)
+    assert versions(store_path) == [*range(1, database.SCHEMA_VERSION + 1)]
+    names = [file.name[:4] for file in (resources.files("otel_llm.store") / "schema").iterdir() if file.name[0] == "0"]
+    assert sorted(names) == [f"{step:03d}_" for step in range(1, database.SCHEMA_VERSION + 1)]
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(version_1: Path, journal: Journal) -> None:
+    before = contents(version_1)
+    assert (len(before["llm_usage"]), len(before["spans"]), versions(version_1)) == (5, 5, [1])
+    write_call(journal)
+    assert merge(version_1).complete
+
+    assert versions(version_1) == [*range(1, database.SCHEMA_VERSION + 1)]
+    after = contents(version_1)
+    for table, rows in before.items():
+        assert len(after[table]) == len(rows) + 1
+        assert set(rows) < set(after[table])
+    assert query(version_1, "SELECT count(*) FROM replayed") == [(0,)]
+    assert query(version_1, "SELECT tags FROM llm_usage WHERE user_id = 'o''neil'") == [
+        ({"team": "blue", "priority": "1"},)
+    ]
+    views = query(version_1, "SELECT view_name FROM duckdb_views() WHERE NOT internal")
+    assert {name for (name,) in views} == VIEWS
+
+
+def test_a_file_made_by_the_first_step_alone(store_path: Path, journal: Journal) -> None:
+    """As `test_a_file_of_version_1…`, for every column of the first schema as it is in the package today."""
+    first = next(file for file in (resources.files("otel_llm.store") / "schema").iterdir() if file.name[:3] == "001")
+    with duckdb.connect(str(store_path)) as connection:
+        connection.execute(first.read_text())
+        connection.execute("CREATE TABLE schema_version (version INTEGER NOT NULL, applied_at TIMESTAMPTZ)")
+        connection.execute("INSERT INTO schema_version VALUES (1, now())")
+        connection.execute("INSERT INTO llm_usage (started_at, trace_id, span_id) VALUES (now(), 'a', 'b')")
+    write_call(journal)
+    assert count(store_path) == 2
+    assert query(store_path, "SELECT sum(calls) FROM llm_daily") == [(2,)]
+
+
+def test_views_are_made_again(version_1: Path, journal: Journal) -> None:
+    with duckdb.connect(str(version_1)) as connection:
+        connection.execute("CREATE OR REPLACE VIEW llm_daily AS SELECT 1 AS outdated")
+    write_call(journal)
+    assert query(version_1, "SELECT sum(calls) FROM llm_daily") == [(6,)]
+
+
+def test_a_failed_migration_leaves_the_file_as_it_was(
+    version_1: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(version_1)
+    write_call(journal)
+    monkeypatch.setattr(database, "views_sql", lambda: "CREATE VIEW broken AS FROM nowhere")
+    with pytest.raises(Exception, match="nowhere"):
+        merge(version_1)
+    assert (versions(version_1), contents(version_1)) == ([1], before)
+    monkeypatch.undo()
+    assert merge(version_1).complete
+    assert len(contents(version_1)["llm_usage"]) == 6
+
+
+def test_a_newer_schema_does_not_break_this_version(journal: Journal, paths: StorePaths, store_path: Path) -> None:
+    """Newer versions add tables and columns; this one goes on writing and reading what it knows."""
+    write_call(journal)
+    merge(store_path)
+    with duckdb.connect(str(store_path)) as newer:
+        for table in ("llm_usage", "spans", "journal_segments", "replayed", "maintenance", "schema_version"):
+            newer.execute(f"ALTER TABLE {table} ADD COLUMN of_the_future VARCHAR DEFAULT 'x'")
+        newer.execute("CREATE TABLE of_the_future (a INTEGER)")
+        newer.execute(
+            "CREATE OR REPLACE VIEW llm_daily AS SELECT count(*) AS calls, 'x' AS of_the_future FROM llm_usage"
+        )
+        newer.execute("INSERT INTO schema_version (version, applied_at) VALUES (99, now())")
+    write_call(journal)
+    assert merge(store_path).complete
+    assert query(store_path, "SELECT calls, of_the_future FROM llm_daily") == [(2, "x")]
+    with duckdb.connect(str(store_path), read_only=True):
+        write_call(journal)  # cannot be merged now: it is laid over what is stored
+        assert count(store_path) == 3
+        assert count(store_path, "spans") == 3
+    assert versions(store_path)[-1] == 99
