@@ -1,7 +1,8 @@
 # make demo     run the examples against a local server and show the account (no key, no network but for pip)
 # make test     the test suite
 # make lint     ruff and mypy
-# make bench    the benchmarks
+# make bench    the benchmarks (minutes)
+# make soak     the long tests: what `make test` shows in short form, at full length
 # make clean    remove what the others made
 #
 # Everything happens in .venv, made with $(PYTHON). The stamp files in it say what is installed, so that a second run
@@ -18,7 +19,7 @@ DEV := $(VENV)/.installed-dev
 BENCH_VENV := $(VENV)-bench
 BENCH := $(BENCH_VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -33,7 +34,10 @@ lint: $(DEV)
 	$(VENV)/bin/mypy
 
 bench: $(BENCH)
-	set -e; for file in benchmarks/[a-z]*.py; do $(BENCH_VENV)/bin/python $$file; done
+	set -e; for file in $(filter-out %/soak.py,$(wildcard benchmarks/[a-z]*.py)); do $(BENCH_VENV)/bin/python $$file; done
+
+soak: $(DEV)
+	$(VENV)/bin/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

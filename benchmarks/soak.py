@@ -1,6 +1,6 @@
 """Whether the account can be trusted: what is lost when processes die, what many of them do to one store, what a million rows cost.
 
-    python benchmarks/soak.py                     # everything at full size: `make soak`, some ten minutes
+    python benchmarks/soak.py                     # everything at full size: `make soak`
     python benchmarks/soak.py --short             # the same in little, as `make test` runs it
     python benchmarks/soak.py --only kill,many --json
 
@@ -14,7 +14,7 @@ Scenarios:
 Each prints its figures, and its *faults*: what must never be. The exit code is 1 where there is one. Figures of time and size are
 of the machine as much as of the code; no fault depends on them.
 
-How `kill` knows the truth. Every process writes a ledger of its own, one unbuffered append per line: `begin` before the call,
+How `kill` knows the truth. Every process writes a ledger of its own, one append per line: `begin` before the call,
 `end` after it has returned to the app. The provider (`examples/local_openai.py`) keeps a ledger too. So:
 
 - A call with an `end` must be there once, with the status that it ended with and the tokens that the provider billed.
@@ -33,10 +33,10 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -45,8 +45,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -56,71 +58,64 @@ ROOT = Path(__file__).resolve().parent.parent
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from otel_llm.store import Store
-
 
 @dataclass
 class Report:
     """What a scenario found."""
 
-    figures: dict[str, float | str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     """What must never be; each with an example."""
 
-    def must_be_empty(self, what: str, found: Mapping[str, Any] | set[str] | list[str]) -> None:
-        """Notes how many were found under the name `what`, and as a fault where there is any."""
+    def none_of(self, what: str, found: Collection[Any]) -> None:
+        """Notes how many were found, as a fault where there is any."""
         self.figures[what] = len(found)
         if found:
             example = next(iter(found.items() if isinstance(found, Mapping) else found))
-            self.faults.append(f"{what}: {len(found)}, for example {example}")
+            self.faults.append(f"{what.strip()}: {len(found)}, for example {example}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes
 # ---------------------------------------------------------------------------------------------------------------------
 
+_FRESH = multiprocessing.get_context("spawn")
+_FORKED = multiprocessing.get_context("forkserver")
+"""Forks of a process that has imported what they need and has done nothing else: most of them live shorter than an import."""
+_FORKED.set_forkserver_preload(
+    ["__main__", "openai.resources.chat.completions", "otel_llm.autoload", "otel_llm.instrumentation.openai"]
+)
+
 
 class _Worker:
-    """This file in a process of its own, at one of the `_WORKERS`; ends when its standard input does."""
+    """A function in a process of its own, with a pipe to talk through."""
 
-    def __init__(self, directory: Path, store: Path, name: str, *arguments: object, **variables: str) -> None:
-        self._stderr = (directory / "stderr.log").open("a+b")
-        foreign = ("OTEL_", "OPENAI_", "PYTHONWARNINGS")
-        mine = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, *map(str, arguments)],
-            env={**mine, "OTEL_LLM_STORE": str(store), **variables},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
+    def __init__(
+        self, context: BaseContext, directory: Path, work: Callable[..., None], *arguments: object, **variables: str
+    ) -> None:
+        """`work` gets the pipe and `arguments`; `variables` are set in its environment."""
+        self._pipe, theirs = context.Pipe()
+        self._stderr = _stderr(directory)
+        environment = {"OTEL_LLM_STORE": str(_store(directory)), **variables}
+        start = (work, theirs, self._stderr, environment, arguments)
+        self._process: Any = context.Process(target=_work, args=start)  # type: ignore[attr-defined]
+        self._process.start()
+        theirs.close()
 
-    def line(self) -> str:
-        """The next line that it prints; raises with its stderr where it ended instead."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._stderr.seek(0)
-            raise RuntimeError(f"a worker ended early: {self._stderr.read().decode()[-2000:]}")
-        return line.strip()
+    def hear(self) -> Any:
+        """What it says next; raises with its stderr where it ended instead."""
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"a worker ended early: {self._stderr.read_text(errors='replace')[-2000:]}") from None
 
-    def say(self, text: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{text}\n")
-        self._process.stdin.flush()
+    def tell(self, thing: object) -> None:
+        self._pipe.send(thing)
 
     def kill(self) -> None:
         """`kill -9`."""
         self._process.kill()
-        self._process.wait()
-
-    def finish(self) -> str:
-        """Lets it come to its end; returns what it had still to say."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        return self._process.stdout.read()
+        self._process.join()
 
     def __enter__(self) -> Self:
         return self
@@ -128,37 +123,54 @@ class _Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Tells it to end, and waits for that."""
         if kind is not None:
             self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-        self._process.wait()
-        self._stderr.close()
+        self._pipe.close()
+        self._process.join()
 
 
-def _stderr_of(directory: Path) -> list[str]:
-    return (directory / "stderr.log").read_text(errors="replace").splitlines()
+def _work(
+    work: Callable[..., None], pipe: Connection, stderr: Path, environment: dict[str, str], arguments: tuple[object]
+) -> None:
+    """What runs in a worker's process."""
+    with stderr.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    work(pipe, *arguments)
 
 
-def _until_told() -> threading.Event:
-    """Is set when the standard input ends."""
+def _when_told(pipe: Connection) -> threading.Event:
+    """Is set once this process is told something, or to end."""
     told = threading.Event()
 
     def wait() -> None:
-        sys.stdin.read()
+        with contextlib.suppress(EOFError):
+            pipe.recv()
         told.set()
 
     threading.Thread(target=wait, daemon=True).start()
     return told
 
 
-def _rows(store: Path, query: str) -> list[tuple[Any, ...]]:
+def _store(directory: Path) -> Path:
+    return directory / "usage.duckdb"
+
+
+def _stderr(directory: Path) -> Path:
+    return directory / "stderr.log"
+
+
+def _stderr_lines(directory: Path) -> list[str]:
+    return _stderr(directory).read_text(errors="replace").splitlines()
+
+
+def _query(directory: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Rows of the store, by a connection that sees all that has ended."""
     from otel_llm.store.reader import connect
 
-    with connect(store) as connection:
-        return list(connection.execute(query).fetchall())
+    with connect(_store(directory)) as connection:
+        return list(connection.execute(sql).fetchall())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,49 +190,48 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 _CALL_HEADER = "x-soak-call"
 
 
-def kill(directory: Path, *, kills: int, processes: int = 4, seed: int = 0) -> Report:
-    """Kills processes at random moments while they make calls. The moments are random; `seed` chooses the victims."""
-    chance = random.Random(seed)
-    store = directory / "usage.duckdb"
-    names = (f"{number:04d}" for number in itertools.count())
+def kill(directory: Path, *, kills: int, processes: int = 4) -> Report:
+    """Kills processes at random moments while they make calls."""
     began = time.monotonic()
+    ledgers = (directory / f"ledger-{number:04d}" for number in itertools.count())
     with _local_openai() as server, contextlib.ExitStack() as stack:
+        settings = {
+            **server.environment,
+            "OTEL_LLM_FLUSH_INTERVAL": "100ms",  # so that kills meet merges as well
+            "OTEL_LLM_STREAM_USAGE": "always",
+        }
 
-        def start() -> tuple[_Worker, Path]:
-            ledger = directory / f"ledger-{next(names)}"
-            worker = _Worker(
-                directory, store, "kill", ledger, OTEL_LLM_FLUSH_INTERVAL="50ms", OTEL_LLM_STREAM_USAGE="always",
-                **server.environment,
-            )  # fmt: skip
-            return stack.enter_context(worker), ledger
+        def start() -> _Worker:
+            return stack.enter_context(_Worker(_FORKED, directory, _keep_calling, next(ledgers), **settings))
 
         running = [start() for _ in range(processes)]
         for _ in range(kills):
-            # The one that has run longest has had the time to begin; the moment is random all the same.
-            worker, _ledger = running.pop(0)
-            worker.line()
-            time.sleep(chance.uniform(0, 0.5))
-            worker.kill()
+            # The oldest, since the others may not have begun to call yet; the moment is random all the same.
+            victim = running.pop(0)
+            victim.hear()
+            time.sleep(random.uniform(0, 0.5))
+            victim.kill()
             running.append(start())
-        for worker, _ledger in running:
-            worker.line()
-        for worker, _ledger in running:
-            worker.finish()
+        for worker in running:
+            worker.hear()
+            worker.tell("enough")
+        for worker in running:
+            worker.hear()
         took = time.monotonic() - began
         provider = {call.headers[_CALL_HEADER]: call for call in server.requests}
     report = Report({"processes": processes, "kills": kills, "seconds": round(took, 1)})
-    _judge_kills(report, directory, store, provider)
+    _judge_kills(report, directory, provider)
     return report
 
 
-def _judge_kills(report: Report, directory: Path, store: Path, provider: Mapping[str, Any]) -> None:
+def _judge_kills(report: Report, directory: Path, provider: Mapping[str, Any]) -> None:
     begun: set[str] = set()
     ended: set[str] = set()
     for ledger in directory.glob("ledger-*"):
         for line in ledger.read_text().splitlines():
             event, _, call = line.partition(" ")
             (begun if event == "begin" else ended).add(call)
-    rows = _rows(store, "SELECT request_id, status, input_tokens, output_tokens FROM llm_usage")
+    rows = _query(directory, "SELECT request_id, status, input_tokens, output_tokens FROM llm_usage")
     found = {row[0]: row[1:] for row in rows}
     in_flight = begun - ended
 
@@ -236,12 +247,10 @@ def _judge_kills(report: Report, directory: Path, store: Path, provider: Mapping
 
     figures = report.figures
     figures["calls that ended"] = len(ended)
-    report.must_be_empty("  lost", ended - found.keys())
-    report.must_be_empty("  recorded twice", {call: n for call, n in Counter(row[0] for row in rows).items() if n > 1})
-    report.must_be_empty(
-        "  with a wrong status", {c: found[c] for c in ended & found.keys() if found[c][0] != expected(c)}
-    )
-    report.must_be_empty("  with wrong tokens", {c: found[c] for c in ended & found.keys() if not billed(c)})
+    report.none_of("  lost", ended - found.keys())
+    report.none_of("  recorded twice", {call: n for call, n in Counter(row[0] for row in rows).items() if n > 1})
+    report.none_of("  with a wrong status", {c: found[c] for c in ended & found.keys() if found[c][0] != expected(c)})
+    report.none_of("  with wrong tokens", {c: found[c] for c in ended & found.keys() if not billed(c)})
     figures["calls in flight at a kill"] = len(in_flight)
     statuses = {call: found[call][0] if call in found else None for call in in_flight}
     figures["  recorded as interrupted"] = sum(status == "interrupted" for status in statuses.values())
@@ -254,35 +263,35 @@ def _judge_kills(report: Report, directory: Path, store: Path, provider: Mapping
     }
     figures["  just over for us (answered in full)"] = len(over)
     wrong = {call: status for call, status in statuses.items() if status != "interrupted"}
-    report.must_be_empty(
+    report.none_of(
         "  recorded otherwise, or lost", {c: s for c, s in wrong.items() if c not in unseen and c not in over}
     )
-    report.must_be_empty("rows of no known call", found.keys() - begun)
-    report.must_be_empty("lines on stderr", _stderr_of(directory))
+    report.none_of("rows of no known call", found.keys() - begun)
+    report.none_of("lines on stderr", _stderr_lines(directory))
 
 
 def _was_answered(call: Any) -> bool:
     return bool(call.outcome != "disconnected")
 
 
-def _kill_worker(path: str) -> None:
-    """Calls, in several threads, until its standard input ends (or the process does)."""
+def _keep_calling(pipe: Connection, path: Path) -> None:
+    """Makes calls in several threads until told to end, or until the process does, and says so in the ledger at `path`."""
     import otel_llm
 
     otel_llm.instrument()
     import openai
 
-    told = _until_told()
     client = openai.OpenAI(max_retries=0)
     ledger = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    process = path.rpartition("-")[2]
+    told = _when_told(pipe)
+    process = path.name.partition("-")[2]
     numbers = itertools.count()
 
     def call(kind: str) -> None:
         name = f"{process}-{kind}-{next(numbers)}"
         given = dict(_KINDS[kind][1])
         given["extra_headers"] = {**given.get("extra_headers", {}), _CALL_HEADER: name}
-        question = [{"role": "user", "content": f"Hello from {name}"}]
+        question: Any = [{"role": "user", "content": f"Hello from {name}"}]
         with otel_llm.llm_context("soak", request_id=name):
             os.write(ledger, f"begin {name}\n".encode())
             with contextlib.suppress(openai.NotFoundError):
@@ -302,11 +311,13 @@ def _kill_worker(path: str) -> None:
             call(kind)
 
     threads = [threading.Thread(target=work, args=(offset,)) for offset in range(_THREADS)]
+    call("whole")  # the first takes long, most of it before it gets to the hook
     for thread in threads:
         thread.start()
-    print("calling", flush=True)
+    pipe.send("calling")
     for thread in threads:
         thread.join()
+    pipe.send("done")
 
 
 def _local_openai() -> Any:
@@ -325,49 +336,48 @@ def _local_openai() -> Any:
 
 def many(directory: Path, *, processes: int, calls: int) -> Report:
     """Many processes write one store at once, and others read it."""
-    store = directory / "usage.duckdb"
     with contextlib.ExitStack() as stack:
-        writers = [
-            stack.enter_context(_Worker(directory, store, "many", calls, OPENAI_API_KEY="none"))
-            for _ in range(processes)
-        ]
-        for writer in writers:
-            writer.line()
-        reader = stack.enter_context(_Worker(directory, store, "plain_reader"))
-        usage = stack.enter_context(_Worker(directory, store, "usage"))
+
+        def start(context: BaseContext, work: Callable[..., None], *arguments: object, **variables: str) -> _Worker:
+            return stack.enter_context(_Worker(context, directory, work, *arguments, **variables))
+
+        writers = [start(_FORKED, _make_calls, calls, OPENAI_API_KEY="none") for _ in range(processes)]
+        readers = [start(_FRESH, _read_plainly), start(_FRESH, _read_usage)]
+        for worker in (*writers, *readers):
+            worker.hear()
         began = time.monotonic()
         for writer in writers:
-            writer.say("go")
+            writer.tell("begin")
         for writer in writers:
-            writer.line()
+            writer.hear()
         took = time.monotonic() - began
-        for writer in writers:
-            writer.finish()
-        plain, command = json.loads(reader.finish()), json.loads(usage.finish())
+        for reader in readers:
+            reader.tell("enough")
+        plain, usage = (reader.hear() for reader in readers)
     total = processes * calls
-    rows, distinct, spans = _rows(
-        store, "SELECT count(*), count(DISTINCT (trace_id, span_id)), (SELECT count(*) FROM spans) FROM llm_usage"
+    rows, distinct, spans = _query(
+        directory, "SELECT count(*), count(DISTINCT (trace_id, span_id)), (SELECT count(*) FROM spans) FROM llm_usage"
     )[0]
     report = Report(
         {
             "processes": processes,
             "calls of each": calls,
-            "rows": rows,
             "calls a second, all together": round(total / took),
-            "looks of the plain reader": plain["looks"],
-            "  that met a merge and were refused the file": plain["refused"],
-            "runs of `otel-llm usage`": command["looks"],
+            "rows": rows,
+            "looks of the plain DuckDB reader": plain.looks,
+            "  and refusals, by the lock of a merge": plain.refused,
         }
     )
     if not rows == distinct == spans == total:
         report.faults.append(f"{total} calls, {rows} rows, {distinct} of them different, {spans} spans")
-    report.must_be_empty("errors of the plain reader", plain["errors"])
-    report.must_be_empty("errors of `otel-llm usage`", command["errors"])
-    report.must_be_empty("lines on stderr", _stderr_of(directory))
+    report.none_of("  and other errors", plain.errors)
+    report.figures["runs of `otel-llm usage`"] = usage.looks
+    report.none_of("  and errors", usage.errors)
+    report.none_of("lines on stderr", _stderr_lines(directory))
     return report
 
 
-def _many_worker(calls: str) -> None:
+def _make_calls(pipe: Connection, calls: int) -> None:
     """Makes that many calls of the OpenAI client, whose HTTP transport is a mock."""
     import otel_llm
 
@@ -376,12 +386,11 @@ def _many_worker(calls: str) -> None:
 
     client = openai.OpenAI(http_client=openai.DefaultHttpxClient(transport=_mock_transport()))
     question: Any = [{"role": "user", "content": "Why is the sky blue?"}]
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for _ in range(int(calls)):
+    pipe.send("ready")
+    pipe.recv()
+    for _ in range(calls):
         client.chat.completions.create(model="gpt-4o-mini", messages=question)
-    print("done", flush=True)
-    sys.stdin.read()
+    pipe.send("done")
 
 
 def _mock_transport() -> Any:
@@ -420,13 +429,15 @@ class _Looks:
         self.most = max(self.most, calls)
 
 
-def _plain_reader_worker() -> None:
-    """Reads with DuckDB alone, as any client would, until told to end."""
+def _read_plainly(pipe: Connection) -> None:
+    """Reads in a loop with DuckDB alone, as any client would."""
     import duckdb
 
     store = Path(os.environ["OTEL_LLM_STORE"])
-    told, looks = _until_told(), _Looks()
-    while not told.wait(0.02):
+    looks = _Looks()
+    pipe.send("ready")
+    told = _when_told(pipe)
+    while not told.wait(0.05) or not looks.looks:
         if not store.exists():
             continue
         try:
@@ -437,29 +448,40 @@ def _plain_reader_worker() -> None:
                 looks.refused += 1
             else:
                 looks.errors.append(str(error))
-    print(json.dumps(asdict(looks)))
+    pipe.send(looks)
 
 
-def _usage_worker() -> None:
-    """Runs `otel-llm usage` until told to end."""
-    told, looks = _until_told(), _Looks()
-    while not told.is_set():
-        done, _ = _usage()
+def _read_usage(pipe: Connection) -> None:
+    """Runs `otel-llm usage` in a loop."""
+    looks = _Looks()
+    pipe.send("ready")
+    told = _when_told(pipe)
+    while not told.is_set() or not looks.looks:
+        done, _ = _usage(Path(os.environ["OTEL_LLM_STORE"]))
         if done.returncode or done.stderr:
             looks.errors.append(f"exit code {done.returncode}: {done.stderr}")
         else:
-            looks.saw(sum(row["calls"] for row in json.loads(done.stdout)))
-    print(json.dumps(asdict(looks)))
+            looks.saw(_calls_in(done.stdout))
+    pipe.send(looks)
 
 
-def _usage(*arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], float]:
+def _usage(store: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """Runs `otel-llm usage`; returns what it said and the seconds it took."""
-    command = [str(Path(sysconfig.get_path("scripts")) / "otel-llm"), "usage", "--format", "json", *arguments]
+    command = [
+        str(Path(sysconfig.get_path("scripts")) / "otel-llm"),
+        "usage",
+        "--format",
+        "json",
+        "--store",
+        str(store),
+    ]
     began = time.monotonic()
-    done = subprocess.run(
-        command, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     return done, time.monotonic() - began
+
+
+def _calls_in(usage: str) -> int:
+    return sum(row["calls"] for row in json.loads(usage or "[]"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,53 +495,49 @@ _DAY_NS = 86_400 * 10**9
 
 def rows(directory: Path, *, size: int) -> Report:
     """One process writes `size` rows of some models, users and days."""
-    store = directory / "usage.duckdb"
-    with _Worker(directory, store, "rows", size) as writer:
-        peaks = [int(writer.line()) for _ in range(10)]
-        seconds = float(writer.line())
-        writer.finish()
-    stored, calls, used, file = _rows(
-        store,
+    with _Worker(_FRESH, directory, _write_rows, size) as writer:
+        peaks = [writer.hear() for _ in range(10)]
+        seconds = writer.hear()
+    stored, different, used, file = _query(
+        directory,
         """SELECT (SELECT count(*) FROM llm_usage), (SELECT count(DISTINCT span_id) FROM llm_usage),
             used_blocks * block_size, total_blocks * block_size FROM pragma_database_size()
             WHERE database_name = current_database()""",
     )[0]
-    runs = [_usage("--by", "model,day", OTEL_LLM_STORE=str(store)) for _ in range(5)]
+    runs = [_usage(_store(directory), "--by", "model,day") for _ in range(3)]
     report = Report(
         {
             "rows": stored,
             "rows a second, written and merged": round(size / seconds),
-            "bytes a row, in use (spans and llm_usage)": round(used / max(stored, 1)),
-            "bytes a row, in the file": round(file / max(stored, 1)),
+            "bytes a row (of llm_usage and of spans, together)": round(used / max(stored, 1)),
+            "  as the file has it, with blocks that are free again": round(file / max(stored, 1)),
             "`usage --by model,day`, ms": round(statistics.median(took for _, took in runs) * 1000),
-            "peak RSS of the writer after a tenth of the rows, MB": round(peaks[0] / 2**20),
+            "highest RSS of the writer after a tenth of the rows, MB": round(peaks[0] / 2**20),
             "  after half of them": round(peaks[4] / 2**20),
             "  after all": round(peaks[-1] / 2**20),
         }
     )
-    if not stored == calls == size:
-        report.faults.append(f"{size} calls, {stored} rows, {calls} of them different")
-    said = sum(row["calls"] for row in json.loads(runs[-1][0].stdout or "[]"))
-    if said != size:
-        report.faults.append(f"`otel-llm usage` counts {said} of {size}: {runs[-1][0].stderr}")
-    report.must_be_empty("lines on stderr", _stderr_of(directory))
+    if not stored == different == size:
+        report.faults.append(f"{size} calls, {stored} rows, {different} of them different")
+    if {_calls_in(done.stdout) for done, _ in runs} != {size}:
+        report.faults.append(f"`otel-llm usage` does not count {size} calls: {runs[-1][0]}")
+    report.none_of("lines on stderr", _stderr_lines(directory))
     return report
 
 
-def _rows_worker(size: str) -> None:
-    """Writes the rows, as fast as it can; prints its peak RSS after each tenth, and how long all took."""
+def _write_rows(pipe: Connection, size: int) -> None:
+    """Writes the rows as fast as it can. Says its highest RSS after each tenth, then how long all took."""
     import otel_llm
 
     began = time.monotonic()
-    calls = _calls(_sdk(), int(size))
+    calls = _calls(_sdk(), size)
     for tenth in range(1, 11):
-        for _ in itertools.islice(calls, tenth * int(size) // 10 - (tenth - 1) * int(size) // 10):
+        for _ in itertools.islice(calls, tenth * size // 10 - (tenth - 1) * size // 10):
             pass
         if tenth == 10 and not otel_llm.flush(600):
             raise RuntimeError("the rows could not be merged")
-        print(_peak_rss(), flush=True)
-    print(time.monotonic() - began, flush=True)
-    sys.stdin.read()
+        pipe.send(_highest_rss())
+    pipe.send(time.monotonic() - began)
 
 
 def _sdk() -> Any:
@@ -549,11 +567,12 @@ def _calls(provider: Any, number: int) -> Iterator[None]:
                 semconv.CHAT,
                 model,
                 {semconv.PROVIDER: "openai", semconv.SERVER_ADDRESS: "api.openai.com"},
-                started_ns=first + index * _DAYS * _DAY_NS // number,
+                # Day by day, and each day's within an hour: prices are looked up by the half hour.
+                started_ns=first + index * _DAYS // number * _DAY_NS + index * 10**6 % (3600 * 10**9),
             )
         call.finish(
             life.OK,
-            usage=Usage(input_tokens=1000 + index % 977, output_tokens=index % 511, cache_read_tokens=index % 128),
+            usage=Usage(input=1000 + index % 977, output=index % 511, cache_read=index % 128),
             attributes={
                 semconv.RESPONSE_ID: f"chatcmpl-{index:08x}",
                 semconv.RESPONSE_MODEL: model,
@@ -563,7 +582,7 @@ def _calls(provider: Any, number: int) -> Iterator[None]:
         yield
 
 
-def _peak_rss() -> int:
+def _highest_rss() -> int:
     """Bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -576,33 +595,26 @@ def _peak_rss() -> int:
 
 def costs(directory: Path, *, size: int) -> Report:
     """What `size` spans cost: on their way into the journal, from there into the store, and over OTLP."""
-    store = directory / "usage.duckdb"
-    with _Worker(directory, store, "otlp_receiver") as receiver, _Worker(directory, store, "costs", size) as measured:
-        measured.say(receiver.line())
-        costs = json.loads(measured.line())
-    report = Report(
-        {
-            "spans": size,
-            "CPU of a journal record, in the app's thread, µs": costs["journal_us"],
-            "rows a second, merged": costs["merge_rows_s"],
-            "CPU of a row merged, µs": costs["merge_us"],
-            "CPU of a span exported by OTLP/HTTP, µs": costs["otlp_us"],
-        }
-    )
-    if costs["merged"] != size:
-        report.faults.append(f"{size} spans, {costs['merged']} rows merged")
-    report.must_be_empty("lines on stderr", _stderr_of(directory))
+    with (
+        _Worker(_FRESH, directory, _receive_otlp) as receiver,
+        _Worker(_FRESH, directory, _measure_costs, size, receiver.hear()) as measured,
+    ):
+        figures = measured.hear()
+    merged = figures.pop("rows")
+    report = Report({"spans": size, **figures})
+    if merged != size:
+        report.faults.append(f"{size} spans, {merged} rows")
+    report.none_of("lines on stderr", _stderr_lines(directory))
     return report
 
 
-def _costs_worker(size: str) -> None:
+def _measure_costs(pipe: Connection, size: int, endpoint: str) -> None:
     from otel_llm.store import ingest
     from otel_llm.store.journal import Journal
     from otel_llm.store.paths import StorePaths
 
-    endpoint = sys.stdin.readline().strip()
     paths = StorePaths.of(os.environ["OTEL_LLM_STORE"])
-    spans, records = _record(int(size))
+    spans, records = _record(size)
     journal = Journal(paths.journal)
 
     def write(some: list[tuple[Any, dict[str, Any]]]) -> float:
@@ -612,25 +624,24 @@ def _costs_worker(size: str) -> None:
         return time.thread_time() - began
 
     # The first rows pay for what is loaded once: DuckDB, the prices, the schema.
-    warm, measured = records[:20], records[20:]
-    write(warm)
-    ingest.merge(paths.database)
+    write(records[:20])
+    first = ingest.merge(paths.database, timeout=60).rows
     # Of many short measurements the median: interruptions by others only ever add.
-    portions = [measured[at : at + 200] for at in range(0, len(measured), 200)]
-    journal_us = statistics.median(write(portion) / len(portion) * 1e6 for portion in portions)
+    portions = [records[at : at + 200] for at in range(20, len(records), 200)]
+    journal_cpu = statistics.median(write(portion) / len(portion) for portion in portions)
     journal.close()
     wall, cpu = time.monotonic(), time.process_time()
-    merged = ingest.merge(paths.database, timeout=60).rows
+    rest = ingest.merge(paths.database, timeout=60).rows
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-    figures = {
-        "journal_us": round(journal_us, 2),
-        "merge_rows_s": round(merged / wall),
-        "merge_us": round(cpu / merged * 1e6, 1),
-        "merged": merged + len(warm) // 2,
-        "otlp_us": round(_export(spans, endpoint), 1),
-    }
-    print(json.dumps(figures), flush=True)
-    sys.stdin.read()
+    pipe.send(
+        {
+            "CPU of a journal record, in the app's thread, µs": round(journal_cpu * 1e6, 2),
+            "rows a second, merged": round(rest / wall),
+            "CPU of a row merged, µs": round(cpu / rest * 1e6, 1),
+            "CPU of a span exported over OTLP/HTTP, µs": round(_export(spans, endpoint) * 1e6, 1),
+            "rows": first + rest,
+        }
+    )
 
 
 def _record(number: int) -> tuple[list[ReadableSpan], list[tuple[Any, dict[str, Any]]]]:
@@ -655,7 +666,10 @@ def _record(number: int) -> tuple[list[ReadableSpan], list[tuple[Any, dict[str, 
         def resource_for(self, resource: object) -> None:
             return None
 
-    notes: Store | Any = Notes()
+        def flush(self, timeout: float) -> bool:
+            return True
+
+    notes: Any = Notes()
     provider = TracerProvider()
     provider.add_span_processor(UsageSpanProcessor(notes))
     provider.add_span_processor(Collector())
@@ -665,7 +679,7 @@ def _record(number: int) -> tuple[list[ReadableSpan], list[tuple[Any, dict[str, 
 
 
 def _export(spans: list[ReadableSpan], endpoint: str) -> float:
-    """µs of CPU for each span, exported in batches as the SDK's processor makes them."""
+    """Seconds of CPU for each span, exported in batches as the SDK's processor makes them."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import SpanExportResult
 
@@ -676,17 +690,17 @@ def _export(spans: list[ReadableSpan], endpoint: str) -> float:
         if exporter.export(spans[at : at + 512]) is not SpanExportResult.SUCCESS:
             raise RuntimeError("the receiver did not take the spans")
     cpu = time.process_time() - began
-    exporter.shutdown()
-    return cpu / len(spans) * 1e6
+    exporter.shutdown()  # type: ignore[no-untyped-call]
+    return cpu / len(spans)
 
 
-def _otlp_receiver_worker() -> None:
+def _receive_otlp(pipe: Connection) -> None:
     sys.path.insert(0, str(ROOT))
     from tests.integration.otlp_receiver import OtlpReceiver
 
     with OtlpReceiver() as receiver:
-        print(receiver.endpoint("http/protobuf"), flush=True)
-        sys.stdin.read()
+        pipe.send(receiver.endpoint("http/protobuf"))
+        _when_told(pipe).wait()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -694,33 +708,20 @@ def _otlp_receiver_worker() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 SCENARIOS: dict[str, tuple[Callable[..., Report], dict[str, int], dict[str, int]]] = {
-    # Each with its sizes in the full form and in the short one.
+    # Each with its full size and with its short one.
     "kill": (kill, {"kills": 200}, {"kills": 12}),
     "many": (many, {"processes": 8, "calls": 5000}, {"processes": 4, "calls": 150}),
-    "rows": (rows, {"size": 1_000_000}, {"size": 20_000}),
+    "rows": (rows, {"size": 1_000_000}, {"size": 5_000}),
     "costs": (costs, {"size": 50_000}, {"size": 2_000}),
 }
 
-_WORKERS: dict[str, Callable[..., None]] = {
-    "kill": _kill_worker,
-    "many": _many_worker,
-    "plain_reader": _plain_reader_worker,
-    "usage": _usage_worker,
-    "rows": _rows_worker,
-    "costs": _costs_worker,
-    "otlp_receiver": _otlp_receiver_worker,
-}
 
-
-def table(reports: Mapping[str, Report]) -> str:
-    """The reports for a reader."""
-    lines = []
-    for name, report in reports.items():
-        lines += ["", name, ""]
-        for what, figure in report.figures.items():
-            lines.append(f"    {what:56}{figure:>12,}" if not isinstance(figure, str) else f"    {what:56}{figure:>12}")
-        lines += [f"    FAULT: {fault}" for fault in report.faults]
-    return "\n".join(lines)
+def table(name: str, report: Report) -> str:
+    """A report for a reader."""
+    lines = [f"{name}\n"]
+    lines += [f"    {what:58}{figure:>12,}" for what, figure in report.figures.items()]
+    lines += [f"    FAULT: {fault}" for fault in report.faults]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -729,27 +730,23 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="small sizes, for the test suite")
     parser.add_argument("--only", help="these scenarios, with commas")
     parser.add_argument("--json", action="store_true", help="figures and faults as JSON")
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        name, *rest = arguments.worker
-        _WORKERS[name](*rest)
-        return
     chosen = arguments.only.split(",") if arguments.only else list(SCENARIOS)
     if unknown := sorted(set(chosen) - set(SCENARIOS)):
         parser.error(f"no such scenario: {', '.join(unknown)} (there are {', '.join(SCENARIOS)})")
+    for name in [name for name in os.environ if name.startswith(("OTEL_", "OPENAI_"))]:
+        del os.environ[name]  # a developer's settings are not what is measured
     reports = {}
     for name in chosen:
         scenario, full, short = SCENARIOS[name]
         with tempfile.TemporaryDirectory() as directory:
             reports[name] = scenario(Path(directory), **(short if arguments.short else full))
         if not arguments.json:
-            print(table({name: reports[name]}), flush=True)
+            print(table(name, reports[name]), flush=True)
     if arguments.json:
         print(json.dumps({name: asdict(report) for name, report in reports.items()}, indent=2))
     sys.exit(any(report.faults for report in reports.values()))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     main()
