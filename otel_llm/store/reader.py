@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
-from otel_llm.store import batch, database, guard, ingest, segments
+from otel_llm.store import batch, database, flock, guard, ingest, segments
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.paths import StorePaths
 
@@ -81,7 +83,7 @@ def _open(paths: StorePaths) -> DuckDBPyConnection:
     while True:
         try:
             # In this process a merge and a reader must not meet: they would share one instance.
-            with guard.mutex:
+            with _between_merges(paths, deadline), guard.mutex:
                 connection = duckdb.connect(str(paths.database), read_only=True)
             # A misspelt table must not be looked for among the caller's variables. (Not in the configuration: all readers
             # of one process share one, that of a plain `duckdb.connect(path, read_only=True)`.)
@@ -93,6 +95,17 @@ def _open(paths: StorePaths) -> DuckDBPyConnection:
                 raise failure from error
         time.sleep(wait)
         wait = min(wait * 2, 0.1)
+
+
+@contextmanager
+def _between_merges(paths: StorePaths, deadline: float) -> Iterator[None]:
+    """Waits its turn among the mergers, so that many of them do not keep a reader out; does without where it cannot."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(flock.exclusive(paths.lock, deadline))
+        except OSError:  # it takes too long (TimeoutError), or the lock cannot be made where everything is read-only
+            pass
+        yield
 
 
 def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
