@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _logger = logging.getLogger("otel_llm")
-_Opened = TypeVar("_Opened")
 
 SCHEMA_VERSION: Final = 2
 _STORAGE: Final = "v1.5.0"
@@ -36,26 +34,6 @@ _CORRUPT: Final = re.compile(
 _CORRUPT_WAL: Final = re.compile(r"Corrupt WAL|replaying WAL", re.IGNORECASE)
 
 
-def open_for_merge(paths: StorePaths) -> DuckDBPyConnection:
-    """A read-write connection to the store, which is created or migrated where needed.
-
-    The caller holds the merge lock. A damaged file is moved aside and a new one begun. Raises StoreBusy where another
-    process has the database open, StoreError where it cannot be opened.
-    """
-    import duckdb
-
-    new = _prepare(paths)
-    connection = _open_or_quarantine(paths, lambda: duckdb.connect(str(paths.database), config=_config()))
-    try:
-        if new:
-            _make_private(paths)
-        migrate(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 def open_in_memory() -> DuckDBPyConnection:
     """An instance with nothing in it, to attach a store to."""
     import duckdb
@@ -66,9 +44,13 @@ def open_in_memory() -> DuckDBPyConnection:
 
 
 def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths) -> None:
-    """As `open_for_merge`, but in an instance that is there: attaches the store and makes it the one in use."""
+    """Attaches the store to an instance and makes it the one in use; it is created or migrated where needed.
+
+    The caller holds the merge lock. A damaged file is moved aside and a new one begun. Raises StoreBusy where another
+    process has the database open, StoreError where it cannot be opened.
+    """
     new = _prepare(paths)
-    _open_or_quarantine(paths, lambda: _attach(connection, paths))
+    _attach_or_quarantine(connection, paths)
     if new:
         _make_private(paths)
     migrate(connection)
@@ -108,12 +90,12 @@ def _make_private(paths: StorePaths) -> None:
             pass
 
 
-def _open_or_quarantine(paths: StorePaths, open_: Callable[[], _Opened]) -> _Opened:
+def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths) -> None:
     import duckdb
 
     for last_try in (False, False, True):
         try:
-            return open_()
+            return _attach(connection, paths)
         except duckdb.Error as error:
             failure = classify(paths, error)
             if last_try or isinstance(failure, StoreBusy) or not is_corruption(error) or not _is_ours(paths, error):

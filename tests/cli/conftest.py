@@ -15,7 +15,7 @@ import pytest
 
 from otel_llm.cli import main
 from otel_llm.settings import reload
-from otel_llm.store import database
+from otel_llm.store import upkeep
 from otel_llm.store.paths import StorePaths
 
 Fill = Callable[..., Path]
@@ -49,7 +49,7 @@ def fill(store_path: Path) -> Fill:
     """Writes a store with the calls that are given as keyword dictionaries; columns that are left out are NULL."""
 
     def write(*calls: Mapping[str, Any], path: Path = store_path) -> Path:
-        with database.open_for_merge(StorePaths.of(path)) as connection:
+        with upkeep.alone(StorePaths.of(path)) as connection:
             for index, call in enumerate(calls):
                 row: dict[str, Any] = {
                     "started_at": "2026-11-20T12:00:00Z",

@@ -276,7 +276,7 @@ def test_a_merge_without_news_does_not_open_the_database(
 ) -> None:
     write_call(journal)
     merge(store_path)
-    monkeypatch.setattr(database, "open_for_merge", lambda paths: pytest.fail("opened"))
+    monkeypatch.setattr(database, "attach_for_merge", lambda *_: pytest.fail("opened"))
     assert merge(store_path).complete
 
 
