@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -43,9 +43,18 @@ def is_held(path: Path) -> bool:
 def exclusive(path: Path, deadline: float) -> Iterator[None]:
     """Holds the lock file `path`, which is made where it is missing and never deleted.
 
+    Those who wait take turns: who lets go and comes back at once, in a loop, has to queue behind whoever waits.
     Raises TimeoutError where another process holds it beyond `deadline` (monotonic seconds), OSError where the file cannot
     be made.
     """
+    with ExitStack() as held:
+        with _locked(path.with_name(f"{path.name}.next"), deadline):
+            held.enter_context(_locked(path, deadline))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, deadline: float) -> Iterator[None]:
     # A fork waits for the mutex. Without it a child could come between these two lines, with a descriptor that it does not
     # know of and that keeps the lock alive.
     if not guard.mutex.acquire(timeout=max(deadline - time.monotonic(), 0)):

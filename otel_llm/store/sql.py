@@ -255,11 +255,14 @@ DELETE FROM batch WHERE rowid IN (
 
 
 COUNT_INTERRUPTED_ONCE: Final = """
-UPDATE batch SET model_call = false WHERE status = 'interrupted' AND EXISTS (
+UPDATE batch SET model_call = false WHERE status = 'interrupted' AND NOT starts_with(coalesce(scope_name, ''), 'otel_llm.')
+    AND EXISTS (
     FROM batch AS inside WHERE inside.trace_id = batch.trace_id AND inside.parent_span_id = batch.span_id
         AND inside.model_call AND starts_with(inside.scope_name, 'otel_llm.'))
 """
-"""Where a process died inside a call that two instrumentations see, only one of the two spans counts (see `processor.py`)."""
+"""Where a process died inside a call that two instrumentations see, only one of the two spans counts (see `processor.py`).
+
+Two of ours are two calls: a signal handler may make one while another waits for its answer."""
 
 
 def _same_span(table: str, first_us: int, last_us: int) -> str:

@@ -21,7 +21,7 @@ from tests.store.test_retention import DAY, fill
 
 def files(paths: StorePaths) -> set[str]:
     """What lies beside the store, but for its own files."""
-    own = {paths.database.name, paths.lock.name, paths.journal.name}
+    own = {paths.database.name, paths.lock.name, f"{paths.lock.name}.next", paths.journal.name}
     return {path.name for path in paths.database.parent.iterdir()} - own
 
 

@@ -198,11 +198,11 @@ def test_any_stream(way: str, body: Body) -> None:
 @hostile
 def test_usage_is_what_was_reported_whatever_surrounds_it(told: Any) -> None:
     body = {"id": "1", "object": "chat.completion", "model": MODEL, "choices": None, "usage": told}
-    span = check(
-        lambda: WAYS["chat"](client_for((200, "application/json", dumped(body)))),
-        always=True,
-    )
-    expected = from_openai(json.loads(json.dumps(told)))
+    answer = (200, "application/json", dumped(body))
+    span = check(lambda: WAYS["chat"](client_for(answer)), always=True)
+    # As the client hands it to the app: on its way there, it turns some values into numbers (a false into 0).
+    handed = WAYS["chat"](client_for(answer)).to_dict(mode="python", warnings=False)["usage"]
+    expected = from_openai(handed)
     reported = {name: count for name, count in span.attributes.items() if name.startswith("gen_ai.usage.")}
     assert reported == (expected.attributes() if expected else {})
 
