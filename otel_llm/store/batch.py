@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
-from otel_llm.store import sql
+from otel_llm.store import duplicates, sql
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.price import PriceBook
 
@@ -34,6 +34,8 @@ class Batch:
     first_us: int
     """When its first span began, in microseconds since 1970; its last one at `last_us`."""
     last_us: int
+    shared: bool = False
+    """There are calls in it that other instrumentations or processes may have reported too."""
 
 
 _MAX_TRIALS: Final = 200
@@ -91,13 +93,11 @@ def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Ba
 
 
 def _measure(connection: DuckDBPyConnection) -> Batch:
-    rows, interrupted, different, first_us, last_us = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    rows, interrupted, different, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
     if different < rows:
         connection.execute(sql.DROP_REPEATED)
-        rows, interrupted, _, first_us, last_us = connection.execute("EXECUTE measure_batch").fetchall()[0]
-    if interrupted:
-        connection.execute(sql.COUNT_INTERRUPTED_ONCE)
-    return Batch(rows, interrupted, first_us or 0, last_us or 0)
+        rows, interrupted, _, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    return Batch(rows, interrupted, first_us or 0, last_us or 0, shared)
 
 
 @contextmanager
@@ -157,6 +157,7 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
             connection.execute(sql.drop_interrupted(table, *span))
             connection.execute(sql.drop_known(table, *span))
     written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
+    duplicates.settle(connection, batch.first_us, batch.shared)
     _insert_usage(connection, "llm_usage")
     return int(written)
 
@@ -170,6 +171,7 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     for table in ("llm_usage", "spans"):
         connection.execute(sql.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
     connection.execute(sql.insert_spans("new_spans"))
+    duplicates.settle(connection, batch.first_us, batch.shared, stored)
     _insert_usage(connection, "new_llm_usage")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("otel_llm")
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 _STORAGE: Final = "v1.5.0"
 """Files are made in the format of this DuckDB, so that its command line and tools on it can read them."""
 
