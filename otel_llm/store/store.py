@@ -242,16 +242,17 @@ class Store:
         self._merge(0.05)
 
     def _was_merged_just_now(self) -> bool:
-        """Whether the last merge, by whatever process, is less than half an interval ago.
+        """Whether the last merge, by whatever process, is less than most of an interval ago.
 
-        However many processes share a store, it is merged four times a second or so at the default interval. More would
-        leave a plain DuckDB client hardly a moment in which nobody has the file open to write.
+        However many processes share a store, it is merged twice a second or so at the default interval, and what has ended is
+        never older than two intervals. More merges would leave a plain DuckDB client hardly a moment in which nobody has the
+        file open to write.
         """
         try:
             age = time.time() - self.paths.merged.stat().st_mtime
         except OSError:
             return False
-        return 0 <= age < self._flush_interval / 2
+        return 0 <= age < self._flush_interval * 0.8
 
     def _after_fork(self) -> None:
         self._start_afresh()
