@@ -14,10 +14,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from opentelemetry import context as otel
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
@@ -25,6 +25,8 @@ from opentelemetry.trace import get_current_span as current_span
 
 from otel_llm import context, faults, semconv
 from otel_llm.usage import Usage
+
+_T = TypeVar("_T")
 
 _KEY = otel.create_key("otel-llm-call")
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
@@ -175,30 +177,42 @@ class ModelCall:
         """
         if not self._done.acquire(blocking=False) or self._process is not _process:
             return  # a forked child holds copies of its parent's calls: they are the parent's to finish
-        span = self.span
         try:
-            at_end: dict[str, Any] = {semconv.STATUS: status}
-            if attributes:
-                at_end.update(attributes)
-            if usage is not None:
-                at_end.update(usage.attributes())
-                at_end[semconv.USAGE_SOURCE] = "reported"
-            if self.attempts is not None:
-                at_end[semconv.ATTEMPTS] = self.attempts
-            if error_type is None and error is not None:
-                error_type = type(error).__name__
-            if error_type is not None:
-                at_end[semconv.ERROR_TYPE] = error_type
-            span.set_attributes(at_end)
-            if status in (ERROR, CANCELLED):
-                span.set_status(_ERROR)
+            self._describe_end(status, usage, error, error_type, attributes)
         except Exception as fault:
             faults.report("describe a finished call", fault)
+        self._end()
+
+    def _describe_end(
+        self,
+        status: str,
+        usage: Usage | None,
+        error: BaseException | None,
+        error_type: str | None,
+        attributes: Mapping[str, Any] | None,
+    ) -> None:
+        at_end: dict[str, Any] = {semconv.STATUS: status}
+        if attributes:
+            at_end.update(attributes)
+        if usage is not None:
+            at_end.update(usage.attributes())
+            at_end[semconv.USAGE_SOURCE] = "reported"
+        if self.attempts is not None:
+            at_end[semconv.ATTEMPTS] = self.attempts
+        if error_type is None and error is not None:
+            error_type = type(error).__name__
+        if error_type is not None:
+            at_end[semconv.ERROR_TYPE] = error_type
+        self.span.set_attributes(at_end)
+        if status in (ERROR, CANCELLED):
+            self.span.set_status(_ERROR)
+
+    def _end(self) -> None:
         # A stream is as long as the time to its last chunk, however late the app lets go of it. Durations come from the
         # monotonic clock: a wall clock that is set back gives no negative ones.
         end_perf_ns = self.last_chunk_ns or time.perf_counter_ns()
         try:
-            span.end(self.started_ns + end_perf_ns - self.started_perf_ns)
+            self.span.end(self.started_ns + end_perf_ns - self.started_perf_ns)
         except Exception as fault:  # a span processor of the app's that raises
             faults.report("end a span", fault)
 
@@ -212,8 +226,22 @@ class ModelCall:
         if not self.finished:
             later(partial(self.finish, status, usage=usage, attributes=attributes))
 
+    def __del__(self) -> None:
+        # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines.
+        try:
+            if self._process is _process and self.span.is_recording():
+                _lost.append(self)
+        except Exception:
+            pass  # it never got a span, or the interpreter is shutting down
+
+    def _let_go(self) -> None:
+        self.finish(CANCELLED)
+        if self.span.is_recording():  # what came up did so within `finish`
+            self._end()
+
 
 _abandoned: deque[Callable[[], None]] = deque()
+_lost: deque[ModelCall] = deque()
 
 
 def later(finish: Callable[[], None]) -> None:
@@ -223,12 +251,18 @@ def later(finish: Callable[[], None]) -> None:
 
 def finish_abandoned() -> None:
     """Ends what was dropped unfinished. The store's background thread, the next call and `flush()` do this."""
-    while _abandoned:
+    for finish in _drain(_abandoned):
+        finish()
+    for call in _drain(_lost):  # after those: a stream that was dropped with its call knows more of how it ended
+        call._let_go()
+
+
+def _drain(queue: deque[_T]) -> Iterator[_T]:
+    while queue:
         try:
-            finish = _abandoned.popleft()
+            yield queue.popleft()
         except IndexError:  # another thread was quicker
             return
-        finish()
 
 
 _process = object()
@@ -239,6 +273,7 @@ def _after_fork_in_child() -> None:
     global _process
     _process = object()
     _abandoned.clear()
+    _lost.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -87,7 +87,7 @@ def _read() -> Settings:
     env: Mapping[str, str] = os.environ
     return Settings(
         store=_get(env, "OTEL_LLM_STORE", _store, "a file path, or none", default_store),
-        flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: 0.5),
+        flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: 0.8),
         fsync=_choice(env, "OTEL_LLM_FSYNC", _FSYNC, "none"),
         segment_size=_get(env, "OTEL_LLM_SEGMENT_SIZE", _size, "a size like 16MB", lambda: 16 * 2**20),
         segment_age=_get(env, "OTEL_LLM_SEGMENT_AGE", _duration, "a time like 60 or 5min", lambda: 60.0),

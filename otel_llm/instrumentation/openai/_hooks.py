@@ -35,15 +35,17 @@ class Hooks:
         begun = self._begin(client, args, kwargs)
         if begun is None:
             return wrapped(*args, **kwargs)
-        token = begun.attach()
+        token = None
         try:
-            result = wrapped(*begun.args, **kwargs)
-        except BaseException as error:
+            try:
+                token = begun.attach()
+                result = wrapped(*begun.args, **kwargs)
+            finally:
+                begun.detach(token)
+            begun.take(result)
+        except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             fail(begun.call, error)
             raise
-        finally:
-            begun.detach(token)
-        begun.take(result)
         return result
 
     async def request_async(self, wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
@@ -51,15 +53,17 @@ class Hooks:
         begun = self._begin(client, args, kwargs)
         if begun is None:
             return await wrapped(*args, **kwargs)
-        token = begun.attach()
+        token = None
         try:
-            result = await wrapped(*begun.args, **kwargs)
-        except BaseException as error:
+            try:
+                token = begun.attach()
+                result = await wrapped(*begun.args, **kwargs)
+            finally:
+                begun.detach(token)
+            begun.take(result)
+        except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             fail(begun.call, error)
             raise
-        finally:
-            begun.detach(token)
-        begun.take(result)
         return result
 
     @staticmethod
