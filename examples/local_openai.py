@@ -20,6 +20,7 @@ Behaviours: give one as the model's name, or in the header `x-local-behaviour` (
 
     error-429, error-500, error-NNN   that status, with OpenAI's error body (`retry-after-ms: 1` where it is retried)
     error-400-echo, error-NNN-echo    the same, the error message quoting the prompt
+    error-NNN-after-S                 the same, with `retry-after: S` (seconds)
     error-html                        502 with an HTML body, as a proxy sends it
     flaky-2, flaky-N                  N times 429 and 500 in turn for the same body, then the answer
     slow                              no answer before a release; ends by itself after the cap (`--cap`, 30 s)
@@ -278,7 +279,7 @@ _DATED = {
 }
 _MODELS = (*_DATED, "gpt-3.5-turbo-instruct", "text-embedding-3-small", "text-embedding-3-large")
 _BEHAVIOUR = re.compile(
-    r"error-\d{3}(-echo)?|error-html|flaky-\d+|words-\d+|slow|no-usage|no-stream-options|parallel-tools"
+    r"error-\d{3}(-echo|-after-\d+)?|error-html|flaky-\d+|words-\d+|slow|no-usage|no-stream-options|parallel-tools"
     r"|stream-(slow|pause|broken|error-event|failed)"
 )
 _REASONING = re.compile(r"o\d|gpt-5")
@@ -459,10 +460,13 @@ class _Request:
     def refusal(self, prompt: str) -> _Plan | None:
         """The plan of a behaviour that refuses the call."""
         for name in self.behaviours:
-            if found := re.fullmatch(r"error-(\d{3})(-echo)?", name):
+            if found := re.fullmatch(r"error-(\d{3})(-echo)?(?:-after-(\d+))?", name):
                 status = int(found[1])
                 message, kind, code = _ERRORS.get(status, _ERRORS[500 if status >= 500 else 400])
-                return _error(self.plan, status, f"{message} Request: {prompt}" if found[2] else message, kind, code)
+                _error(self.plan, status, f"{message} Request: {prompt}" if found[2] else message, kind, code)
+                if found[3]:
+                    self.plan.headers = [(b"retry-after", found[3].encode())]
+                return self.plan
         if self.has("error-html"):
             self.plan.status, self.plan.content_type = 502, b"text/html"
             self.plan.headers = [(b"retry-after-ms", b"1")]

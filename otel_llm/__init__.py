@@ -9,11 +9,24 @@ from otel_llm.version import __version__
 if TYPE_CHECKING:
     from otel_llm.autoload import instrument, uninstrument
     from otel_llm.context import llm_context
+    from otel_llm.provider import LLMProvider
+    from otel_llm.provider.invoker import LLMInvoker
     from otel_llm.store import connect, flush
 
-__all__ = ["__version__", "connect", "flush", "instrument", "llm_context", "uninstrument"]
+__all__ = [
+    "LLMInvoker",
+    "LLMProvider",
+    "__version__",
+    "connect",
+    "flush",
+    "instrument",
+    "llm_context",
+    "uninstrument",
+]
 
 _HOMES = {
+    "LLMInvoker": "otel_llm.provider.invoker",
+    "LLMProvider": "otel_llm.provider",
     "connect": "otel_llm.store",
     "flush": "otel_llm.store",
     "instrument": "otel_llm.autoload",

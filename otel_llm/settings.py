@@ -64,6 +64,8 @@ class Settings:
     propagate_to: tuple[str, ...]
     """Model hosts that may receive `traceparent` and baggage; none by default."""
     prices: Path | None
+    profiles: Path | None
+    """The TOML file that `LLMProvider.from_env()` reads."""
     retention: float | None
     """Spans and calls that began longer ago are removed from the store."""
     max_size: int | None
@@ -103,6 +105,7 @@ def _read() -> Settings:
         context_keys=frozenset(_list(env.get("OTEL_LLM_CONTEXT_KEYS", ""))),
         propagate_to=tuple(_list(env.get("OTEL_LLM_PROPAGATE_TO", ""))),
         prices=_get(env, "OTEL_LLM_PRICES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
+        profiles=_get(env, "OTEL_LLM_PROFILES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
