@@ -17,7 +17,7 @@ from otel_llm.provider.profiles import Deployment
 Tool: TypeAlias = BaseTool | Callable[..., Any]
 
 
-class _AtDeployment(Runnable):  # type: ignore[misc]
+class _AtDeployment(Runnable[Any, Any]):  # type: ignore[misc]
     """A model of one deployment: names it to the spans of its calls, and notes its failures."""
 
     def __init__(self, model: Any, target: Target) -> None:
@@ -46,15 +46,15 @@ class _AtDeployment(Runnable):  # type: ignore[misc]
             chunks = self._model.astream(input, config, **kwargs)
             first = await anext(chunks, None)
         if first is not None:
-            yield first
             try:
+                yield first
                 async for chunk in chunks:
                     yield chunk
             finally:
                 await chunks.aclose()
 
 
-class LLMInvoker(Runnable):  # type: ignore[misc]
+class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
     """A profile as a LangChain runnable: prompt or messages in, an AIMessage out. Made by `LLMProvider.create_invoker`.
 
     Each call goes to a deployment drawn by weight, and to the next one after 429, 5xx, a failed connection or a time-out.
