@@ -122,17 +122,26 @@ class Pool:
         if len(targets) == 1:  # its limit is looked at when it is asked
             return targets
         now = self._clock()
-        usable = [target for target in targets if not target.is_full(now)]
-        if not usable:
+        ready: list[Target] = []
+        cooling: list[tuple[float, int]] = []
+        for number, target in enumerate(targets):
+            if target.is_full(now):
+                continue
+            # Read once: another thread may change it meanwhile.
+            until = target.cooling_until
+            if until <= now:
+                ready.append(target)
+            else:
+                cooling.append((until, number))
+        if not ready and not cooling:
             raise LimitReached(
                 f"profile {self.profile.name!r}: each of its {len(targets)} deployments has reached its requests a minute; "
                 "send less, raise a limit, or add a deployment"
             )
-        ready = [target for target in usable if target.cooling_until <= now]
         if len(ready) > 1:
             ready = self._drawn(ready)
-        if len(ready) < len(usable):
-            ready.append(min((t for t in usable if t.cooling_until > now), key=lambda target: target.cooling_until))
+        if cooling:
+            ready.append(targets[min(cooling)[1]])
         return tuple(ready)
 
     def _drawn(self, targets: list[Target]) -> list[Target]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -144,6 +145,24 @@ def test_a_limit_is_never_passed_even_where_the_choice_was_earlier(clock: Clock)
     with pytest.raises(LimitReached, match="deployment 'a': 1 requests a minute"), Attempt(target):
         pytest.fail("was sent")
     assert target.cooling_until < clock.now
+
+
+def test_a_limit_holds_between_threads(clock: Clock) -> None:
+    shared = pool(clock, deployment("a", requests_per_minute=100), deployment("b", requests_per_minute=50))
+
+    def ask(_: int) -> str:
+        try:
+            target = shared.order()[0]
+            with Attempt(target):
+                return target.deployment.name
+        except LimitReached:
+            return "full"
+
+    with ThreadPoolExecutor(8) as threads:
+        asked = Counter(threads.map(ask, range(1000)))
+    assert asked["a"] <= 100 and asked["b"] <= 50 and asked["full"] >= 850
+    with pytest.raises(LimitReached):
+        shared.order()
 
 
 def test_an_attempt_names_itself_to_the_spans_and_leaves_the_context_as_it_was(clock: Clock) -> None:

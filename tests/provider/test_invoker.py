@@ -135,6 +135,18 @@ def test_it_composes(provider: Make, openai_server: LocalOpenAI) -> None:
     assert [call.status for call in openai_server.requests] == [429, *[200] * 5]
 
 
+def test_an_agent_takes_it_for_a_model(provider: Make, openai_server: LocalOpenAI, traced: Spans) -> None:
+    agents = pytest.importorskip("langchain.agents")
+    if not hasattr(agents, "create_agent"):
+        pytest.skip("create_agent came with langchain 1.0")
+    invoker = provider(bad="error-429-after-60", good=MODEL).create_invoker("fast")
+    agent = agents.create_agent(invoker, [weather], name="forecaster")
+    answer = agent.invoke({"messages": [HumanMessage("In Lisbon")]})
+    assert answer["messages"][-1].text == "The tool says: sunny in Lisbon"
+    assert [call.status for call in openai_server.requests] == [429, 200, 200]
+    assert {span.attributes[semconv.AGENT_NAME] for span in traced.all()} == {"forecaster"}
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_tools_run_to_the_end(is_async: bool, provider: Make, openai_server: LocalOpenAI, traced: Spans) -> None:
     invoker = provider(bad="error-500", good="parallel-tools").create_invoker("fast")

@@ -115,6 +115,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("api_key_env", "sk-abc", "api_key_env = 'sk-abc' is not the name of an environment variable"),
         ("weight", True, "weight = True is not a number"),
         ("weight", float("nan"), "weight = nan is not a number"),
+        ("weight", 10**400, "weight = 1000000"),
         ("timeout", 0, "timeout = 0 is not a number of seconds"),
         ("max_retries", 1.5, "max_retries = 1.5 is not a whole number"),
         ("cooldown", -1, "cooldown = -1 is not a number of seconds"),
