@@ -70,6 +70,8 @@ class Settings:
     """Spans and calls that began longer ago are removed from the store."""
     max_size: int | None
     """The oldest are removed, spans before calls, when the store is larger than this."""
+    jaeger_url: str | None
+    """Where people open Jaeger in a browser: the command line names a trace's page there."""
     sdk_disabled: bool
 
 
@@ -108,6 +110,7 @@ def _read() -> Settings:
         profiles=_get(env, "OTEL_LLM_PROFILES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
+        jaeger_url=_get(env, "OTEL_LLM_JAEGER_URL", _url, "a URL like http://localhost:16686", lambda: None),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
     )
 
@@ -133,6 +136,12 @@ def _get(env: Mapping[str, str], name: str, parse: Callable[[str], _T], expected
 
 def _store(text: str) -> Path | None:
     return None if text.lower() == "none" else Path(text).expanduser().absolute()
+
+
+def _url(text: str) -> str | None:
+    if not re.fullmatch(r"https?://[^\s/]+\S*", text):
+        raise ValueError(text)
+    return text.rstrip("/")
 
 
 def _bool(text: str) -> bool:

@@ -36,6 +36,7 @@ def test_defaults(monkeypatch):
         ("OTEL_LLM_RETENTION", "90d", "retention", 90 * 86400.0),
         ("OTEL_LLM_RETENTION", "4w", "retention", 28 * 86400.0),
         ("OTEL_LLM_MAX_SIZE", "2GB", "max_size", 2 * 2**30),
+        ("OTEL_LLM_JAEGER_URL", "http://localhost:16686/", "jaeger_url", "http://localhost:16686"),
         ("OTEL_LLM_PROPAGATE_TO", "a.example, b.example,", "propagate_to", ("a.example", "b.example")),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "span_only", "capture", Capture.SPAN_ONLY),
     ],
@@ -58,6 +59,7 @@ def test_values(name, text, field, value, monkeypatch):
         ("OTEL_LLM_RETENTION", "90s"),
         ("OTEL_LLM_MAX_SIZE", "2"),
         ("OTEL_LLM_MAX_SIZE", "2kb"),
+        ("OTEL_LLM_JAEGER_URL", "localhost:16686"),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes please"),
     ],
 )

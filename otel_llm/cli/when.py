@@ -52,6 +52,11 @@ def until(text: str, now: datetime | None = None) -> datetime:
     return _period("--until", text, now)[1]
 
 
+def at(text: str) -> datetime:
+    """The moment that `--at` names: the first one of a day or a month."""
+    return _period("--at", text, None)[0]
+
+
 def _period(option: str, text: str, now: datetime | None) -> tuple[datetime, datetime]:
     """The first moment of what `text` names and the first one after it; the same where it names a moment."""
     try:
