@@ -55,9 +55,9 @@ def period_options(function: _Function) -> _Function:
     since = click.option(
         "--since",
         metavar="TIME",
-        help="Only what began then or later: 2h, 7d, today, yesterday, 2026-11, 2026-11-01, 2026-11-01T14:30.",
+        help="Only what began then or later: 2h, 7d, today, yesterday, last-month, 2026-11, 2026-11-01, 2026-11-01T14:30.",
     )
-    until = click.option("--until", metavar="TIME", help="Only what began before then; a day counts whole.")
+    until = click.option("--until", metavar="TIME", help="Only what began before then; a day or a month counts whole.")
     return since(until(function))
 
 
