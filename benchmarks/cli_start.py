@@ -60,10 +60,14 @@ def main() -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PYTHON"))}
         environment |= {"OTEL_LLM_STORE": str(store), "PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
         script = Path(sys.executable).with_name("otel-llm")
+        start = (
+            "import sys; from otel_llm.cli import main; sys.exit(main())"  # what the script does, where there is none
+        )
+        otel_llm = [str(script)] if script.exists() else [sys.executable, "-c", start]
         commands = {
             "python -c pass": [sys.executable, "-c", "print()"],
             "python -c 'import duckdb'": [sys.executable, "-c", "import duckdb; print()"],
-        } | {name: [str(script), *arguments] for name, arguments in COMMANDS.items()}
+        } | {name: [*otel_llm, *arguments] for name, arguments in COMMANDS.items()}
         times: dict[str, list[float]] = {name: [] for name in commands}
         for command in commands.values():  # compiles, and warms the caches
             _first_byte(command, environment)

@@ -24,6 +24,7 @@ from otel_llm.cli.output import (
     write_line,
     write_table,
 )
+from otel_llm.cli.usage import money
 from otel_llm.cli.where import condition
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ def _print(calls: Sequence[dict[str, Any]], *, short: bool) -> None:
         if call["duration_ms"] is not None:
             call["duration_ms"] = round(call["duration_ms"])
     if short or not any(call["input_messages"] or call["output_messages"] for call in calls):
-        columns = [Column(name, number=name in _NUMBERS, show=count if name == "ms" else text) for name in _SHOWN]
+        dearest = max((call["cost_usd"] for call in calls if call["cost_usd"] is not None), default=None)
+        show = dict.fromkeys(_NUMBERS, count) | {"cost": money(dearest)}
+        columns = [Column(name, number=name in _NUMBERS, show=show.get(name, text)) for name in _SHOWN]
         write_table(columns, [[call[key] for key in _SHOWN.values()] for call in calls], narrowest=_NARROWEST)
         return
     for index, call in enumerate(calls):

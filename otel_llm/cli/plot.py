@@ -11,7 +11,9 @@ from otel_llm.cli.output import NOTHING, cell_width, fit, line_width, styled, wr
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 _WIDEST: Final = 100
 """A line where there is no terminal to fit."""
-_LONGEST_LABEL: Final = 30
+_LABELS: Final = 40
+"""Room for the names of a group, shared by its dimensions."""
+_SHORTEST_LABEL: Final = 10
 _STEPS: Final = {"day": ("%Y-%m-%d", timedelta(days=1)), "hour": ("%Y-%m-%d %H:00", timedelta(hours=1))}
 _MOST_GAPS: Final = 1_000
 
@@ -28,16 +30,15 @@ def write_bars(names: Sequence[str], bars: Sequence[Bar], what: str, *, series: 
     """The bars under a heading, as long as the terminal is wide; a `series` of days or hours is drawn without gaps."""
     if series and len(names) == 1 and names[0] in _STEPS:
         bars = list(_without_gaps(bars, *_STEPS[names[0]]))
-    labels = [fit("  ".join(bar.labels), _LONGEST_LABEL) for bar in bars]
-    heading = ", ".join(names)
-    left = max(map(cell_width, [heading, *labels]))
+    heading, *labels = _labels([tuple(names), *(bar.labels for bar in bars)])
+    left = cell_width(heading)
     right = max(len(text) for text in [what, *(bar.shown for bar in bars)])
     room = max(min(line_width(), _WIDEST) - left - right - 4, 8)
     most = max((bar.amount for bar in bars if bar.amount), default=0)
-    write_line(styled(f"{_padded(heading, left)}  {what:>{right}}", "bold"))
+    write_line(styled(f"{heading}  {what:>{right}}", "bold"))
     for label, bar in zip(labels, bars, strict=True):
         blocks = _blocks(float(bar.amount or 0) / float(most) * room if most else 0.0)
-        write_line(f"{_padded(label, left)}  {bar.shown:>{right}}  {styled(blocks, 'cyan')}".rstrip())
+        write_line(f"{label}  {bar.shown:>{right}}  {styled(blocks, 'cyan')}".rstrip())
 
 
 def _without_gaps(bars: Sequence[Bar], form: str, step: timedelta) -> Iterator[Bar]:
@@ -66,5 +67,12 @@ def _blocks(length: float) -> str:
     return "█" * whole + (_EIGHTHS[part] if part else "")
 
 
-def _padded(words: str, columns: int) -> str:
-    return words + " " * (columns - cell_width(words))
+def _labels(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The names of the groups, each dimension as wide as its widest, long ones cut."""
+    longest = max(_LABELS // len(rows[0]), _SHORTEST_LABEL)
+    columns = []
+    for cells in zip(*rows, strict=True):
+        cut = [fit(cell, longest) for cell in cells]
+        widest = max(map(cell_width, cut))
+        columns.append([cell + " " * (widest - cell_width(cell)) for cell in cut])
+    return ["  ".join(row) for row in zip(*columns, strict=True)]

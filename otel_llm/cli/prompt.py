@@ -118,7 +118,6 @@ def _history_file() -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
-        path.chmod(0o600)
     except OSError:
         return None
     return path

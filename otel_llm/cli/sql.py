@@ -78,7 +78,7 @@ def sql(query: str | None, file: Path | None, output: Format, store: Path | None
     """
     if query is not None and file is not None:
         raise CommandError("give either SQL or --file, not both")
-    if query is None and file is None and sys.stdin.isatty():
+    if query is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
         from otel_llm.cli.prompt import converse
 
         converse(lambda text: answer(text, output, store), store)

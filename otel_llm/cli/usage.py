@@ -149,6 +149,8 @@ def usage(
                 write_csv(names, rows)
             case Format.table if rows and plot:
                 _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
+                if unpriced := _unpriced(connection, period):
+                    write_note(unpriced)
             case Format.table if rows:
                 _print(names, everything, rows, _unpriced(connection, period))
             case Format.table:

@@ -205,7 +205,7 @@ def test_every_example_in_the_help_runs(
         (["sql", "from range(200000)", "--format", "csv"], "range\n"),
         # All of it would take minutes and the memory of the machine: it is handed out as it is read.
         (["sql", "select range as n from range(500000000)", "--json"], "[\n"),
-        (["--help"], "Usage: otel-llm [OPTIONS] [COMMAND] [ARGS]...\n"),
+        (["--help"], "Usage: otel-llm "),
     ],
 )
 def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], first: str, fill: Fill) -> None:
@@ -214,7 +214,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], first: 
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | head -n 1"], capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, first, "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(first)
+    assert done.stdout.count("\n") == 1
 
 
 def test_a_reader_that_was_never_there_is_no_error() -> None:

@@ -99,7 +99,7 @@ def test_a_line_for_each_call_where_nothing_was_said(fill: Fill, execute: Run) -
     assert (result.code, result.err) == (0, "")
     lines = [line.split() for line in result.out.splitlines()]
     assert lines[0] == ["time", "model", "user", "module", "status", "input", "output", "cost", "ms", "trace"]
-    assert lines[2] == ["2026-11-20", "12:00:00", "gpt-5-mini", "alice", "support", "ok", "1000", "20", "0.00029", "1,234",
+    assert lines[2] == ["2026-11-20", "12:00:00", "gpt-5-mini", "alice", "support", "ok", "1,000", "20", "0.000290", "1,234",
                         f"{0:032x}"]  # fmt: skip
     assert lines[3][5:8] == ["error", "429", "–"]
 

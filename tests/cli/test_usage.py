@@ -261,12 +261,19 @@ def test_a_plot_is_of_the_cost(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, {**ALICE, "user_id": "carol", "cost_usd": "0.0000001"}, AZURE | {"user_id": "dora"})
     lines = plot(run, "--by", "user")
     assert lines[0].split() == ["user", "cost_usd"]
-    bars = {line.split()[0]: line.split()[2:] for line in lines[1:-1]}
+    bars = {line.split()[0]: line.split()[2:] for line in lines[1:-2]}
     assert len(bars["alice"][0]) == 2 * len(bars["bob"][0].rstrip("▏▎▍▌▋▊▉")) + (len(bars["alice"][0]) % 2)
     assert bars["carol"] == ["▏"]  # next to nothing, which is not nothing
     assert bars["dora"] == []
     assert max(map(len, lines)) <= 100
-    assert lines[-1] == "total 0.000675"
+    assert lines[-2:] == ["total 0.000675", "Not in the cost: no price for azure.ai.openai/my-deployment (1)"]
+
+
+def test_a_plot_by_several_dimensions_has_its_bars_below_one_another(fill: Fill, run: Run) -> None:
+    fill(ALICE, {**BOB, "request_model": "o4"})
+    lines = plot(run, "--by", "model,user")[1:-1]
+    assert [line.split()[:2] for line in lines] == [["gpt-5-mini", "alice"], ["o4", "bob"]]
+    assert len({line.index("█") for line in lines}) == 1
 
 
 def test_a_plot_of_calls_that_have_no_price_is_of_the_tokens(fill: Fill, run: Run) -> None:
