@@ -126,7 +126,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return _fail(str(error))
     except click.ClickException as error:  # an unknown option, a missing argument
-        return _fail(f"{error.format_message()} See: otel-llm --help")
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        return _fail(f"{error.format_message()} See: {context.command_path if context else 'otel-llm'} --help")
     except (BrokenPipeError, _ReaderGone):
         return _reader_gone()
     except (KeyboardInterrupt, click.Abort):
