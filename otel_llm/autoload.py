@@ -99,6 +99,7 @@ def _keep_account(provider: TracerProvider | None, store: Path | None) -> None:
     path = store or settings().store
     if path is None or (store is None and os.environ.get(OTEL_TRACES_EXPORTER, "").strip().lower() == "none"):
         wiring.withhold()
+        wiring.observe(provider)
         return
     wiring.wire(provider, path)
 

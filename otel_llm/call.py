@@ -10,6 +10,7 @@ that nobody claimed is finished by LangChain. So one model call is one span, who
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from opentelemetry import context as otel
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace import get_current_span as current_span
 
-from otel_llm import context, faults, semconv
+from otel_llm import context, faults, semconv, toolcalls
 from otel_llm.usage import Usage
 
 _T = TypeVar("_T")
@@ -35,6 +36,17 @@ OK: Final = "ok"
 ERROR: Final = "error"
 CANCELLED: Final = "cancelled"
 PARTIAL: Final = "partial"
+
+
+def status_of(error: BaseException | None) -> str:
+    """How a block, a function or a run has ended that was left by `error`; None where it came to its end."""
+    if error is None:
+        return OK
+    if isinstance(error, GeneratorExit):
+        return PARTIAL
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+        return CANCELLED
+    return ERROR
 
 
 class Place(NamedTuple):
@@ -120,11 +132,16 @@ class ModelCall:
             parent,
             SpanKind.CLIENT,
             at_start,
+            toolcalls.links(returned) if (returned := at_start.get(semconv.RETURNED_TOOL_IDS)) else (),
             start_time=self.started_ns,
         )
 
     def describe(self, operation: str, model: str | None, attributes: Mapping[str, Any]) -> None:
         """Adds what is known to the layer that took the call over; it is nearer to the provider."""
+        returned = attributes.get(semconv.RETURNED_TOOL_IDS)
+        if returned and not getattr(self.span, "links", ()):
+            for link in toolcalls.links(returned):
+                self.span.add_link(link.context, link.attributes)
         self.span.set_attributes(attributes)
         if model is not None and model != self.model:
             self.model = model
@@ -194,6 +211,8 @@ class ModelCall:
         at_end: dict[str, Any] = {semconv.STATUS: status}
         if attributes:
             at_end.update(attributes)
+            if semconv.REQUESTED_TOOL_IDS in attributes:
+                toolcalls.remember(attributes, self.span.get_span_context())
         if usage is not None:
             at_end.update(usage.attributes())
             at_end[semconv.USAGE_SOURCE] = "reported"
@@ -267,6 +286,11 @@ def _drain(queue: deque[_T]) -> Iterator[_T]:
 
 _process = object()
 """Stands for this process; another after a fork."""
+
+
+def process() -> object:
+    """Stands for this process. A forked child, which gets another, leaves its parent's spans for the parent to end."""
+    return _process
 
 
 def _after_fork_in_child() -> None:

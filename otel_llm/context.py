@@ -163,6 +163,15 @@ def extended(values: Mapping[str, str]) -> otel.Context:
     return otel.set_value(_KEY, {**attributes(current), **values}, current)
 
 
+def of_span(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """The part of a span's attributes that it took over from the context."""
+    return {
+        name: str(value)
+        for name, value in attributes.items()
+        if name in _FIELD_NAMES or name.startswith(semconv.TAG_PREFIX)
+    }
+
+
 def _from_baggage(context: otel.Context | None) -> Mapping[str, str]:
     entries = baggage.get_all(context)
     if not entries:

@@ -91,6 +91,12 @@ CACHE_HIT: Final = "otel_llm.cache_hit"
 """True where a client-side cache answered and the provider was not asked: nothing was billed."""
 RECORDED_BY: Final = "otel_llm.recorded_by"
 """Scope of the instrumentor that finished the call, where it is not the span's own scope."""
+REQUESTED_TOOL_IDS: Final = "otel_llm.response.tool_call_ids"
+"""Ids of the tool calls that the answer asks the client to carry out; empty where a call has no id."""
+REQUESTED_TOOL_NAMES: Final = "otel_llm.response.tool_call_names"
+"""Their tools' names, in the same order."""
+RETURNED_TOOL_IDS: Final = "otel_llm.request.tool_call_ids"
+"""Ids of the tool calls whose results the request brings, since the model last spoke."""
 
 # --- operations ------------------------------------------------------------------------------------------------------
 CHAT: Final = "chat"
@@ -111,6 +117,9 @@ COMPACT: Final = "compact"
 DECISION: Final = "decision"
 BATCH: Final = "batch"
 LIVE_SESSION: Final = "live_session"
+
+CHAIN_OPERATIONS: Final = frozenset({INVOKE_WORKFLOW, INVOKE_AGENT, CREATE_AGENT})
+"""Operations that are a run of several others."""
 
 TREE_OPERATIONS: Final = frozenset({EXECUTE_TOOL, INVOKE_AGENT, CREATE_AGENT, INVOKE_WORKFLOW, RETRIEVAL, STEP})
 """Operations that run no model themselves: they are in `spans`, never in `llm_usage`. Any other operation is a model call."""

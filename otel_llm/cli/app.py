@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "show": ("show", "Show a trace as a tree: what called what, how long it took, what it cost."),
     "sql": ("sql", "Run SQL on the store, read-only."),
     "ps": ("ps", "List the model calls that are running, in every process."),
+    "tail": ("tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
     "prices": ("prices", "Show what models cost per million tokens, and where the price comes from."),
     "export": ("export", "Write a table to a Parquet, CSV or JSON file."),
     "replay": ("replay", "Send stored spans to Jaeger or any OTLP backend again."),

@@ -49,7 +49,7 @@ class Table(StrEnum):
     llm_daily = "llm_daily"
 
 
-_TIMES: Final = {Table.llm_events: '"at"', Table.llm_conversations: "last_at", Table.llm_daily: "day"}
+_TIMES: Final = {Table.llm_events: "occurred_at", Table.llm_conversations: "last_at", Table.llm_daily: "day"}
 """The column that `--since` and `--until` look at, where it is not `started_at`."""
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import batch, database, flock, guard, segments, workbench
+from otel_llm.store import batch, database, flock, follow, guard, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
 from otel_llm.store.segments import Chunk, Segment
@@ -153,9 +153,11 @@ def _merge_now(paths: StorePaths, result: MergeResult) -> None:
             raise database.classify(paths, error) from error
     result.complete = True
     removable = [s for s in segments.list_segments(paths.journal) if offsets.get(s.name, (0, False))[1]]
-    if (
-        paths.wal.exists()
-    ):  # what is deleted must be in the database itself: its write-ahead log may turn out to be damaged
+    # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
+    if removable and not paths.wal.exists():
+        unread = follow.unread(paths.journal, removable)
+        removable = [segment for segment in removable if segment.name not in unread]
+    else:
         removable = []
     for segment in removable:
         segment.path.unlink(missing_ok=True)

@@ -48,15 +48,19 @@ def is_genai(attributes: Attributes) -> bool:
     return semconv.OPERATION in attributes or not _FOREIGN_MARKS.isdisjoint(attributes)
 
 
-def is_model_call(attributes: Attributes) -> bool:
-    """Whether the attributes of a GenAI span say that it runs a model, as far as the start of a span tells."""
-    operation = attributes.get(semconv.OPERATION)
+def operation_of(attributes: Attributes) -> str | None:
+    """What a GenAI span does, as far as its start tells; None where nobody says."""
+    operation: str | None = attributes.get(semconv.OPERATION)
     if operation is None:
         for kind, operations in semconv.FOREIGN_KINDS.items():
             if kind in attributes:
-                operation = operations.get(str(attributes[kind]), semconv.STEP)
-                break
-    return operation not in semconv.TREE_OPERATIONS
+                return operations.get(str(attributes[kind]), semconv.STEP)
+    return operation
+
+
+def is_model_call(attributes: Attributes) -> bool:
+    """Whether the attributes of a GenAI span say that it runs a model, as far as the start of a span tells."""
+    return operation_of(attributes) not in semconv.TREE_OPERATIONS
 
 
 def recorded(attributes: Attributes, scope: str = "") -> Attributes:

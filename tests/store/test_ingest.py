@@ -254,9 +254,11 @@ def test_views(journal: Journal, store_path: Path) -> None:
     assert query(store_path, "SELECT tool_name, status FROM llm_tool_calls") == [("search", "ok")]
     assert query(store_path, "SELECT calls FROM llm_daily") == [(1,)]
     assert query(store_path, "SELECT event, count(*) FROM llm_events GROUP BY 1 ORDER BY 1") == [
-        ("end", 2),
+        ("ProviderCompleted", 1),
+        ("ProviderStarted", 1),
+        ("ToolCompleted", 1),
+        ("ToolsStarted", 1),
         ("found", 1),
-        ("start", 2),
     ]
 
 

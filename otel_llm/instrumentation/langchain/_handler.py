@@ -13,7 +13,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_llm import call as calls
 from otel_llm import faults, semconv
-from otel_llm.instrumentation.langchain._models import Request, status_of
+from otel_llm.instrumentation.langchain._models import Request, returned_in_messages
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import part_of
 
@@ -178,6 +178,8 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             return
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
         run.request = Request(semconv.CHAT, serialized, metadata, invocation_params)
+        if returned := returned_in_messages(messages):
+            run.request.attributes[semconv.RETURNED_TOOL_IDS] = returned
         runs.begin_call(run, may_adopt=batch_size == 1)
 
     @_safe
@@ -230,7 +232,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
     # --- ends --------------------------------------------------------------------------------------------------------
     def _fail(self, run_id: UUID, error: BaseException) -> None:
         runs = self._runs
-        status, error_type = status_of(error), type(error).__name__
+        status, error_type = calls.status_of(error), type(error).__name__
         if status == calls.PARTIAL:  # a generator that is closed, perhaps by the garbage collector
             runs.end_later(run_id, status, None)
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from otel_llm import call as calls
 from otel_llm import semconv
 from otel_llm.call import ModelCall, Place
 from otel_llm.instrumentation.langchain._answer import Answer
+from otel_llm.toolcalls import MAX_CALLS, is_id
 
 PROVIDERS = {
     # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
@@ -82,7 +82,7 @@ class ModelRun:
             return
         status_code = getattr(error, "status_code", None)
         self.call.finish(
-            status_of(error),
+            calls.status_of(error),
             usage=answer.usage,
             error=error,
             error_type=str(status_code) if isinstance(status_code, int) else None,
@@ -93,15 +93,6 @@ class ModelRun:
         """The run can never end: whoever could end it is gone."""
         if not calls.is_claimed(self.call):
             self.call.abandon(calls.CANCELLED, self._answer.usage, self._answer.attributes())
-
-
-def status_of(error: BaseException) -> str:
-    """How a run that raised has ended."""
-    if isinstance(error, GeneratorExit):
-        return calls.PARTIAL
-    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
-        return calls.CANCELLED
-    return calls.ERROR
 
 
 class Request:
@@ -131,6 +122,18 @@ class Request:
 
     def begin(self, tracer: Tracer, place: Place | None, started_ns: int | None = None) -> ModelCall:
         return ModelCall(tracer, self.operation, self.model, self.attributes, place=place, started_ns=started_ns)
+
+
+def returned_in_messages(batches: object) -> list[str]:
+    """Ids of the tool calls whose results end the messages of a chat model's run."""
+    found: list[str] = []
+    for message in reversed(batches[0] if isinstance(batches, list) and batches else ()):
+        kind = getattr(message, "type", None)
+        if kind == "ai" or len(found) >= MAX_CALLS:
+            break
+        if kind == "tool" and is_id(identity := getattr(message, "tool_call_id", None)):
+            found.append(identity)
+    return found[::-1]
 
 
 def _model(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from otel_llm import semconv
+from otel_llm.toolcalls import returned_in_chat, returned_in_input
 from otel_llm.usage import fields
 
 
@@ -176,4 +177,8 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
         conversation_id = conversation if isinstance(conversation, str) else fields(conversation).get("id")
         if isinstance(conversation_id, str):
             found[semconv.CONVERSATION_ID] = conversation_id
+    if endpoint.operation == semconv.CHAT:
+        returned = returned_in_chat(body.get("messages")) or returned_in_input(body.get("input"))
+        if returned:
+            found[semconv.RETURNED_TOOL_IDS] = returned
     return found
