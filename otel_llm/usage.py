@@ -35,7 +35,7 @@ class Usage(NamedTuple):
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Usage:
         """The counts that a span has, in the names of the conventions."""
-        return cls(*(count(attributes.get(name)) for name in _ATTRIBUTES))
+        return cls(*map(count, map(attributes.get, _ATTRIBUTES)))
 
     def plus(self, other: Usage) -> Usage:
         """The sum of what is known of both."""

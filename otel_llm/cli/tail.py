@@ -127,8 +127,8 @@ def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row
     operation = operation_of(attributes) or "unknown"
     if record["k"] == "s" or whole:
         started = kinds.started(operation)
-        calls = [] if started is not kinds.ToolsStarted else [_tool(record, attributes)]
-        yield _row(record, attributes, operation, started, record["st"], tool_calls=calls)
+        details = {"tool_calls": [_tool(record, attributes)]} if started is kinds.ToolsStarted else {}
+        yield _row(record, attributes, operation, started, record["st"], **details)
     if record["k"] == "s":
         return
     status = attributes.get(semconv.STATUS) or ("error" if record.get("sts") == "ERROR" else "ok")

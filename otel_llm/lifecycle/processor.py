@@ -80,9 +80,7 @@ class LifecycleProcessor(SpanProcessor):
                 faults.report("tell of an end", fault)
 
     def _start(self, span: Span, parent_context: otel.Context | None) -> None:
-        if self._generation != hub.generation:
-            self._generation = hub.generation
-            self._parts = {}
+        self._forget_what_is_out_of_date()
         own = span.get_span_context()
         parent = self._above(span)
         attributes = attributes_of(span)
@@ -111,6 +109,12 @@ class LifecycleProcessor(SpanProcessor):
             details = {"calls": (_tool(span, attributes),)}
         self._tell(kind, span, own, part, operation, attributes, span.start_time, details)
 
+    def _forget_what_is_out_of_date(self) -> None:
+        """What was known when somebody last listened: spans have ended since, of which nothing was heard."""
+        if self._generation != hub.generation:
+            self._generation = hub.generation
+            self._parts = {}
+
     def _above(self, span: ReadableSpan) -> _Part | None:
         """The nearest part above a span. One that began before anybody listened is known by its id alone."""
         parent = span.parent
@@ -123,12 +127,12 @@ class LifecycleProcessor(SpanProcessor):
     def _end(self, span: ReadableSpan) -> None:
         own = span.context
         assert own is not None
-        known = self._generation == hub.generation
-        part = self._parts.pop(own.span_id, None) if known else None
+        self._forget_what_is_out_of_date()
+        part = self._parts.pop(own.span_id, None)
         attributes = attributes_of(span)
         if is_genai(attributes):
             if part is None:
-                part = _Part(own.span_id, self._above(span) if known else None, is_chain=True)
+                part = _Part(own.span_id, self._above(span), is_chain=True)
             self._ended(span, own, part, attributes)
         for tap in hub.subscriptions:
             tap.left(own.span_id)

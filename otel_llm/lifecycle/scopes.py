@@ -70,23 +70,30 @@ class Scope:
     # --- as a context manager ----------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
         try:
-            inner = self._begin()
-            token = otel.attach(inner)
+            span, inner = self._begin()
+            self._open.append((span, calls.process(), otel.attach(inner)))
         except Exception as fault:
             faults.report(f"open a {self._operation} span", fault)
             self._open.append((trace.INVALID_SPAN, None, None))
-        else:
-            assert self.span is not None
-            self._open.append((self.span, calls.process(), token))
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        span, process, token = self._open.pop()
+        span, process, token = self._last()
         if token is not None:
             otel.detach(token)
             self._end(span, process, exc)
+
+    def _last(self) -> tuple[Span, object, Token[otel.Context] | None]:
+        """The entry that is left here: where several tasks are in one scope, the one whose span is current."""
+        if len(self._open) > 1:
+            current = trace.get_current_span()
+            for entry in reversed(self._open):
+                if entry[0] is current:
+                    self._open.remove(entry)
+                    return entry
+        return self._open.pop()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -96,8 +103,8 @@ class Scope:
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
 
-    def _begin(self) -> otel.Context:
-        """Starts the span. Returns the context for what happens inside."""
+    def _begin(self) -> tuple[Span, otel.Context]:
+        """Starts the span. Returns it and the context for what happens inside."""
         calls.finish_abandoned()
         current = otel.get_current()
         above = current
@@ -116,13 +123,13 @@ class Scope:
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
         )
-        return set_span_in_context(span, current)
+        return span, set_span_in_context(span, current)
 
     def _end(self, span: Span, process: object, error: BaseException | None) -> None:
         """Ends the span as `error` says."""
-        was_recorded = span.is_recording()
         if process is not calls.process():
             return  # a forked child: the span is its parent's to end
+        was_recorded = span.is_recording()
         if isinstance(error, GeneratorExit):
             # Perhaps inside the garbage collector, and so inside a lock that ending a span needs.
             calls.later(partial(_finish, span, error, time.time_ns()))
@@ -172,7 +179,7 @@ class _Body:
 
     def __enter__(self) -> Inside:
         try:
-            return Inside(self._scope._begin())
+            return Inside(self._scope._begin()[1])
         except Exception as fault:
             faults.report(f"open a {self._scope._operation} span", fault)
             return Inside(otel.get_current())

@@ -70,6 +70,7 @@ class Follower:
         fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             flock.hold(fd)
+            os.utime(fd, ns=(0, 0))  # nothing has been read yet
             hidden.rename(sign)
         except BaseException:
             os.close(fd)

@@ -235,6 +235,17 @@ def test_what_began_before_anybody_listened(recorder: Recorder) -> None:
     assert run.span_id == late.all()[-1].span_id
 
 
+def test_what_ends_before_anything_begins(recorder: Recorder) -> None:
+    recorder.all()
+    with chain("c") as run:
+        with step("early"):
+            late = Recorder()
+        with step("late"):
+            pass
+    assert late.names() == ["StepCompleted early", "StepStarted late", "StepCompleted late", "ChainCompleted c"]
+    assert {event.run for event in late.all()} == {run.span_id}
+
+
 def test_a_run_that_is_remote_begins_here(spans: Spans, recorder: Recorder) -> None:
     from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 

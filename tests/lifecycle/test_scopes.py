@@ -309,6 +309,26 @@ def test_a_scope_can_be_entered_again(spans: Spans) -> None:
     assert tree(spans) == [("step s", None), ("step s", "step s"), ("step s", None)]
 
 
+async def test_tasks_may_share_a_scope(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    shared = step("s")
+    ended: list[int] = []
+
+    async def work(turns: int) -> None:
+        with shared:
+            own = current()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert current() == own
+        assert current() == 0
+        assert spans.all()[-1].context.span_id == own  # type: ignore[union-attr]
+        ended.append(turns)
+
+    await asyncio.gather(*(work(turns) for turns in (1, 3, 2)))
+    assert ended == [1, 2, 3]
+    assert len(spans.all()) == 3
+    assert not caplog.records
+
+
 def test_a_forked_child_leaves_the_span_to_its_parent(spans: Spans) -> None:
     with chain("c") as run:
         child = os.fork()
