@@ -12,10 +12,8 @@ from typing import Any, Final
 
 import click
 
-from otel_llm.cli.errors import CommandError, one_line
+from otel_llm.cli.errors import INTERRUPTED, CommandError, one_line
 from otel_llm.cli.output import write_line
-
-_INTERRUPTED: Final = 130
 
 COMMANDS: Final = {
     "usage": ("usage", "Add up calls, errors, tokens and cost by model, user, day, ..."),
@@ -132,7 +130,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, _ReaderGone):
         return _reader_gone()
     except (KeyboardInterrupt, click.Abort):
-        return _INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         if os.environ.get("OTEL_LOG_LEVEL", "").lower() == "debug":
             import traceback

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import click
 
 from otel_llm import semconv
 from otel_llm.cli.access import locate, reading
-from otel_llm.cli.errors import CommandError
+from otel_llm.cli.errors import INTERRUPTED, CommandError
 from otel_llm.cli.options import store_option
 from otel_llm.cli.output import count, plain, styled, text, write_line
 from otel_llm.lifecycle import event as kinds
@@ -52,7 +52,7 @@ def tail(
     as_json: bool,
     follow: bool,
     store: Path | None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Follow calls, tools, steps and chains as they begin and end, in every process, until interrupted (Ctrl-C).
 
     \b
@@ -63,12 +63,21 @@ def tail(
 
     A line has the time, the process, the event and what it is about. Programs that run on other machines are not seen.
     """
+    path = locate(store)
+    wanted = _Filter(_types(events), user, module)
+    try:
+        _follow(path, store, wanted, _write_json if as_json else _write_line, last=last, follow=follow)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _follow(
+    path: Path, store: Path | None, wanted: _Filter, write: Callable[[Row], None], *, last: int, follow: bool
+) -> None:
     from otel_llm.store.follow import Follower
     from otel_llm.store.paths import StorePaths
 
-    path = locate(store)
-    wanted = _Filter(_types(events), user, module)
-    write = _write_json if as_json else _write_line
     seen: set[str] = set()
     with Follower(StorePaths.of(path)) as follower:
         if last:
@@ -76,9 +85,7 @@ def tail(
                 seen.add(row["id"])
                 write(row)
             sys.stdout.flush()
-        if not follow:
-            return
-        while True:
+        while follow:
             for one in follower.poll():
                 for row in events_of(one):
                     # What ended while the store was being read may be in both.

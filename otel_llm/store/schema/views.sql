@@ -133,7 +133,7 @@ GROUP BY conversation_id;
 CREATE OR REPLACE VIEW llm_daily AS
 SELECT CAST(started_at AS DATE) AS day,
        provider,
-       coalesce(response_model, request_model) AS model,
+       coalesce(request_model, response_model) AS model,
        count(*) AS calls,
        count(*) FILTER (WHERE status <> 'ok') AS not_ok,
        sum(input_tokens) AS input_tokens,
