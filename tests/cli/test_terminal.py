@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -28,6 +29,7 @@ class Terminal:
 
     def __init__(self, folder: Path, width: int = 80, height: int = 40, **variables: str) -> None:
         self._socket = folder / "tmux"
+        self._runs = 0
         # A shell that is nobody's: no prompt, no start-up files of the machine.
         self._tmux(
             "-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height), "env PS1='READY> ' bash --norc",
@@ -62,10 +64,13 @@ class Terminal:
 
     def run(self, *arguments: str) -> list[str]:
         """The lines that a command leaves on a clean screen."""
-        self.type(f"clear; {shlex.join([*otel_llm_command(), *arguments])}; echo {DONE} $?")
+        self._runs += 1
+        done = f"{DONE} {self._runs}"  # until the screen is cleared, it still shows the end of the run before
+        self.type(f"clear; {shlex.join([*otel_llm_command(), *arguments])}; echo {done} $?")
         self.press("Enter")
-        screen = self.wait(lambda screen: f"\n{DONE} " in screen)
-        return screen[: screen.index(f"\n{DONE} ")].splitlines()
+        end = re.compile(rf"^{done} \d", re.M)
+        screen = self.wait(lambda screen: end.search(screen) is not None)
+        return screen[: end.search(screen).start()].splitlines()  # type: ignore[union-attr]
 
     def close(self) -> None:
         self._tmux("kill-server")
