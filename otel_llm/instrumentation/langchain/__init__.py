@@ -51,7 +51,11 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             patches.when_imported(module, apply)
 
         patch("langchain_core.callbacks.base", ("BaseCallbackManager", "__init__", hooks.add_handler))
-        patch("langchain_core.callbacks.manager", ("BaseRunManager", "__init__", hooks.watch_manager))
+        patch(
+            "langchain_core.callbacks.manager",
+            ("BaseRunManager", "__init__", hooks.watch_manager),
+            ("AsyncCallbackManager", "on_llm_start", hooks.start_llm_async),
+        )
         patch(
             "langchain_core.language_models.chat_models",
             ("BaseChatModel", "_generate_with_cache", hooks.generate_one),
