@@ -93,12 +93,15 @@ class Env:
     def run(self, cell: Cell) -> None:
         """Runs a cell in a context of its own. Raises what the cell raises."""
         self.is_async = cell.is_async
+        context = contextvars.copy_context()
+        context.run(_is_async.set, cell.is_async)
         if cell.is_async:
-            self.run_async(cell.run(self))
+            self._runner.run(cell.run(self), context=context)
         else:
-            contextvars.copy_context().run(_drive, cell.run(self))
+            context.run(_drive, cell.run(self))
 
     def run_async(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs something in the event loop of the asynchronous cells."""
         self._runner.run(coroutine, context=contextvars.copy_context())
 
     def collect(self) -> None:
@@ -127,14 +130,18 @@ def _drive(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 # --- one text for synchronous and asynchronous clients ---------------------------------------------------------------
+# The cell says which, never the methods of an object: what a candidate wraps round a stream may have both kinds.
+_is_async: contextvars.ContextVar[bool] = contextvars.ContextVar("is_async")
+
+
 async def settle(value: Any) -> Any:
-    """The value, awaited if it can be."""
-    return await value if inspect.isawaitable(value) else value
+    """The value, awaited if it can be in an asynchronous cell."""
+    return await value if _is_async.get() and inspect.isawaitable(value) else value
 
 
 async def each(values: Any) -> AsyncIterator[Any]:
     """Iterates over either kind of iterable."""
-    if hasattr(values, "__aiter__"):
+    if _is_async.get():
         async for value in values:
             yield value
     else:
@@ -150,13 +157,13 @@ async def drain(values: Any) -> None:
 
 async def first(values: Any) -> Any:
     """The next one of an iterator."""
-    return await anext(values) if hasattr(values, "__anext__") else next(values)
+    return await anext(values) if _is_async.get() else next(values)
 
 
 @asynccontextmanager
 async def within(manager: Any) -> AsyncIterator[Any]:
     """Either kind of context manager."""
-    if hasattr(manager, "__aenter__"):
+    if _is_async.get():
         async with manager as value:
             yield value
     else:
