@@ -49,6 +49,7 @@ import base64
 import http.client
 import itertools
 import json
+import logging
 import os
 import random
 import re
@@ -1148,6 +1149,8 @@ def main(make: Callable[..., App] = App) -> None:
         partial.write_text(f"{port}\n")
         partial.replace(arguments.port_file)
     print(f"http://127.0.0.1:{port}/v1", flush=True)
+    # It warns of writing to clients that have left, as clients of this server do all the time.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     asyncio.run(server.serve(sockets=[listening]))
 
 
