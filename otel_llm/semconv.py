@@ -59,6 +59,13 @@ TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
 TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
 TOOL_CALL_RESULT: Final = "gen_ai.tool.call.result"
 
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
+
+EVENT_DETAILS: Final = "gen_ai.client.inference.operation.details"
+EVENT_EXCEPTION: Final = "gen_ai.client.operation.exception"
+
 # --- the tree --------------------------------------------------------------------------------------------------------
 AGENT_NAME: Final = "gen_ai.agent.name"
 AGENT_ID: Final = "gen_ai.agent.id"
@@ -97,6 +104,24 @@ REQUESTED_TOOL_NAMES: Final = "otel_llm.response.tool_call_names"
 """Their tools' names, in the same order."""
 RETURNED_TOOL_IDS: Final = "otel_llm.request.tool_call_ids"
 """Ids of the tool calls whose results the request brings, since the model last spoke."""
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+METRIC_DURATION: Final = "gen_ai.client.inference.duration"
+METRIC_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.inference.time_to_first_chunk"
+METRIC_INPUT_TOKENS: Final = "gen_ai.client.inference.usage.input_tokens"
+METRIC_OUTPUT_TOKENS: Final = "gen_ai.client.inference.usage.output_tokens"
+METRIC_CACHE_READ_TOKENS: Final = "gen_ai.client.inference.usage.cache_read.input_tokens"
+METRIC_CACHE_WRITE_TOKENS: Final = "gen_ai.client.inference.usage.cache_write.input_tokens"
+METRIC_REASONING_TOKENS: Final = "gen_ai.client.inference.usage.reasoning.output_tokens"
+METRIC_OPERATION_INPUT_TOKENS: Final = "gen_ai.client.inference.operation.input_tokens"
+METRIC_OPERATION_OUTPUT_TOKENS: Final = "gen_ai.client.inference.operation.output_tokens"
+METRIC_EMBEDDINGS_DURATION: Final = "gen_ai.client.embeddings.duration"
+METRIC_EMBEDDINGS_INPUT_TOKENS: Final = "gen_ai.client.embeddings.operation.input_tokens"
+METRIC_LEGACY_DURATION: Final = "gen_ai.client.operation.duration"
+METRIC_LEGACY_TOKENS: Final = "gen_ai.client.token.usage"
+METRIC_LEGACY_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
+TOKEN_MODALITY: Final = "gen_ai.token.modality"
+TOKEN_TYPE: Final = "gen_ai.token.type"
 
 # --- operations ------------------------------------------------------------------------------------------------------
 CHAT: Final = "chat"

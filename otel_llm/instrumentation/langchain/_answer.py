@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_llm import semconv
+from otel_llm.settings import settings
 from otel_llm.toolcalls import ToolRequests
 from otel_llm.usage import Usage, count, from_langchain, from_openai
 
@@ -19,7 +20,7 @@ _USAGE_KEYS = ("token_usage", "usage")
 class Answer:
     """The facts of one or more results that are recorded. Keeps no reference to the results."""
 
-    __slots__ = ("_finish_reasons", "_requested", "cache_hit", "id", "model", "usage")
+    __slots__ = ("_finish_reasons", "_requested", "_said", "cache_hit", "id", "model", "usage")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -28,9 +29,15 @@ class Answer:
         self.cache_hit = False
         self._finish_reasons: list[str] = []
         self._requested: ToolRequests | None = None
+        self._said: list[dict[str, Any]] = []
+        """The messages of the results, where content is captured."""
 
     def see(self, result: object) -> None:
         """Takes what an `LLMResult` tells; the usage of several adds up."""
+        if settings().captures_content:
+            from otel_llm.content.langchain import output as messages
+
+            self._said += messages(result)
         output = _mapping(getattr(result, "llm_output", None))
         usage = None
         for candidates in getattr(result, "generations", None) or ():
@@ -77,6 +84,8 @@ class Answer:
             found[semconv.CACHE_HIT] = True
         if self._requested is not None:
             found |= self._requested.attributes()
+        if self._said:
+            found[semconv.OUTPUT_MESSAGES] = self._said
         return found
 
 

@@ -115,7 +115,7 @@ class Hooks:
             first = waiting[0]
             assert first.request is not None
             call = first.request.begin(self._runs.tracer, self._runs.nearest_place(first.parent), first.started_ns)
-            model = ModelRun(call, len(waiting))
+            model = ModelRun(call, [run.request for run in waiting if run.request is not None])
             for run in waiting:
                 run.request, run.model = None, model
         else:

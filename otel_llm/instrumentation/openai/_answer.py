@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_llm import call, semconv
+from otel_llm.settings import settings
 from otel_llm.toolcalls import ToolRequests
 from otel_llm.usage import Usage, fields, from_openai
 
@@ -26,13 +27,14 @@ _LONGEST_TEXT = 1_000
 
 
 class Answer:
-    """The facts of an answer that are recorded. Never keeps a reference to the answer itself."""
+    """The facts of an answer that are recorded. Keeps no reference to the answer itself, unless its content is captured."""
 
     __slots__ = (
         "_finish_reasons",
         "_requested",
         "_state",
         "background",
+        "content",
         "error_type",
         "final",
         "fingerprint",
@@ -60,10 +62,16 @@ class Answer:
         """`status` of a Responses object, as it was last seen."""
         self._finish_reasons: dict[int, str] = {}
         self._requested: ToolRequests | None = None
+        self.content: Any = None
+        """What gathers the words of the answer, where they are captured."""
+        if settings().captures_content:
+            self.content = _content()
 
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
         found = fields(payload)
+        if self.content is not None:
+            self.content.see(found)
         kind = found.get("type")
         if kind is not None and isinstance(kind, str):
             if kind.startswith("response."):
@@ -176,7 +184,19 @@ class Answer:
             found[semconv.OPENAI_SYSTEM_FINGERPRINT] = self.fingerprint
         if self._requested is not None:
             found |= self._requested.attributes()
+        if self.content is not None and (said := self.content.messages(self._finish_reasons.get(0))):
+            found[semconv.OUTPUT_MESSAGES] = said
         return found
+
+
+def _content() -> Any:
+    from otel_llm import content  # only with capture
+
+    if not content.wanted():
+        return None
+    from otel_llm.content.openai import Output
+
+    return Output()
 
 
 def _text(value: object) -> str | None:

@@ -91,6 +91,8 @@ class Hooks:
             model = body.get("model")
             model = model if isinstance(model, str) else None
             known = attributes(endpoint, server, body, stream)
+            if settings().captures_content:
+                known |= _said(endpoint.operation, body)
             changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
             propagates = server.address in settings().propagate_to
             # From here on there is a span, which only the return ends.
@@ -160,6 +162,16 @@ class _Begun:
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
         conclude(self.call, answer, answer.status)
+
+
+def _said(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    from otel_llm import content  # only with capture
+
+    if not content.wanted():
+        return {}
+    from otel_llm.content.openai import request
+
+    return request(operation, body)
 
 
 def _see_body(answer: Answer, response: Any) -> None:
