@@ -133,7 +133,7 @@ class Request:
         for key, name, types in _PARAMETERS:
             value = metadata.get(key)
             if isinstance(value, types) and not isinstance(value, bool):
-                self.attributes[name] = value
+                self.attributes[name] = float(value) if float in types and abs(value) < 2**63 else value
         if stop := metadata.get("ls_stop"):
             self.attributes[semconv.REQUEST_STOP_SEQUENCES] = (
                 [stop] if isinstance(stop, str) else [str(s) for s in stop]
