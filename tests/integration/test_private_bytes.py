@@ -155,6 +155,7 @@ def test_every_byte(
     for name in ("PROMPT", "SYSTEM", "RESULT"):
         assert (name, "/v1/traces") in elsewhere
         assert (name, "rows") in elsewhere
+        assert any(where.startswith("before: ") and ".journal" in where for said, where in elsewhere if said == name)
     content = ("gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
                "gen_ai.tool.call.arguments", "gen_ai.tool.call.result")  # fmt: skip
     holders: set[str] = set()
