@@ -62,8 +62,7 @@ def set_up_sdk() -> None:
 def set_defaults() -> None:
     """Fills in the `OTEL_*` variables that are not set."""
     env = os.environ
-    common = env.get(OTEL_EXPORTER_OTLP_ENDPOINT)
-    endpoint = env.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or common
+    endpoint = env.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or env.get(OTEL_EXPORTER_OTLP_ENDPOINT)
     env.setdefault(OTEL_TRACES_EXPORTER, "otlp,duckdb" if endpoint else "duckdb")
     if endpoint and not (env.get(OTEL_EXPORTER_OTLP_PROTOCOL) or env.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)):
         env[OTEL_EXPORTER_OTLP_PROTOCOL] = _protocol(endpoint)
@@ -72,8 +71,8 @@ def set_defaults() -> None:
     for exporter, own_endpoint, own_protocol in _OTHER_SIGNALS:
         if endpoint := env.get(own_endpoint):
             env.setdefault(exporter, "otlp")
-        if endpoint and not (env.get(own_protocol) or env.get(OTEL_EXPORTER_OTLP_PROTOCOL)):
-            env[own_protocol] = _protocol(endpoint)
+            if not (env.get(own_protocol) or env.get(OTEL_EXPORTER_OTLP_PROTOCOL)):
+                env[own_protocol] = _protocol(endpoint)
 
 
 def _protocol(endpoint: str) -> str:

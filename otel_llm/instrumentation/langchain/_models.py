@@ -124,7 +124,7 @@ class Request:
         self.asked: object = None
         """The messages or prompts, where content is captured."""
         self.parameters: Mapping[str, Any] | None = None
-        if settings().captures_content and content_wanted():
+        if settings().captures_content and _content_wanted():
             self.asked, self.parameters = asked, parameters
         metadata, parameters = metadata or {}, parameters or {}
         self.operation = operation
@@ -155,7 +155,7 @@ def returned_in_messages(batches: object) -> list[str]:
     return found[::-1]
 
 
-def content_wanted() -> bool:
+def _content_wanted() -> bool:
     """Whether content has somewhere to go. Asked only where it is captured."""
     from otel_llm import content
 
