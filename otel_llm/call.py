@@ -273,9 +273,9 @@ class ModelCall:
                 at = set_span_in_context(self.span)
                 metrics.record(self.facts, usage, error_type, (end_ns - self.started_ns) / 1e9, first, at)
             if settings().capture.in_event and (self.said or error is not None):
-                from otel_llm import events
+                from otel_llm import operation_details
 
-                events.emit(self.facts, self.said, error, set_span_in_context(self.span), end_ns)
+                operation_details.emit(self.facts, self.said, error, set_span_in_context(self.span), end_ns)
         except Exception as fault:
             faults.report("signal the end of a call", fault)
 

@@ -46,9 +46,9 @@ def wanted() -> bool:
 
 
 def _events_wanted() -> bool:
-    from otel_llm import events  # brings the logs API with it
+    from otel_llm import operation_details  # brings the logs API with it
 
-    return events.wanted()
+    return operation_details.wanted()
 
 
 def split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

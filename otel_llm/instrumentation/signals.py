@@ -23,9 +23,9 @@ def use(giver: object, meter_provider: MeterProvider | None, logger_provider: Lo
     _giver = giver
     metrics.use(meter_provider)
     if logger_provider is not None:
-        from otel_llm import events  # brings the logs API with it
+        from otel_llm import operation_details  # brings the logs API with it
 
-        events.use(logger_provider)
+        operation_details.use(logger_provider)
 
 
 def forget(giver: object) -> None:
@@ -34,5 +34,5 @@ def forget(giver: object) -> None:
     if _giver is giver:
         _giver = None
         metrics.use(None)
-        if (events := sys.modules.get("otel_llm.events")) is not None:
-            events.use(None)
+        if (details := sys.modules.get("otel_llm.operation_details")) is not None:
+            details.use(None)
