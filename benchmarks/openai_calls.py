@@ -19,8 +19,7 @@ How the figures are kept honest on a busy machine:
 
 What a candidate does on other threads (export, and for us the merge into DuckDB) is not in these figures.
 
-Peers that are not installed are named and left out: `pip install openinference-instrumentation-openai
-opentelemetry-instrumentation-openai logfire` adds them to what `pip install .[bench]` has.
+Peers that are not installed are named and left out: `pip install logfire` adds it to what `pip install .[bench]` has.
 """
 
 from __future__ import annotations

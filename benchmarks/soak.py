@@ -10,6 +10,8 @@ Scenarios:
     many    many processes write one store at once, while a plain DuckDB client and `otel-llm usage` read it in a loop
     rows    one process writes very many rows: its memory, the size of a row, the time of a query
     costs   what a record costs the app's thread, what a row costs the merge, beside the OTLP exporter with the same spans
+    calls   one process makes very many calls, sync, async and by LangChain, of which many are refused, lost, left, dropped or
+            cancelled: every call has its row, and nothing of it stays in the process
 
 Each prints its figures, and its *faults*: what must never be. The exit code is 1 where there is one. Figures of time and size are
 of the machine as much as of the code; no fault depends on them.
@@ -320,13 +322,13 @@ def _keep_calling(pipe: Connection, path: Path) -> None:
     pipe.send("done")
 
 
-def _local_openai() -> Any:
+def _local_openai(**options: Any) -> Any:
     """The local server of the examples, which are no package."""
     spec = importlib.util.spec_from_file_location("local_openai", ROOT / "examples" / "local_openai.py")
     assert spec is not None and spec.loader is not None
     module = sys.modules["local_openai"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.LocalOpenAI()
+    return module.LocalOpenAI(**options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -530,7 +532,7 @@ def _write_rows(pipe: Connection, size: int) -> None:
     import otel_llm
 
     began = time.monotonic()
-    calls = _calls(_sdk(), size)
+    calls = _model_calls(_sdk(), size)
     for tenth in range(1, 11):
         for _ in itertools.islice(calls, tenth * size // 10 - (tenth - 1) * size // 10):
             pass
@@ -551,7 +553,7 @@ def _sdk() -> Any:
     return provider
 
 
-def _calls(provider: Any, number: int) -> Iterator[None]:
+def _model_calls(provider: Any, number: int) -> Iterator[None]:
     """Makes `number` model calls, as an instrumentation does that talks to nobody; yields after each."""
     from otel_llm import call as life
     from otel_llm import llm_context, semconv
@@ -673,7 +675,7 @@ def _record(number: int) -> tuple[list[ReadableSpan], list[tuple[Any, dict[str, 
     provider = TracerProvider()
     provider.add_span_processor(UsageSpanProcessor(notes))
     provider.add_span_processor(Collector())
-    for _ in _calls(provider, number):
+    for _ in _model_calls(provider, number):
         pass
     return spans, records
 
@@ -704,6 +706,296 @@ def _receive_otlp(pipe: Connection) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# calls
+# ---------------------------------------------------------------------------------------------------------------------
+
+_OUTCOMES: dict[str, frozenset[str]] = {
+    # How a call that the app ended in this way may be recorded. One that was cancelled may have been over before.
+    "whole": frozenset({"ok"}),
+    "read": frozenset({"ok"}),
+    "closed": frozenset({"partial"}),
+    "dropped": frozenset({"partial"}),
+    "refused": frozenset({"error"}),
+    "broken": frozenset({"error"}),
+    "cancelled": frozenset({"cancelled", "ok"}),
+}
+_WEIGHTS = (30, 30, 10, 5, 10, 5, 10)
+_ENOUGH_BYTES = 2_000
+"""Growth of the process for each call that is taken for a leak; a span with its attributes that nobody frees is more."""
+_FEW = 100
+"""Objects that may be there or not, by the moment; a leak is one for each call, or each of a kind of calls."""
+
+
+def calls(directory: Path, *, size: int) -> Report:
+    """One process makes calls of every kind, which end in every way, and keeps nothing of them."""
+    with _local_openai(keep="brief") as server:
+        settings = {**server.environment, "OTEL_LLM_STREAM_USAGE": "always"}
+        with _Worker(_FRESH, directory, _call_in_every_way, size, **settings) as worker:
+            made, tokens, half, end, seconds = worker.hear()
+    rows = _query(directory, "SELECT request_id, status, input_tokens, output_tokens FROM llm_usage")
+    found = {row[0]: row[1:] for row in rows}
+    growth = (end["highest RSS"] - half["highest RSS"]) / max(size // 2, 1)
+    report = Report(
+        {
+            "calls": len(made),
+            "rows": len(rows),
+            **{f"  recorded as {status}": number for status, number in Counter(row[1] for row in rows).most_common()},
+            "calls a second": round(len(made) / seconds),
+            "highest RSS after half of the calls, MB": round(half["highest RSS"] / 2**20),
+            "  after all": round(end["highest RSS"] / 2**20),
+            "objects of ours and of the SDK's spans after half": half["objects"],
+            "  after all of them": end["objects"],
+        }
+    )
+    report.none_of("calls lost", set(made) - found.keys())
+    report.none_of("calls recorded twice", {c: n for c, n in Counter(row[0] for row in rows).items() if n > 1})
+    report.none_of("rows of no known call", found.keys() - set(made))
+    known = {call: found[call] for call in made if call in found}
+    report.none_of(
+        "calls with a wrong status", {c: v for c, v in known.items() if v[0] not in _OUTCOMES[c.split("-")[1]]}
+    )
+    # Every call asks the same, so every answer costs the same; what was left, refused or lost has told nothing.
+    said = {c: v for c, v in known.items() if v[1:] != (tuple(tokens) if v[0] == "ok" else (None, None))}
+    report.none_of("calls with wrong tokens", said)
+    report.none_of("spans left open", end["open"])
+    report.none_of("entries left in maps of ours", {name: n for name, n in end["maps"].items() if n})
+    if end["objects"] > half["objects"] + _FEW:
+        report.faults.append(f"{end['objects'] - half['objects']} more objects after all calls than after half of them")
+    if size >= 50_000 and growth > _ENOUGH_BYTES:  # what a merge takes for once is more than few calls could leak
+        report.faults.append(f"{growth:.0f} bytes of memory more for each call")
+    report.none_of("lines on stderr", _stderr_lines(directory))
+    return report
+
+
+def _call_in_every_way(pipe: Connection, size: int) -> None:
+    # The provider is ours, so that what is open can be counted.
+    from opentelemetry.sdk.trace import TracerProvider
+
+    import otel_llm
+
+    provider = TracerProvider()
+    spans = _open_spans()
+    provider.add_span_processor(spans)
+    otel_llm.instrument(tracer_provider=provider, store=Path(os.environ["OTEL_LLM_STORE"]))
+    callers = _Callers(spans)
+    callers.run(10)  # imports, connections, the first merge
+    began = time.monotonic()
+    callers.run(size // 2)
+    half = callers.left_behind()
+    callers.run(size - size // 2)
+    seconds = time.monotonic() - began
+    end = callers.left_behind()
+    pipe.send((callers.made, callers.tokens, half, end, seconds))
+
+
+def _open_spans() -> Any:
+    """A span processor that knows which spans have not ended, and which calls have begun."""
+    from opentelemetry.sdk.trace import Span, SpanProcessor
+
+    from otel_llm import semconv
+
+    class OpenSpans(SpanProcessor):
+        def __init__(self) -> None:
+            self.open: dict[int, str] = {}
+            self.begun: set[str] = set()
+
+        def on_start(self, span: Span, parent_context: object = None) -> None:
+            self.open[span.get_span_context().span_id] = span.name
+            told = span.attributes or {}
+            if told[semconv.OPERATION] == semconv.CHAT:
+                self.begun.add(str(told[semconv.REQUEST_ID]))
+
+        def on_end(self, span: ReadableSpan) -> None:
+            self.open.pop(span.get_span_context().span_id, None)  # type: ignore[union-attr]
+
+    return OpenSpans()
+
+
+class _Callers:
+    """Threads and tasks that make calls in every way, until there were enough."""
+
+    def __init__(self, spans: Any) -> None:
+        import asyncio
+
+        import openai
+        from langchain_openai import ChatOpenAI
+
+        self._asyncio = asyncio
+        self._spans = spans
+        self._numbers = itertools.count()
+        self._errors = openai.APIError, *_lost_connection()
+        self._runner = asyncio.Runner()
+        self._client = openai.OpenAI(max_retries=0)
+        self._async_client = openai.AsyncOpenAI(max_retries=0)
+        more: dict[str, Any] = {"max_retries": 0, "stream_usage": True}
+        self._models = {
+            behaviour: ChatOpenAI(model="gpt-4o-mini", default_headers={"x-local-behaviour": behaviour}, **more)
+            for behaviour in ("", "error-404", "stream-broken")
+        }
+        self.made: list[str] = []
+        self.tokens: tuple[int, int] = (0, 0)
+
+    def run(self, number: int) -> None:
+        """Makes that many calls; waits for all of them."""
+        last = len(self.made) + number
+
+        def work() -> None:
+            source = random.Random(number)
+            while len(self.made) < last:
+                self._call(source)
+
+        async def work_async() -> None:
+            source = random.Random(number + 1)
+            while len(self.made) < last:
+                await self._call_async(source)
+
+        async def all_async() -> None:
+            await asyncio.gather(*(work_async() for _ in range(4)))
+
+        asyncio = self._asyncio
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        self._runner.run(all_async())
+        for thread in threads:
+            thread.join()
+
+    def left_behind(self) -> dict[str, Any]:
+        """What there still is of the calls, once everything that ends has ended."""
+        import gc
+
+        import otel_llm
+        from otel_llm import call as life
+        from otel_llm.instrumentation.langchain import LangChainInstrumentor
+        from otel_llm.instrumentation.openai._observe import background
+
+        gc.collect()
+        self._runner.run(self._asyncio.sleep(0))  # asynchronous generators are closed by the event loop
+        gc.collect()
+        if not otel_llm.flush(600):
+            raise RuntimeError("the rows could not be merged")
+        runs = LangChainInstrumentor()._installed[0]
+        maps = {
+            "runs": len(runs),
+            "managers": len(runs._managers),
+            "background responses": len(background._calls),
+            "abandoned calls": len(life._abandoned),
+        }
+        ours = ("otel_llm.", "opentelemetry.sdk.trace")
+        objects = sum(str(type(one).__module__).startswith(ours) for one in gc.get_objects())
+        return {"open": dict(self._spans.open), "maps": maps, "objects": objects, "highest RSS": _highest_rss()}
+
+    def _next(self, source: random.Random, *, is_async: bool) -> tuple[str, str, dict[str, Any]]:
+        """A call's name, the way it is to end, and its arguments."""
+        end = source.choices(list(_OUTCOMES), _WEIGHTS)[0]
+        if end == "cancelled" and not is_async:
+            end = "whole"
+        given: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why is it blue?"}]}
+        if end in ("read", "closed", "dropped", "broken"):
+            given["stream"] = True
+        if behaviour := {"refused": "error-404", "broken": "stream-broken"}.get(end):
+            given["extra_headers"] = {"x-local-behaviour": behaviour}
+        name = f"{next(self._numbers)}-{end}"
+        self.made.append(name)
+        return name, end, given
+
+    def _model(self, given: dict[str, Any]) -> Any:
+        return self._models[given.get("extra_headers", {}).get("x-local-behaviour", "")]
+
+    def _call(self, source: random.Random) -> None:
+        import otel_llm
+
+        name, end, given = self._next(source, is_async=False)
+        with otel_llm.llm_context("soak", request_id=name), contextlib.suppress(*self._errors):
+            if source.random() < 0.3:
+                self._by_langchain(end, given)
+                return
+            answer = self._client.chat.completions.create(**given)
+            match end:
+                case "whole":
+                    self.tokens = answer.usage.prompt_tokens, answer.usage.completion_tokens
+                case "closed":
+                    next(answer)
+                    answer.close()
+                case "dropped":
+                    next(answer)
+                case _:
+                    for _ in answer:
+                        pass
+
+    def _by_langchain(self, end: str, given: dict[str, Any]) -> None:
+        model, question = self._model(given), given["messages"]
+        if "stream" not in given:
+            model.invoke(question)
+            return
+        chunks = model.stream(question)
+        if end in ("closed", "dropped"):
+            next(chunks)
+            if end == "closed":
+                chunks.close()
+            return
+        for _ in chunks:
+            pass
+
+    async def _call_async(self, source: random.Random) -> None:
+        import otel_llm
+
+        asyncio = self._asyncio
+        name, end, given = self._next(source, is_async=True)
+
+        async def call() -> None:
+            if source.random() < 0.3:
+                await self._by_langchain_async(end, given)
+                return
+            answer = await self._async_client.chat.completions.create(**given)
+            match end:
+                case "closed":
+                    await anext(answer)
+                    await answer.close()
+                case "dropped":
+                    await anext(answer)
+                case "read" | "broken":
+                    async for _ in answer:
+                        pass
+
+        with otel_llm.llm_context("soak", request_id=name), contextlib.suppress(*self._errors):
+            if end != "cancelled":
+                await call()
+                return
+            task = asyncio.ensure_future(call())
+            while name not in self._spans.begun:  # earlier, there is no call
+                await asyncio.sleep(0)
+            await asyncio.wait({task}, timeout=source.uniform(0, 0.003))
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _by_langchain_async(self, end: str, given: dict[str, Any]) -> None:
+        model, question = self._model(given), given["messages"]
+        if "stream" not in given:
+            await model.ainvoke(question)
+            return
+        chunks = model.astream(question)
+        if end in ("closed", "dropped"):
+            await anext(chunks)
+            if end == "closed":
+                await chunks.aclose()
+            return
+        async for _ in chunks:
+            pass
+
+
+def _lost_connection() -> tuple[type[Exception], ...]:
+    """What a connection that breaks raises in mid-stream: the HTTP library's own error."""
+    try:
+        import httpx2 as httpx
+    except ImportError:
+        import httpx  # type: ignore[no-redef]
+
+    return (httpx.TransportError,)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -713,6 +1005,7 @@ SCENARIOS: dict[str, tuple[Callable[..., Report], dict[str, int], dict[str, int]
     "many": (many, {"processes": 8, "calls": 5000}, {"processes": 4, "calls": 150}),
     "rows": (rows, {"size": 1_000_000}, {"size": 5_000}),
     "costs": (costs, {"size": 50_000}, {"size": 2_000}),
+    "calls": (calls, {"size": 100_000}, {"size": 2_000}),
 }
 
 

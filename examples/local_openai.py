@@ -20,6 +20,7 @@ Behaviours: give one as the model's name, or in the header `x-local-behaviour` (
 
     error-429, error-500, error-NNN   that status, with OpenAI's error body (`retry-after-ms: 1` where it is retried)
     error-400-echo, error-NNN-echo    the same, the error message quoting the prompt
+    error-NNN-after-S                 the same, with `retry-after: S` (seconds)
     error-html                        502 with an HTML body, as a proxy sends it
     flaky-2, flaky-N                  N times 429 and 500 in turn for the same body, then the answer
     slow                              no answer before a release; ends by itself after the cap (`--cap`, 30 s)
@@ -36,7 +37,7 @@ Behaviours: give one as the model's name, or in the header `x-local-behaviour` (
 The header `x-local-usage: <JSON>` replaces the usage object on the wire (not in the ledger).
 
 Control: `GET /_ledger` (billed calls; `?all=1` also what was refused; `?brief=1` without headers and bodies),
-`DELETE /_ledger` (forget all, release all), `GET /_release` (everyone who waits; `?n=1` for the oldest only;
+`DELETE /_ledger` (forget all, hang up on who waits), `GET /_release` (everyone who waits; `?n=1` for the oldest only;
 `?open=1` nobody waits any more until the ledger is deleted), `GET /_waiting?n=1` (answers when so many wait).
 """
 
@@ -48,6 +49,7 @@ import base64
 import http.client
 import itertools
 import json
+import logging
 import os
 import random
 import re
@@ -116,12 +118,14 @@ class Call:
     @property
     def cached_tokens(self) -> int | None:
         """The cached part of the input."""
-        return self._detail(("prompt_tokens_details", "input_tokens_details"), "cached_tokens")
+        return self._detail(("prompt_tokens_details", "input_tokens_details", "input_token_details"), "cached_tokens")
 
     @property
     def reasoning_tokens(self) -> int | None:
         """The reasoning part of the output."""
-        return self._detail(("completion_tokens_details", "output_tokens_details"), "reasoning_tokens")
+        return self._detail(
+            ("completion_tokens_details", "output_tokens_details", "output_token_details"), "reasoning_tokens"
+        )
 
     def _detail(self, names: tuple[str, ...], key: str) -> int | None:
         for name in names:
@@ -142,6 +146,9 @@ class LocalOpenAI:
     `keep="brief"` keeps no headers and bodies, for runs of very many calls. `cap` (seconds) bounds every wait for a
     release, so that a forgotten one costs a test its time, not the run.
     """
+
+    _script = Path(__file__).resolve()
+    """What runs in the process; a server with more endpoints is another file."""
 
     def __init__(self, *, port: int = 0, cap: float = 30.0, keep: str = "all") -> None:
         self._arguments = ["--port", str(port), "--cap", str(cap), "--keep", keep, "--child"]
@@ -185,7 +192,7 @@ class LocalOpenAI:
         return self._calls("/_ledger?all=1")
 
     def reset(self) -> None:
-        """Empties the ledger, forgets flaky counts, lets go whoever still waits."""
+        """Empties the ledger, forgets flaky counts, hangs up on whoever still waits."""
         self._control("DELETE", "/_ledger")
 
     def release(self, n: int | None = None) -> None:
@@ -205,7 +212,7 @@ class LocalOpenAI:
         """Starts the process and returns when it accepts connections."""
         # -E: under `opentelemetry-instrument` PYTHONPATH would have the server instrument itself.
         self._process = subprocess.Popen(
-            [sys.executable, "-E", str(Path(__file__).resolve()), *self._arguments],
+            [sys.executable, "-E", str(self._script), *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -278,7 +285,7 @@ _DATED = {
 }
 _MODELS = (*_DATED, "gpt-3.5-turbo-instruct", "text-embedding-3-small", "text-embedding-3-large")
 _BEHAVIOUR = re.compile(
-    r"error-\d{3}(-echo)?|error-html|flaky-\d+|words-\d+|slow|no-usage|no-stream-options|parallel-tools"
+    r"error-\d{3}(-echo|-after-\d+)?|error-html|flaky-\d+|words-\d+|slow|no-usage|no-stream-options|parallel-tools"
     r"|stream-(slow|pause|broken|error-event|failed)"
 )
 _REASONING = re.compile(r"o\d|gpt-5")
@@ -387,6 +394,8 @@ class _Plan:
     behaviours: frozenset[str] = frozenset()
     later: list[bytes] = field(default_factory=list)
     """What `GET /v1/responses/{id}` will give for a background response."""
+    reported_later: bool = False
+    """Whether there is usage in that."""
 
 
 def _dump(value: Any) -> bytes:
@@ -459,10 +468,13 @@ class _Request:
     def refusal(self, prompt: str) -> _Plan | None:
         """The plan of a behaviour that refuses the call."""
         for name in self.behaviours:
-            if found := re.fullmatch(r"error-(\d{3})(-echo)?", name):
+            if found := re.fullmatch(r"error-(\d{3})(-echo)?(?:-after-(\d+))?", name):
                 status = int(found[1])
                 message, kind, code = _ERRORS.get(status, _ERRORS[500 if status >= 500 else 400])
-                return _error(self.plan, status, f"{message} Request: {prompt}" if found[2] else message, kind, code)
+                _error(self.plan, status, f"{message} Request: {prompt}" if found[2] else message, kind, code)
+                if found[3]:
+                    self.plan.headers = [(b"retry-after", found[3].encode())]
+                return self.plan
         if self.has("error-html"):
             self.plan.status, self.plan.content_type = 502, b"text/html"
             self.plan.headers = [(b"retry-after-ms", b"1")]
@@ -683,7 +695,7 @@ def _plan_responses(request: _Request, wire_usage: Any) -> _Plan:
 
     if not request.stream:
         if blank["background"]:
-            plan.later = _cut_at_id(_dump(done))
+            plan.later, plan.reported_later = _cut_at_id(_dump(done)), on_wire is not None
             plan.body = _cut_at_id(_dump(blank | {"status": "queued"}))
         else:
             plan.reported = on_wire is not None
@@ -857,6 +869,8 @@ class _Entry:
     reported: bool
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    is_forgotten: bool = False
+    """Deleted from the ledger: who still waits for its answer is hung up on, and never counts among those who wait."""
 
     def to_json(self, number: int, brief: bool) -> JSON:
         plan = self.plan
@@ -898,7 +912,7 @@ class App:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._arrived = asyncio.Condition()
         self._is_open = False
-        self._later: dict[str, bytes] = {}
+        self._later: dict[str, tuple[bytes, _Entry]] = {}
         self._run = secrets.token_hex(6)
         self._ids = itertools.count(1)
 
@@ -928,8 +942,11 @@ class App:
         if plan is None:
             if len(self._plans) >= 512:
                 self._plans.clear()
-            plan = self._plans[key] = _plan(*key)
+            plan = self._plans[key] = self._plan(*key)
         await self._answer(plan, path, scope["headers"], body, receive, send)
+
+    def _plan(self, path: str, body: bytes, behaviours: str, wire_usage: str) -> _Plan:
+        return _plan(path, body, behaviours, wire_usage)
 
     async def _answer(
         self, plan: _Plan, path: str, headers: list[tuple[bytes, bytes]], body: bytes, receive: Receive, send: Send
@@ -949,12 +966,12 @@ class App:
         if plan.id_prefix:
             entry.response_id = plan.id_prefix + number
         entry.outcome = "disconnected"
-        if "slow" in plan.behaviours and not await self._gate(receive):
+        if "slow" in plan.behaviours and not await self._gate(entry, receive):
             return
         ident = number.encode()
         if not plan.frames:
             if plan.later:
-                self._later[plan.id_prefix + number] = ident.join(plan.later)
+                self._later[plan.id_prefix + number] = ident.join(plan.later), entry
             entry.outcome, entry.reported = "ok", plan.reported
             await self._send_body(plan, ident.join(plan.body), number, send)
             return
@@ -964,11 +981,12 @@ class App:
         await send({"type": "http.response.start", "status": 200, "headers": _headers(plan, ident.decode())})
         last = len(plan.frames) - 1
         broken = "stream-broken" in plan.behaviours
+        failed = not plan.behaviours.isdisjoint({"stream-error-event", "stream-failed"})
         slow = "stream-slow" in plan.behaviours
         pause = "stream-pause" in plan.behaviours
         for index, frame in enumerate(plan.frames):
             # The first two events (of Responses, four) come before any content, the next is the first content.
-            if slow and index > (4 if plan.endpoint == "responses" else 1) and not await self._gate(receive):
+            if slow and index > (4 if plan.endpoint == "responses" else 1) and not await self._gate(entry, receive):
                 return
             if pause:
                 await asyncio.sleep(0.01)
@@ -976,7 +994,7 @@ class App:
                 entry.reported = True
             if index == last:
                 # Before the last byte: who has read it may ask for the ledger at once.
-                entry.outcome = "broken" if broken else "error" if "stream-error-event" in plan.behaviours else "ok"
+                entry.outcome = "broken" if broken else "error" if failed else "ok"
             await send({"type": "http.response.body", "body": ident.join(frame), "more_body": broken or index != last})
         # Where the stream is to break, the application ends here without an end of the body, and uvicorn hangs up.
 
@@ -991,8 +1009,10 @@ class App:
         status = 500 if failed % 2 else 429
         return _error(_Plan(plan.endpoint, plan.model), status, *_ERRORS[status])
 
-    async def _gate(self, receive: Receive) -> bool:
-        """Waits for a release; False where the client has left instead."""
+    async def _gate(self, entry: _Entry, receive: Receive) -> bool:
+        """Waits for a release; False where the client has left instead, or the ledger was deleted."""
+        if entry.is_forgotten:
+            return False
         if self._is_open:
             return True
         released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -1002,7 +1022,7 @@ class App:
         left = asyncio.ensure_future(receive())
         try:
             await asyncio.wait({released, left}, timeout=self._cap, return_when=asyncio.FIRST_COMPLETED)
-            return not left.done() or left.result()["type"] != "http.disconnect"
+            return not entry.is_forgotten and (not left.done() or left.result()["type"] != "http.disconnect")
         finally:
             if released in self._waiting:
                 self._waiting.remove(released)
@@ -1027,6 +1047,8 @@ class App:
                 )
                 answer = [row for row in rows if row["billed"] or "all" in arguments]
             case "DELETE", "/_ledger":
+                for entry in self._entries:
+                    entry.is_forgotten = True
                 answer = {"deleted": len(self._entries), "released": self._release(len(self._waiting))}
                 self._entries.clear()
                 self._failed.clear()
@@ -1056,8 +1078,9 @@ class App:
             plan.body = [_dump({"object": "list", "data": data})]
         elif rest.startswith("/models/") and rest[8:] in _MODELS:
             plan.body = [_dump(_model(rest[8:]))]
-        elif rest.startswith("/responses/") and rest[11:] in self._later:
-            plan.body = [self._later[rest[11:]]]
+        elif rest.rpartition("/")[2] in self._later:
+            body, entry = self._later[rest.rpartition("/")[2]]
+            plan.body, entry.reported = [body], entry.plan.reported_later
         else:
             _error(plan, 404, f"Not found: {path}", "invalid_request_error", None)
         outcome = "ok" if plan.status == 200 else "error"
@@ -1089,8 +1112,8 @@ def _model(name: str) -> JSON:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Serves until stopped."""
+def main(make: Callable[..., App] = App) -> None:
+    """Serves until stopped. `make` builds the application."""
     import uvicorn
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -1105,7 +1128,7 @@ def main() -> None:
     # asyncio does this only for sockets made with IPPROTO_TCP, which this one is not. An answer took 40 ms without it.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     port = listening.getsockname()[1]
-    app = App(cap=arguments.cap, keep=arguments.keep)
+    app = make(cap=arguments.cap, keep=arguments.keep)
     server = uvicorn.Server(
         uvicorn.Config(
             app,  # type: ignore[arg-type]
@@ -1126,6 +1149,8 @@ def main() -> None:
         partial.write_text(f"{port}\n")
         partial.replace(arguments.port_file)
     print(f"http://127.0.0.1:{port}/v1", flush=True)
+    # It warns of writing to clients that have left, as clients of this server do all the time.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     asyncio.run(server.serve(sockets=[listening]))
 
 

@@ -10,21 +10,25 @@ that nobody claimed is finished by LangChain. So one model call is one span, who
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from opentelemetry import context as otel
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace import get_current_span as current_span
 
-from otel_llm import context, faults, semconv
+from otel_llm import context, faults, metrics, semconv, toolcalls
+from otel_llm.settings import settings
 from otel_llm.usage import Usage
+
+_T = TypeVar("_T")
 
 _KEY = otel.create_key("otel-llm-call")
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
@@ -33,6 +37,17 @@ OK: Final = "ok"
 ERROR: Final = "error"
 CANCELLED: Final = "cancelled"
 PARTIAL: Final = "partial"
+
+
+def status_of(error: BaseException | None) -> str:
+    """How a block, a function or a run has ended that was left by `error`; None where it came to its end."""
+    if error is None:
+        return OK
+    if isinstance(error, GeneratorExit):
+        return PARTIAL
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+        return CANCELLED
+    return ERROR
 
 
 class Place(NamedTuple):
@@ -61,10 +76,12 @@ class ModelCall:
         "_done",
         "_process",
         "attempts",
+        "facts",
         "first_chunk_ns",
         "last_chunk_ns",
         "model",
         "propagates",
+        "said",
         "span",
         "started_ns",
         "started_perf_ns",
@@ -85,7 +102,8 @@ class ModelCall:
         Args:
             operation: `gen_ai.operation.name`.
             model: `gen_ai.request.model`, None where the request names none.
-            attributes: everything else that is known at the start; samplers decide on it.
+            attributes: everything else that is known at the start; samplers decide on it. Content is in structured form here,
+                as in every method that takes attributes.
             place: the parent; looked up where it is not given.
             started_ns: wall clock in nanoseconds, for a call that began earlier; default now.
         """
@@ -113,22 +131,45 @@ class ModelCall:
                 at_start[semconv.AGENT_NAME] = place.agent_name
             if place.workflow_name is not None:
                 at_start[semconv.WORKFLOW_NAME] = place.workflow_name
+        self.said: dict[str, Any] | None = None
+        """What the event tells of the content, in structured form."""
+        if settings().captures_content:
+            at_start = self._take_content(at_start)
+        self.facts = at_start
+        """The attributes so far: those of a span that nobody records can not be read back."""
         self.span = tracer.start_span(
             f"{operation} {model}" if model else operation,
             parent,
             SpanKind.CLIENT,
             at_start,
+            toolcalls.links(returned) if (returned := at_start.get(semconv.RETURNED_TOOL_IDS)) else (),
             start_time=self.started_ns,
         )
 
     def describe(self, operation: str, model: str | None, attributes: Mapping[str, Any]) -> None:
         """Adds what is known to the layer that took the call over; it is nearer to the provider."""
+        returned = attributes.get(semconv.RETURNED_TOOL_IDS)
+        if returned and not getattr(self.span, "links", ()):
+            for link in toolcalls.links(returned):
+                self.span.add_link(link.context, link.attributes)
+        if settings().captures_content:
+            attributes = self._take_content(attributes)
+        self.facts.update(attributes)
         self.span.set_attributes(attributes)
         if model is not None and model != self.model:
-            self.model = model
+            self.model = self.facts[semconv.REQUEST_MODEL] = model
             self.span.set_attribute(semconv.REQUEST_MODEL, model)
             self.span.update_name(f"{operation} {model}")
         self._tell()
+
+    def _take_content(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes with their content as the span takes it; keeps what the event will tell."""
+        from otel_llm import content
+
+        on_span, in_event = content.split(attributes)
+        if in_event:
+            self.said = {**(self.said or {}), **in_event}
+        return on_span
 
     def context(self) -> otel.Context:
         """The context for the request itself: this span is current, and `wiring` withholds all of it from the provider."""
@@ -139,7 +180,8 @@ class ModelCall:
         self.last_chunk_ns = now = time.perf_counter_ns()
         if self.first_chunk_ns is None:
             self.first_chunk_ns = now
-            self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, (now - self.started_perf_ns) / 1e9)
+            seconds = self.facts[semconv.TIME_TO_FIRST_CHUNK] = (now - self.started_perf_ns) / 1e9
+            self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, seconds)
             self._tell()
 
     def _tell(self) -> None:
@@ -175,32 +217,67 @@ class ModelCall:
         """
         if not self._done.acquire(blocking=False) or self._process is not _process:
             return  # a forked child holds copies of its parent's calls: they are the parent's to finish
-        span = self.span
+        if error_type is None and error is not None:
+            error_type = type(error).__name__
         try:
-            at_end: dict[str, Any] = {semconv.STATUS: status}
-            if attributes:
-                at_end.update(attributes)
-            if usage is not None:
-                at_end.update(usage.attributes())
-                at_end[semconv.USAGE_SOURCE] = "reported"
-            if self.attempts is not None:
-                at_end[semconv.ATTEMPTS] = self.attempts
-            if error_type is None and error is not None:
-                error_type = type(error).__name__
-            if error_type is not None:
-                at_end[semconv.ERROR_TYPE] = error_type
-            span.set_attributes(at_end)
-            if status in (ERROR, CANCELLED):
-                span.set_status(_ERROR)
+            self._describe_end(status, usage, error, error_type, attributes)
         except Exception as fault:
             faults.report("describe a finished call", fault)
+        self._signal(usage, error, error_type, self._end())
+
+    def _describe_end(
+        self,
+        status: str,
+        usage: Usage | None,
+        error: BaseException | None,
+        error_type: str | None,
+        attributes: Mapping[str, Any] | None,
+    ) -> None:
+        at_end: dict[str, Any] = {semconv.STATUS: status}
+        if attributes:
+            at_end.update(attributes)
+            if semconv.REQUESTED_TOOL_IDS in attributes:
+                toolcalls.remember(attributes, self.span.get_span_context())
+        if usage is not None:
+            at_end.update(usage.attributes())
+            at_end[semconv.USAGE_SOURCE] = "reported"
+        if self.attempts is not None:
+            at_end[semconv.ATTEMPTS] = self.attempts
+        if error_type is not None:
+            at_end[semconv.ERROR_TYPE] = error_type
+        captures = settings().captures_content
+        if captures:
+            at_end = self._take_content(at_end)
+        self.facts.update(at_end)
+        self.span.set_attributes(at_end)
+        if status in (ERROR, CANCELLED):
+            self.span.set_status(_failed(self.span, error) if captures and error is not None else _ERROR)
+
+    def _end(self) -> int:
+        """Ends the span; returns when, in nanoseconds since 1970."""
         # A stream is as long as the time to its last chunk, however late the app lets go of it. Durations come from the
         # monotonic clock: a wall clock that is set back gives no negative ones.
         end_perf_ns = self.last_chunk_ns or time.perf_counter_ns()
+        end_ns = self.started_ns + end_perf_ns - self.started_perf_ns
         try:
-            span.end(self.started_ns + end_perf_ns - self.started_perf_ns)
+            self.span.end(end_ns)
         except Exception as fault:  # a span processor of the app's that raises
             faults.report("end a span", fault)
+        return end_ns
+
+    def _signal(self, usage: Usage | None, error: BaseException | None, error_type: str | None, end_ns: int) -> None:
+        """Metrics and events, after the account: it must not wait for them."""
+        try:
+            if metrics.wanted():
+                first = None if self.first_chunk_ns is None else (self.first_chunk_ns - self.started_perf_ns) / 1e9
+                at = set_span_in_context(self.span)
+                metrics.record(self.facts, usage, error_type, (end_ns - self.started_ns) / 1e9, first, at)
+            if settings().capture.in_event and (self.said or error is not None):
+                from otel_llm import operation_details
+
+                operation_details.emit(self.facts, self.said, error, set_span_in_context(self.span), end_ns)
+        except Exception as fault:
+            faults.report("signal the end of a call", fault)
 
     def abandon(
         self, status: str = PARTIAL, usage: Usage | None = None, attributes: Mapping[str, Any] | None = None
@@ -212,8 +289,28 @@ class ModelCall:
         if not self.finished:
             later(partial(self.finish, status, usage=usage, attributes=attributes))
 
+    def __del__(self) -> None:
+        # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines.
+        try:
+            if self._process is _process and self.span.is_recording():
+                _lost.append(self)
+        except Exception:
+            pass  # it never got a span, or the interpreter is shutting down
+
+    def _let_go(self) -> None:
+        self.finish(CANCELLED)
+        if self.span.is_recording():  # what came up did so within `finish`
+            self._end()
+
+
+def _failed(span: Span, error: BaseException) -> Status:
+    from otel_llm import content
+
+    return content.failed(span, error)
+
 
 _abandoned: deque[Callable[[], None]] = deque()
+_lost: deque[ModelCall] = deque()
 
 
 def later(finish: Callable[[], None]) -> None:
@@ -223,22 +320,34 @@ def later(finish: Callable[[], None]) -> None:
 
 def finish_abandoned() -> None:
     """Ends what was dropped unfinished. The store's background thread, the next call and `flush()` do this."""
-    while _abandoned:
+    for finish in _drain(_abandoned):
+        finish()
+    for call in _drain(_lost):  # after those: a stream that was dropped with its call knows more of how it ended
+        call._let_go()
+
+
+def _drain(queue: deque[_T]) -> Iterator[_T]:
+    while queue:
         try:
-            finish = _abandoned.popleft()
+            yield queue.popleft()
         except IndexError:  # another thread was quicker
             return
-        finish()
 
 
 _process = object()
 """Stands for this process; another after a fork."""
 
 
+def process() -> object:
+    """Stands for this process. A forked child, which gets another, leaves its parent's spans for the parent to end."""
+    return _process
+
+
 def _after_fork_in_child() -> None:
     global _process
     _process = object()
     _abandoned.clear()
+    _lost.clear()
 
 
 if hasattr(os, "register_at_fork"):

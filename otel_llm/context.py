@@ -157,6 +157,21 @@ def attributes(context: otel.Context | None = None) -> Mapping[str, str]:
     return _NOTHING
 
 
+def extended(values: Mapping[str, str]) -> otel.Context:
+    """The current context, whose spans take over these attributes too. They stay in this process: no baggage carries them."""
+    current = otel.get_current()
+    return otel.set_value(_KEY, {**attributes(current), **values}, current)
+
+
+def of_span(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """The part of a span's attributes that it took over from the context."""
+    return {
+        name: str(value)
+        for name, value in attributes.items()
+        if name in _FIELD_NAMES or name.startswith(semconv.TAG_PREFIX)
+    }
+
+
 def _from_baggage(context: otel.Context | None) -> Mapping[str, str]:
     entries = baggage.get_all(context)
     if not entries:

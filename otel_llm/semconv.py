@@ -59,6 +59,13 @@ TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
 TOOL_CALL_ARGUMENTS: Final = "gen_ai.tool.call.arguments"
 TOOL_CALL_RESULT: Final = "gen_ai.tool.call.result"
 
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
+
+EVENT_DETAILS: Final = "gen_ai.client.inference.operation.details"
+EVENT_EXCEPTION: Final = "gen_ai.client.operation.exception"
+
 # --- the tree --------------------------------------------------------------------------------------------------------
 AGENT_NAME: Final = "gen_ai.agent.name"
 AGENT_ID: Final = "gen_ai.agent.id"
@@ -85,10 +92,36 @@ AUDIO_SECONDS: Final = "otel_llm.usage.audio_seconds"
 """What is billed by the length of audio, in place of tokens."""
 ATTEMPTS: Final = "otel_llm.attempts"
 PROFILE: Final = "otel_llm.profile"
+DEPLOYMENT: Final = TAG_PREFIX + "deployment"
+"""The deployment of the profile that was asked: `tags['deployment']`."""
 CACHE_HIT: Final = "otel_llm.cache_hit"
 """True where a client-side cache answered and the provider was not asked: nothing was billed."""
 RECORDED_BY: Final = "otel_llm.recorded_by"
 """Scope of the instrumentor that finished the call, where it is not the span's own scope."""
+REQUESTED_TOOL_IDS: Final = "otel_llm.response.tool_call_ids"
+"""Ids of the tool calls that the answer asks the client to carry out; empty where a call has no id."""
+REQUESTED_TOOL_NAMES: Final = "otel_llm.response.tool_call_names"
+"""Their tools' names, in the same order."""
+RETURNED_TOOL_IDS: Final = "otel_llm.request.tool_call_ids"
+"""Ids of the tool calls whose results the request brings, since the model last spoke."""
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+METRIC_DURATION: Final = "gen_ai.client.inference.duration"
+METRIC_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.inference.time_to_first_chunk"
+METRIC_INPUT_TOKENS: Final = "gen_ai.client.inference.usage.input_tokens"
+METRIC_OUTPUT_TOKENS: Final = "gen_ai.client.inference.usage.output_tokens"
+METRIC_CACHE_READ_TOKENS: Final = "gen_ai.client.inference.usage.cache_read.input_tokens"
+METRIC_CACHE_WRITE_TOKENS: Final = "gen_ai.client.inference.usage.cache_write.input_tokens"
+METRIC_REASONING_TOKENS: Final = "gen_ai.client.inference.usage.reasoning.output_tokens"
+METRIC_OPERATION_INPUT_TOKENS: Final = "gen_ai.client.inference.operation.input_tokens"
+METRIC_OPERATION_OUTPUT_TOKENS: Final = "gen_ai.client.inference.operation.output_tokens"
+METRIC_EMBEDDINGS_DURATION: Final = "gen_ai.client.embeddings.duration"
+METRIC_EMBEDDINGS_INPUT_TOKENS: Final = "gen_ai.client.embeddings.operation.input_tokens"
+METRIC_LEGACY_DURATION: Final = "gen_ai.client.operation.duration"
+METRIC_LEGACY_TOKENS: Final = "gen_ai.client.token.usage"
+METRIC_LEGACY_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
+TOKEN_MODALITY: Final = "gen_ai.token.modality"
+TOKEN_TYPE: Final = "gen_ai.token.type"
 
 # --- operations ------------------------------------------------------------------------------------------------------
 CHAT: Final = "chat"
@@ -111,6 +144,9 @@ BATCH: Final = "batch"
 LIVE_SESSION: Final = "live_session"
 RETRIEVE: Final = "retrieve"
 """The result of a background response, asked for by another process than the one that created it."""
+
+CHAIN_OPERATIONS: Final = frozenset({INVOKE_WORKFLOW, INVOKE_AGENT, CREATE_AGENT})
+"""Operations that are a run of several others."""
 
 TREE_OPERATIONS: Final = frozenset({EXECUTE_TOOL, INVOKE_AGENT, CREATE_AGENT, INVOKE_WORKFLOW, RETRIEVAL, STEP})
 """Operations that run no model themselves: they are in `spans`, never in `llm_usage`. Any other operation is a model call."""

@@ -21,8 +21,15 @@ _T = TypeVar("_T")
 
 Fsync = Literal["none", "interval", "always"]
 StreamUsage = Literal["auto", "always", "never"]
+MetricNames = Literal["current", "legacy", "both", "none"]
 _FSYNC: Mapping[str, Fsync] = {"none": "none", "interval": "interval", "always": "always"}
 _STREAM_USAGE: Mapping[str, StreamUsage] = {"auto": "auto", "always": "always", "never": "never"}
+_METRIC_NAMES: Mapping[str, MetricNames] = {
+    "current": "current",
+    "legacy": "legacy",
+    "both": "both",
+    "none": "none",
+}
 
 
 class Capture(Enum):
@@ -57,6 +64,16 @@ class Settings:
     stream_usage: StreamUsage
     """Whether `stream_options.include_usage` is asked for on chat streams that do not set it."""
     capture: Capture
+    captures_content: bool
+    """Whether `capture` is any mode but `NO_CONTENT`: what the hooks ask for every call."""
+    content_limit: int
+    """Characters of one text (a message part, a tool's argument) that are kept; an attribute keeps 16 times as many in all."""
+    redact: str | None
+    """`module:function` that sees every message before it is recorded."""
+    redact_builtin: bool
+    """Whether API keys, e-mail addresses and card numbers are masked in what is captured."""
+    metrics: MetricNames
+    """The names that GenAI metrics go by: those of today's conventions, the former ones, both; or no metrics."""
     trust_baggage: bool
     """Whether baggage that came in from another process names the user, the module and so on."""
     context_keys: frozenset[str]
@@ -64,10 +81,14 @@ class Settings:
     propagate_to: tuple[str, ...]
     """Model hosts that may receive `traceparent` and baggage; none by default."""
     prices: Path | None
+    profiles: Path | None
+    """The TOML file that `LLMProvider.from_env()` reads."""
     retention: float | None
     """Spans and calls that began longer ago are removed from the store."""
     max_size: int | None
     """The oldest are removed, spans before calls, when the store is larger than this."""
+    jaeger_url: str | None
+    """Where people open Jaeger in a browser: the command line names a trace's page there."""
     sdk_disabled: bool
 
 
@@ -85,26 +106,36 @@ def reload() -> Settings:
 @cache
 def _read() -> Settings:
     env: Mapping[str, str] = os.environ
+    capture = _get(
+        env,
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
+        lambda text: Capture(text.upper()),
+        "NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT",
+        lambda: Capture.NO_CONTENT,
+    )
     return Settings(
         store=_get(env, "OTEL_LLM_STORE", _store, "a file path, or none", default_store),
-        flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: 0.5),
+        flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: 0.8),
         fsync=_choice(env, "OTEL_LLM_FSYNC", _FSYNC, "none"),
         segment_size=_get(env, "OTEL_LLM_SEGMENT_SIZE", _size, "a size like 16MB", lambda: 16 * 2**20),
         segment_age=_get(env, "OTEL_LLM_SEGMENT_AGE", _duration, "a time like 60 or 5min", lambda: 60.0),
         stream_usage=_choice(env, "OTEL_LLM_STREAM_USAGE", _STREAM_USAGE, "auto"),
-        capture=_get(
-            env,
-            "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
-            lambda text: Capture(text.upper()),
-            "NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT",
-            lambda: Capture.NO_CONTENT,
+        capture=capture,
+        captures_content=capture is not Capture.NO_CONTENT,
+        content_limit=_get(
+            env, "OTEL_LLM_CONTENT_LIMIT", _characters, "a number of characters like 16384", lambda: 2**14
         ),
+        redact=env.get("OTEL_LLM_REDACT", "").strip() or None,
+        redact_builtin=_get(env, "OTEL_LLM_REDACT_BUILTIN", _bool, "on or off", lambda: True),
+        metrics=_choice(env, "OTEL_LLM_METRICS", _METRIC_NAMES, "current"),
         trust_baggage=_get(env, "OTEL_LLM_TRUST_BAGGAGE", _bool, "true or false", lambda: False),
         context_keys=frozenset(_list(env.get("OTEL_LLM_CONTEXT_KEYS", ""))),
         propagate_to=tuple(_list(env.get("OTEL_LLM_PROPAGATE_TO", ""))),
         prices=_get(env, "OTEL_LLM_PRICES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
+        profiles=_get(env, "OTEL_LLM_PROFILES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
+        jaeger_url=_get(env, "OTEL_LLM_JAEGER_URL", _url, "a URL like http://localhost:16686", lambda: None),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
     )
 
@@ -132,6 +163,12 @@ def _store(text: str) -> Path | None:
     return None if text.lower() == "none" else Path(text).expanduser().absolute()
 
 
+def _url(text: str) -> str | None:
+    if not re.fullmatch(r"https?://[^\s/]+\S*", text):
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
 def _bool(text: str) -> bool:
     match text.lower():
         case "true" | "1" | "yes" | "on":
@@ -156,6 +193,13 @@ def _list(text: str) -> list[str]:
 
 _TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
+
+
+def _characters(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise ValueError(text)
+    return number
 
 
 def _duration(text: str) -> float:

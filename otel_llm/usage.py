@@ -32,6 +32,15 @@ class Usage(NamedTuple):
         """The span attributes of the counts that are known."""
         return {name: count for name, count in zip(_ATTRIBUTES, self, strict=True) if count is not None}
 
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Usage:
+        """The counts that a span has, in the names of the conventions."""
+        return cls(*map(count, map(attributes.get, _ATTRIBUTES)))
+
+    def plus(self, other: Usage) -> Usage:
+        """The sum of what is known of both."""
+        return Usage(*(b if a is None else a if b is None else a + b for a, b in zip(self, other, strict=True)))
+
     def __bool__(self) -> bool:
         """Whether anything at all was reported."""
         return any(count is not None for count in self)

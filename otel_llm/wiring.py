@@ -29,12 +29,15 @@ from otel_llm import call as calls
 from otel_llm import semconv
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
     from otel_llm.store import Store
     from otel_llm.store.processor import UsageSpanProcessor
 
 _logger = logging.getLogger("otel_llm")
 _lock = threading.Lock()
 _wired: WeakKeyDictionary[TracerProvider, _Wiring] = WeakKeyDictionary()
+_observed: WeakKeyDictionary[TracerProvider, SpanProcessor] = WeakKeyDictionary()
 
 
 class AccountSampler(Sampler):
@@ -90,15 +93,29 @@ class _Wiring:
     def __init__(self, provider: TracerProvider, store: Store, processor: UsageSpanProcessor) -> None:
         self.store = store
         self.processor = processor
-        self.sampler = provider.sampler
         provider.add_span_processor(processor)
         calls.watchers.append(processor.update)
-        _set_sampler(provider, AccountSampler(provider.sampler))
+
+
+def observe(provider: Any) -> None:
+    """Has `chain`, `step` and `tool` write to a TracerProvider, and its GenAI spans tell of themselves to whoever subscribes."""
+    from otel_llm.lifecycle.processor import LifecycleProcessor
+    from otel_llm.lifecycle.scopes import tracer
+
+    tracer.use(provider)
+    if not isinstance(provider, TracerProvider):
+        return
+    with _lock:
+        if provider not in _observed:
+            _observed[provider] = processor = LifecycleProcessor()
+            provider.add_span_processor(processor)
+            _set_sampler(provider, AccountSampler(provider.sampler))
 
 
 def wire(provider: Any, path: Path) -> Store | None:
     """Adds the account at `path` to an SDK TracerProvider, once. Returns its store, None where `provider` is not the SDK's."""
     withhold()
+    observe(provider)
     if not isinstance(provider, TracerProvider):
         _logger.warning(
             "the tracer provider is a %s, not the OpenTelemetry SDK's: spans are made, but no account is kept. "
@@ -120,11 +137,17 @@ def wire(provider: Any, path: Path) -> Store | None:
 
 
 def unwire() -> None:
-    """Takes the account off every provider again."""
+    """Takes the account, and the events, off every provider again."""
+    from otel_llm.lifecycle.scopes import tracer
+
+    tracer.use(None)
     with _lock:
-        for provider, wiring in list(_wired.items()):
+        for provider, observer in list(_observed.items()):
             if isinstance(provider.sampler, AccountSampler):
-                _set_sampler(provider, wiring.sampler)
+                _set_sampler(provider, provider.sampler.inner)
+            _remove_processor(provider, observer)
+        _observed.clear()
+        for provider, wiring in list(_wired.items()):
             _remove_processor(provider, wiring.processor)
             calls.watchers.remove(wiring.processor.update)
             wiring.processor.shutdown()
@@ -159,7 +182,7 @@ def _set_sampler(provider: TracerProvider, sampler: Sampler) -> None:
         tracer.sampler = sampler
 
 
-def _remove_processor(provider: TracerProvider, processor: UsageSpanProcessor) -> None:
+def _remove_processor(provider: TracerProvider, processor: SpanProcessor) -> None:
     multi = getattr(provider, "_active_span_processor", None)
     current = getattr(multi, "_span_processors", None)
     if current is not None:

@@ -36,7 +36,13 @@ def test_defaults(monkeypatch):
         ("OTEL_LLM_RETENTION", "90d", "retention", 90 * 86400.0),
         ("OTEL_LLM_RETENTION", "4w", "retention", 28 * 86400.0),
         ("OTEL_LLM_MAX_SIZE", "2GB", "max_size", 2 * 2**30),
+        ("OTEL_LLM_JAEGER_URL", "http://localhost:16686/", "jaeger_url", "http://localhost:16686"),
         ("OTEL_LLM_PROPAGATE_TO", "a.example, b.example,", "propagate_to", ("a.example", "b.example")),
+        ("OTEL_LLM_CONTENT_LIMIT", "500", "content_limit", 500),
+        ("OTEL_LLM_CONTENT_LIMIT", "-1", "content_limit", 2**14),
+        ("OTEL_LLM_REDACT_BUILTIN", "off", "redact_builtin", False),
+        ("OTEL_LLM_METRICS", "Both", "metrics", "both"),
+        ("OTEL_LLM_METRICS", "nonsense", "metrics", "current"),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "span_only", "capture", Capture.SPAN_ONLY),
     ],
 )
@@ -58,6 +64,7 @@ def test_values(name, text, field, value, monkeypatch):
         ("OTEL_LLM_RETENTION", "90s"),
         ("OTEL_LLM_MAX_SIZE", "2"),
         ("OTEL_LLM_MAX_SIZE", "2kb"),
+        ("OTEL_LLM_JAEGER_URL", "localhost:16686"),
         ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes please"),
     ],
 )

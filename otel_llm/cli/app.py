@@ -5,49 +5,100 @@ from __future__ import annotations
 import io
 import os
 import sys
-import traceback
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Final
 
-import typer
+import click
 
-from otel_llm.cli.access import locate
-from otel_llm.cli.copies import backup, compact
-from otel_llm.cli.doctor import doctor
-from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.export import export
-from otel_llm.cli.options import StoreOption
+from otel_llm.cli.errors import INTERRUPTED, CommandError, one_line
 from otel_llm.cli.output import write_line
-from otel_llm.cli.prune import prune
-from otel_llm.cli.ps import ps
-from otel_llm.cli.replay import replay
-from otel_llm.cli.show import show
-from otel_llm.cli.sql import sql
-from otel_llm.cli.usage import usage
-from otel_llm.version import __version__
 
-_INTERRUPTED = 130
+COMMANDS: Final = {
+    "usage": ("usage", "Add up calls, errors, tokens and cost by model, user, day, ..."),
+    "logs": ("logs", "List the latest calls, with what was said where that was recorded."),
+    "show": ("show", "Show a trace as a tree: what called what, how long it took, what it cost."),
+    "sql": ("sql", "Run SQL on the store, read-only."),
+    "ps": ("ps", "List the model calls that are running, in every process."),
+    "tail": ("tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
+    "prices": ("prices", "Show what models cost per million tokens, and where the price comes from."),
+    "export": ("export", "Write a table to a Parquet, CSV or JSON file."),
+    "replay": ("replay", "Send stored spans to Jaeger or any OTLP backend again."),
+    "backup": ("copies", "Copy the whole store to FILE."),
+    "prune": ("prune", "Remove old spans and calls from the store."),
+    "compact": ("copies", "Make the file of the store smaller, after a prune."),
+    "path": ("path", "Print where the store is, and nothing else."),
+    "doctor": ("doctor", "Find out why something is not recorded, and how to mend it."),
+    "version": ("version", "Print the version."),
+}
+"""Every command: the module here that has it, under the command's name, and its line in the list of commands. A module is
+imported when its command is wanted, so that none pays for the others."""
 
-app = typer.Typer(
-    name="otel-llm",
-    # Plain text: the help is the manual, and reads the same in a pipe, in a page and on a terminal.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+
+class _ReaderGone(Exception):
+    """Nobody reads our output any more. (Not an OSError: click has an exit code of its own for that.)"""
+
+
+@contextmanager
+def _noticing_that_the_reader_has_gone() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+
+
+class _Commands(click.Group):
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _noticing_that_the_reader_has_gone():  # of --help and --version
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _noticing_that_the_reader_has_gone():
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"otel_llm.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        context.invoke(import_module("otel_llm.cli.version").version)
+        context.exit()
+
+
+@click.command(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+    \b
+    Exit codes:
+      0    it worked; nothing found is no error
+      1    doctor found something wrong
+      2    an error, with one line on stderr
+      130  interrupted with Ctrl-C
+
+    \b
+    Completion, in ~/.bashrc or ~/.zshrc (zsh_source there), or fish (fish_source):
+      eval "$(_OTEL_LLM_COMPLETE=bash_source otel-llm)"
+    """,
 )
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        version()
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def otel_llm(
-    context: typer.Context,
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+@click.pass_context
+def otel_llm(context: click.Context) -> None:
     """What your programs asked of language models: calls, tokens, cost.
 
     \b
@@ -56,50 +107,10 @@ def otel_llm(
       otel-llm usage --by model,user
 
     The store is a DuckDB file: $OTEL_LLM_STORE, else usage.duckdb in the user's data directory. Reading it while programs
-    write it is fine.
-
-    Exit codes: 0; 1 when doctor finds something wrong; 2 for an error, with one line on stderr; 130 when
-    interrupted.
+    write it is fine. --json prints rows as JSON; in a pipe there are no colours and nothing is cut.
     """
     if context.invoked_subcommand is None:
         write_line(context.get_help())
-
-
-app.command()(usage)
-app.command()(show)
-app.command()(sql)
-app.command()(ps)
-app.command()(export)
-app.command()(replay)
-app.command()(backup)
-app.command()(prune)
-app.command()(compact)
-
-
-@app.command()
-def path(store: StoreOption = None) -> None:
-    """Print where the store is, and nothing else.
-
-    \b
-    Examples:
-      otel-llm path
-      duckdb -readonly "$(otel-llm path)" "from llm_usage limit 5"
-    """
-    write_line(str(locate(store)))
-
-
-app.command()(doctor)
-
-
-@app.command()
-def version() -> None:
-    """Print the version.
-
-    \b
-    Example:
-      otel-llm version
-    """
-    write_line(f"otel-llm {__version__}")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -109,25 +120,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
             # What was recorded may hold characters that the terminal's encoding does not have.
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(args=arguments, prog_name="otel-llm", standalone_mode=False)
+        code: Any = otel_llm.main(arguments, prog_name="otel-llm", standalone_mode=False)
         sys.stdout.flush()
     except CommandError as error:
         return _fail(str(error))
-    except BrokenPipeError:
+    except click.ClickException as error:  # an unknown option, a missing argument
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        return _fail(f"{error.format_message()} See: {context.command_path if context else 'otel-llm'} --help")
+    except (BrokenPipeError, _ReaderGone):
         return _reader_gone()
-    except SystemExit as end:
-        # typer ends shell completion like this, and a program whose reader has gone.
-        if isinstance(end.__context__, BrokenPipeError):
-            return _reader_gone()
-        raise
-    except (KeyboardInterrupt, typer.Abort):
-        return _INTERRUPTED
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
     except Exception as error:
-        # typer's own errors (an unknown option, a missing argument) know how to say what was wrong; which class they
-        # are of has changed from one version of it to another.
-        if say := getattr(error, "format_message", None):
-            return _fail(f"{say()} See: otel-llm --help")
         if os.environ.get("OTEL_LOG_LEVEL", "").lower() == "debug":
+            import traceback
+
             traceback.print_exc()
         return _fail(f"{type(error).__name__}: {one_line(error)}; OTEL_LOG_LEVEL=debug shows where")
     return code if isinstance(code, int) else 0

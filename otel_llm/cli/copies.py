@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from otel_llm.cli.access import maintaining, require_absent
 from otel_llm.cli.checks import Size
-from otel_llm.cli.options import ForceOption, StoreOption
+from otel_llm.cli.options import FILE, force_option, store_option
 from otel_llm.cli.output import counted, write_line
 
 if TYPE_CHECKING:
     from otel_llm.store.copying import Copied
 
 
-def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the copy.")],
-    force: ForceOption = False,
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@click.argument("file", metavar="FILE", type=FILE)
+@force_option
+@store_option
+def backup(file: Path, force: bool, store: Path | None) -> None:
     """Copy the whole store to FILE, a DuckDB file that any DuckDB client opens.
 
     \b
@@ -45,7 +45,9 @@ def backup(
         )
 
 
-def compact(store: StoreOption = None) -> None:
+@click.command()
+@store_option
+def compact(store: Path | None) -> None:
     """Make the file of the store smaller, after a prune.
 
     \b

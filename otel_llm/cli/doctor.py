@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from otel_llm.cli.errors import one_line
-from otel_llm.cli.options import StoreOption
-from otel_llm.cli.output import terminal, text, write_json_object
+from otel_llm.cli.options import store_option
+from otel_llm.cli.output import styled, text, write_json_object, write_line
 
 if TYPE_CHECKING:
     from otel_llm.cli.checks import Section
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="The whole report as one JSON object.")] = False,
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
+@store_option
+def doctor(as_json: bool, store: Path | None) -> None:
     """Find out why something is not recorded, and how to mend it.
 
     \b
@@ -45,7 +45,7 @@ def doctor(
         )
     else:
         _print(sections, len(problems))
-    raise typer.Exit(1 if problems else 0)
+    click.get_current_context().exit(1 if problems else 0)
 
 
 def examine(store: Path | None) -> list[Section]:
@@ -71,26 +71,22 @@ def examine(store: Path | None) -> list[Section]:
 
 
 def _print(sections: Sequence[Section], problems: int) -> None:
-    from rich.text import Text
-
-    console = terminal()
     for section in sections:
         if not (section.facts or section.problems or section.remarks):
             continue
-        console.print(Text(section.title, style="bold"))
+        write_line(styled(section.title, "bold"))
         width = max(map(len, section.facts), default=0)
         for name, value in section.facts.items():
-            console.print(Text(f"  {name:<{width}}  {_value(value)}"), soft_wrap=True)
-        for mark, style, findings in (("wrong", "bold red", section.problems), ("note", "yellow", section.remarks)):
+            write_line(f"  {name:<{width}}  {_value(value)}")
+        for mark, style, findings in (("wrong", "red", section.problems), ("note", "yellow", section.remarks)):
             for finding in findings:
-                console.print(Text.assemble((f"  {mark}: ", style), finding.what), soft_wrap=True)
-                console.print(Text(f"    {finding.remedy}"), soft_wrap=True)
-        console.print()
-    console.print(
-        Text("All is well.", style="green")
-        if not problems
-        else Text(f"{problems} {'things are' if problems > 1 else 'thing is'} wrong.", style="bold red")
-    )
+                write_line(f"{styled(f'  {mark}: ', style)}{finding.what}")
+                write_line(f"    {finding.remedy}")
+        write_line()
+    if problems:
+        write_line(styled(f"{problems} {'things are' if problems > 1 else 'thing is'} wrong.", "red"))
+    else:
+        write_line(styled("All is well.", "green"))
 
 
 def _keyed(facts: dict[str, object]) -> dict[str, object]:

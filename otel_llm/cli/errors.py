@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C."""
 _LONGEST = 600
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import secrets
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
+import click
 
 from otel_llm.cli import when
 from otel_llm.cli.access import reading, require_absent
 from otel_llm.cli.checks import Size
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import ForceOption, SinceOption, StoreOption, UntilOption
+from otel_llm.cli.options import FILE, force_option, period_options, store_option
 from otel_llm.cli.output import counted, write_line
 
 if TYPE_CHECKING:
@@ -49,21 +49,24 @@ class Table(StrEnum):
     llm_daily = "llm_daily"
 
 
-_TIMES: Final = {Table.llm_events: '"at"', Table.llm_conversations: "last_at", Table.llm_daily: "day"}
+_TIMES: Final = {Table.llm_events: "occurred_at", Table.llm_conversations: "last_at", Table.llm_daily: "day"}
 """The column that `--since` and `--until` look at, where it is not `started_at`."""
 
 
+@click.command()
+@click.argument("file", metavar="FILE", type=FILE)
+@click.option(
+    "--table", "-t", default=Table.llm_usage.value, show_default=True, type=click.Choice([*map(str, Table)]),
+    help="The table or view.",
+)  # fmt: skip
+@period_options
+@click.option(
+    "--format", "-f", "kind", type=click.Choice([*map(str, Kind)]), help="In place of what the suffix of FILE says."
+)
+@force_option
+@store_option
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write: .parquet, .csv, .json or .jsonl.")],
-    table: Annotated[Table, typer.Option("--table", "-t", help="The table or view.")] = Table.llm_usage,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    kind: Annotated[
-        Kind | None,
-        typer.Option("--format", "-f", show_default=False, help="In place of what the suffix of FILE says."),
-    ] = None,
-    force: ForceOption = False,
-    store: StoreOption = None,
+    file: Path, table: str, since: str | None, until: str | None, kind: str | None, force: bool, store: Path | None
 ) -> None:
     """Write a table to a Parquet, CSV or JSON file.
 
@@ -76,12 +79,12 @@ def export(
     JSON is an array of objects, JSONL an object on each line. In CSV a value that is not known is an empty field, lists and
     maps are JSON. FILE is there only when it is whole.
     """
-    chosen = kind or _SUFFIXES.get(file.suffix.lower())
+    chosen = Kind(kind) if kind else _SUFFIXES.get(file.suffix.lower())
     if chosen is None:
         raise CommandError(f"{file} does not say what to write; use {', '.join(_SUFFIXES)} or --format")
     target = file.expanduser().absolute()
     require_absent(target, force=force)
-    period = when.period(since, until, _TIMES.get(table, "started_at"))
+    period = when.period(since, until, _TIMES.get(Table(table), "started_at"))
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with reading(store) as connection:
@@ -99,7 +102,7 @@ def export(
     write_line(f"Wrote {counted(rows, 'row')} of {table} to {target} ({Size(target.stat().st_size)}).")
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, table: Table, kind: Kind) -> str:
+def _columns(connection: duckdb.DuckDBPyConnection, table: str, kind: Kind) -> str:
     """The columns as they are written: CSV has no lists and maps."""
     if kind is not Kind.csv:
         return "*"

@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar
 
-import typer
+import click
 
+from otel_llm.cli.errors import CommandError
 from otel_llm.cli.output import Format
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to print the rows.")]
-StoreOption = Annotated[
-    Path | None,
-    typer.Option(
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+"""A path as the user typed it. Whether it is there is for the command to say, in its own words."""
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--format` and its short form `--json`; the command gets `output`, a `Format`."""
+
+    @click.option(
+        "--format", "-f", "chosen", type=click.Choice([*map(str, Format)]),
+        help="How to print the rows.  [default: table]",
+    )  # fmt: skip
+    @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+    @functools.wraps(function)
+    def command(*, chosen: str | None, as_json: bool, **arguments: Any) -> Any:
+        if as_json and chosen not in (None, Format.json):
+            raise CommandError(f"--json and --format {chosen} contradict each other; give one of them")
+        return function(output=Format.json if as_json else Format(chosen or Format.table), **arguments)
+
+    return command
+
+
+def store_option(function: _Function) -> _Function:
+    """`--store PATH`."""
+    return click.option(
         "--store",
         metavar="PATH",
+        type=FILE,
         help="The DuckDB file to read, in place of $OTEL_LLM_STORE or the default (see `otel-llm path`).",
-        show_default=False,
-    ),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace FILE if it is there already.")]
-SinceOption = Annotated[
-    str | None,
-    typer.Option(
+    )(function)
+
+
+def force_option(function: _Function) -> _Function:
+    """`--force`."""
+    return click.option("--force", is_flag=True, help="Replace FILE if it is there already.")(function)
+
+
+def period_options(function: _Function) -> _Function:
+    """`--since TIME` and `--until TIME`."""
+    since = click.option(
         "--since",
         metavar="TIME",
-        show_default=False,
-        help="Only what began then or later: 2h, 7d, today, yesterday, 2026-11, 2026-11-01, 2026-11-01T14:30.",
-    ),
-]
-UntilOption = Annotated[
-    str | None,
-    typer.Option(
-        "--until", metavar="TIME", show_default=False, help="Only what began before then; a day counts whole."
-    ),
-]
+        help="Only what began then or later: 2h, 7d, today, yesterday, last-month, 2026-11, 2026-11-01, 2026-11-01T14:30.",
+    )
+    until = click.option("--until", metavar="TIME", help="Only what began before then; a day or a month counts whole.")
+    return since(until(function))
+
+
+def where_option(function: _Function) -> _Function:
+    """`--where SQL`."""
+    return click.option(
+        "--where", metavar="SQL", help="Only the calls for which this condition on llm_usage holds: \"status <> 'ok'\"."
+    )(function)

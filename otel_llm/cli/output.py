@@ -8,18 +8,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+from typing import Final
 
 NOTHING = "–"
 """What a table shows for a value that is not known. It is never 0: nought is a count, this is the lack of one."""
@@ -27,6 +25,8 @@ NOTHING = "–"
 _GAP = 2
 _FEW = 5
 _UNBOUNDED = 1_000_000
+_NARROW = re.compile(r"[ -~\xa1-\xac\xae-\u02ff\u2010-\u2027\u2500-\u259f]*")
+_STYLES: Final = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -163,52 +163,73 @@ def write_table(
     """
     cells = [[column.show(value) for column, value in zip(columns, row, strict=True)] for row in rows]
     last = [] if totals is None else [[column.show(value) for column, value in zip(columns, totals, strict=True)]]
-    console = terminal()
-    headings, widths = _layout(columns, [*cells, *last], console.width, narrowest)
+    headings, widths = _layout(columns, [*cells, *last], line_width(), narrowest)
     rule = "─" * _total(widths)
-
-    def write(row: Sequence[str], style: str = "") -> None:
-        console.print(_line(columns, widths, row, style), soft_wrap=True)
-
-    write(headings, "bold")
-    console.print(rule)
+    write_line(_line(columns, widths, headings, "bold"))
+    write_line(rule)
     for row in cells:
-        write(row)
+        write_line(_line(columns, widths, row))
     for row in last:
-        console.print(rule)
-        write(row, "bold")
+        write_line(rule)
+        write_line(_line(columns, widths, row, "bold"))
 
     if hidden := [column.name for column in columns[len(widths) :]]:
         which = f": {', '.join(hidden)}" if len(hidden) <= _FEW else ""
         more = f"{len(hidden)} more column{'s' if len(hidden) > 1 else ''}"
-        write_note(f"{more} in a wider terminal, or in --format json or csv{which}", console)
+        write_note(f"{more} in a wider terminal, or in --format json or csv{which}")
     for note in notes:
-        write_note(note, console)
+        write_note(note)
 
 
-def write_note(note: str, console: Console | None = None) -> None:
+def write_note(note: str) -> None:
     """A remark under a table."""
-    (console or terminal()).print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+    write_line(styled(note, "dim"))
 
 
-def terminal() -> Console:
-    """Where tables go: colours and a width only on a terminal. rich honours NO_COLOR by itself."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+def line_width() -> int:
+    """How many characters a line may have: as many as there are on a terminal, without end elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNBOUNDED
 
 
-def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str], style: str) -> Text:
-    """A row with each cell cut and padded to its width. (rich's own Table lays out otherwise from version to version.)"""
-    from rich.text import Text
+def styled(words: str, style: str) -> str:
+    """The words in one of `_STYLES`, on a terminal that has styles and unless NO_COLOR is set."""
+    if not words or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return words
+    return f"\x1b[{_STYLES[style]}m{words}\x1b[0m"
 
-    cells = []
-    for column, width, cell in zip(columns, widths, row, strict=False):
-        cells.append(text := Text(cell, style or ("dim" if cell == NOTHING else "")))
-        text.truncate(width, overflow="ellipsis")
-        text.align("right" if column.number else "left", width)
-    line = Text(" " * _GAP).join(cells)
-    line.rstrip()
+
+def cell_width(words: str) -> int:
+    """How many columns of a terminal `words` take."""
+    if _NARROW.fullmatch(words):
+        return len(words)
+    from rich.cells import cell_len
+
+    return cell_len(words)
+
+
+def fit(words: str, columns: int) -> str:
+    """The words cut to so many columns of a terminal, with a sign that they are."""
+    if cell_width(words) <= columns:
+        return words
+    if _NARROW.fullmatch(words):
+        return f"{words[: columns - 1]}…"
+    from rich.cells import set_cell_size
+
+    return f"{set_cell_size(words, columns - 1)}…"
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str], style: str = "") -> str:
+    """A row with each cell cut and padded to its width."""
+    cells = [fit(cell, width) for cell, width in zip(row, widths, strict=False)]
+    used = len(cells)
+    while used and not cells[used - 1]:  # no blanks at the end of a line
+        used -= 1
+    line = ""
+    for index, (column, width, cell) in enumerate(zip(columns, widths, cells[:used], strict=False)):
+        blank = " " * (width - cell_width(cell))
+        shown = styled(cell, style) if style else styled(cell, "dim") if cell == NOTHING else cell
+        last = index == used - 1
+        line += " " * (_GAP if index else 0) + (blank + shown if column.number else shown + ("" if last else blank))
     return line
 
 
@@ -216,12 +237,10 @@ def _layout(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], available: int, narrowest: int
 ) -> tuple[list[str], list[int]]:
     """The headings and the widths of the columns that are shown."""
-    from rich.cells import cell_len
-
-    widest = [max((cell_len(row[index]) for row in cells), default=0) for index in range(len(columns))]
+    widest = [max((cell_width(row[index]) for row in cells), default=0) for index in range(len(columns))]
     for shorten in (False, True):
         headings = [column.short or column.name if shorten else column.name for column in columns]
-        widths = [max(cell_len(heading), width) for heading, width in zip(headings, widest, strict=True)]
+        widths = [max(cell_width(heading), width) for heading, width in zip(headings, widest, strict=True)]
         if _total(widths) <= available:
             return headings, widths
     while len(widths) > 1 and _total(_cut(columns, widths, narrowest)) > available:

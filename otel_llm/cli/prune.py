@@ -5,37 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
-import typer
+import click
 
 from otel_llm.cli.access import maintaining
 from otel_llm.cli.checks import Size
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import StoreOption
+from otel_llm.cli.options import store_option
 from otel_llm.cli.output import counted, write_line
 from otel_llm.settings import AGE, LIMIT, parse_age, parse_limit
 
 _Value = TypeVar("_Value")
 
 
-def prune(
-    older_than: Annotated[
-        str | None,
-        typer.Option(metavar="AGE", show_default=False, help="Remove what began longer ago than this: 90d, 12h, 4w."),
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", show_default=False, help="Remove the oldest until no more than this is in use: 2GB."
-        ),
-    ] = None,
-    spans_only: Annotated[
-        bool, typer.Option("--spans-only", help="Remove spans, and keep every row of llm_usage.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@click.option("--older-than", metavar="AGE", help="Remove what began longer ago than this: 90d, 12h, 4w.")
+@click.option("--max-size", metavar="SIZE", help="Remove the oldest until no more than this is in use: 2GB.")
+@click.option("--spans-only", is_flag=True, help="Remove spans, and keep every row of llm_usage.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@store_option
+def prune(older_than: str | None, max_size: str | None, spans_only: bool, dry_run: bool, store: Path | None) -> None:
     """Remove old spans and calls from the store.
 
     \b

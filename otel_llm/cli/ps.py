@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+import click
 
 from otel_llm import semconv
 from otel_llm.cli.access import locate
-from otel_llm.cli.options import FormatOption, StoreOption
+from otel_llm.cli.options import output_options, store_option
 from otel_llm.cli.output import Column, Format, text, write_csv, write_json, write_line, write_table
 
 _ATTRIBUTES = {
@@ -21,13 +24,16 @@ _ATTRIBUTES = {
 _COLUMNS = ("pid", "started_at", "seconds", "name", *_ATTRIBUTES, "trace_id", "span_id")
 
 
-def ps(output: FormatOption = Format.table, store: StoreOption = None) -> None:
+@click.command()
+@output_options
+@store_option
+def ps(output: Format, store: Path | None) -> None:
     """List the model calls that are running, in every process.
 
     \b
     Examples:
       otel-llm ps
-      otel-llm ps --format json
+      otel-llm ps --json
 
     A call is listed from its request to the end of its answer, streams included, together with the agents, tools and
     workflows around it that are still at work. seconds is how long it has been running.

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from otel_llm.cli import when
 from otel_llm.cli.access import maintaining, reading
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import SinceOption, StoreOption, UntilOption
+from otel_llm.cli.options import period_options, store_option
 from otel_llm.cli.output import counted, write_line
 from otel_llm.cli.show import find_trace
 
@@ -28,35 +27,31 @@ class Protocol(StrEnum):
     http = "http/protobuf"
 
 
+@click.command()
+@period_options
+@click.option("--trace", metavar="ID", help="Only this trace: its id or the beginning of it.")
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Where to send them, in place of $OTEL_EXPORTER_OTLP_ENDPOINT: http://localhost:4317.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice([*map(str, Protocol)]),
+    help="In place of $OTEL_EXPORTER_OTLP_PROTOCOL; if neither is given, HTTP for port 4318 and gRPC for others.",
+)
+@click.option("--all", "again", is_flag=True, help="Send what an earlier replay has sent there once more.")
+@click.option("--unsampled", is_flag=True, help="Send traces as well that the sampler had left out.")
+@store_option
 def replay(
-    since: SinceOption = None,
-    until: UntilOption = None,
-    trace: Annotated[
-        str | None,
-        typer.Option(
-            "--trace", metavar="ID", show_default=False, help="Only this trace: its id or the beginning of it."
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            show_default=False,
-            help="Where to send them, in place of $OTEL_EXPORTER_OTLP_ENDPOINT: http://localhost:4317.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        Protocol | None,
-        typer.Option(
-            show_default=False,
-            help="In place of $OTEL_EXPORTER_OTLP_PROTOCOL; if neither is given, HTTP for port 4318 and gRPC for others.",
-        ),
-    ] = None,
-    again: Annotated[bool, typer.Option("--all", help="Send what an earlier replay has sent there once more.")] = False,
-    unsampled: Annotated[
-        bool, typer.Option("--unsampled", help="Send traces as well that the sampler had left out.")
-    ] = False,
-    store: StoreOption = None,
+    since: str | None,
+    until: str | None,
+    trace: str | None,
+    endpoint: str | None,
+    protocol: str | None,
+    again: bool,
+    unsampled: bool,
+    store: Path | None,
 ) -> None:
     """Send stored spans to Jaeger or any OTLP backend again, as they were: after an outage, or to a new backend.
 
@@ -71,7 +66,7 @@ def replay(
     from otel_llm.store import replay as sending
 
     try:
-        target = sending.Target.of(endpoint, protocol.value if protocol else None, os.environ)
+        target = sending.Target.of(endpoint, protocol, os.environ)
     except ValueError as error:
         raise CommandError(str(error)) from error
     now = datetime.now().astimezone()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
+import click
 
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import StoreOption
-from otel_llm.cli.output import text, write_json, write_line
+from otel_llm.cli.options import store_option
+from otel_llm.cli.output import styled, text, write_json, write_line
+from otel_llm.settings import settings
 
 if TYPE_CHECKING:
     import duckdb
@@ -50,20 +52,20 @@ class _Placed(NamedTuple):
     """What leads to the name: the branches of the tree."""
 
 
-def show(
-    trace: Annotated[
-        str | None,
-        typer.Argument(help="A trace id or its beginning; the latest trace if left out.", show_default=False),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the spans as JSON, parents before children.")] = False,
-    store: StoreOption = None,
-) -> None:
+@click.command()
+@click.argument("trace", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the spans as JSON, parents before children.")
+@store_option
+def show(trace: str | None, as_json: bool, store: Path | None) -> None:
     """Show a trace as a tree: what called what, how long it took, what it cost.
 
     \b
     Examples:
       otel-llm show
       otel-llm show --json
+
+    TRACE is a trace id or its beginning, as logs prints it; the latest trace if left out. With OTEL_LLM_JAEGER_URL set, the
+    page of the trace in Jaeger is named too.
     """
     with reading(store) as connection:
         if is_empty(connection):
@@ -74,12 +76,16 @@ def show(
             return
         trace_id = find_trace(connection, trace)
         spans = [_Span(*row) for row in connection.execute(_SPANS, [trace_id]).fetchall()]
+    if not spans:
+        raise CommandError(f"the spans of trace {trace_id} are no longer in the store; `otel-llm logs` has its calls")
     placed = list(_place(spans))
     if as_json:
         write_json(_COLUMNS, [(one.span.span_id, one.span.parent_span_id, one.depth, *one.span[2:]) for one in placed])
     else:
-        write_line(f"trace {trace_id}")
+        write_line(f"{styled(f'trace {trace_id}', 'bold')}  {placed[0].span.started_at[:19]}")
         _print(placed)
+        if jaeger := settings().jaeger_url:
+            write_line(f"{jaeger}/trace/{trace_id}")
 
 
 def find_trace(connection: duckdb.DuckDBPyConnection, trace: str | None) -> str:
@@ -93,9 +99,7 @@ def find_trace(connection: duckdb.DuckDBPyConnection, trace: str | None) -> str:
         "SELECT DISTINCT trace_id FROM spans WHERE starts_with(trace_id, ?) LIMIT 2", [trace.strip().lower()]
     ).fetchall()
     if not found:
-        raise CommandError(
-            f"there is no trace {trace!r} in the store; `otel-llm sql 'select trace_id from spans'` lists them"
-        )
+        raise CommandError(f"there is no trace {trace!r} in the store; `otel-llm logs` lists them")
     if len(found) > 1:
         raise CommandError(f"several traces begin with {trace!r}; give more of the id")
     return str(found[0][0])
@@ -124,7 +128,8 @@ def _print(placed: Sequence[_Placed]) -> None:
     times = [_time(one.span.duration_ms) for one in placed]
     name_width, time_width = max(map(len, labels)), max(map(len, times))
     for one, label, time in zip(placed, labels, times, strict=True):
-        write_line(f"{label:<{name_width}}  {time:>{time_width}}  {_facts(one.span)}".rstrip())
+        line = f"{label:<{name_width}}  {time:>{time_width}}  {_facts(one.span)}".rstrip()
+        write_line(line if one.span.status != "error" else styled(line, "red"))
 
 
 def _time(milliseconds: float | None) -> str:

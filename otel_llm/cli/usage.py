@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import typer
+import click
 
 from otel_llm.cli import when
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import FormatOption, SinceOption, StoreOption, UntilOption
-from otel_llm.cli.output import Column, Format, count, text, write_csv, write_json, write_line, write_table
+from otel_llm.cli.options import output_options, period_options, store_option, where_option
+from otel_llm.cli.output import Column, Format, count, text, write_csv, write_json, write_line, write_note, write_table
+from otel_llm.cli.where import condition
 
 if TYPE_CHECKING:
     import duckdb
@@ -43,7 +45,7 @@ DIMENSIONS: Final = {
 is a bound parameter."""
 
 _TAG = "tag:"
-_TIMES = ("day", "hour")
+TIMES: Final = ("day", "hour")
 
 _MEASURES: Final = {
     "calls": "count(*)",
@@ -52,9 +54,16 @@ _MEASURES: Final = {
     "output_tokens": "sum(output_tokens)",
     "cached": "sum(cache_read_tokens)",
     "cost_usd": "sum(cost_usd)",
+    "share": "NULL",  # of what all rows have together: see `_with_shares`
     "unpriced": "count(*) FILTER (cost_usd IS NULL)",
 }
+_INPUT, _OUTPUT, _COST, _SHARE = (
+    list(_MEASURES).index(name) - len(_MEASURES) for name in ("input_tokens", "output_tokens", "cost_usd", "share")
+)
+"""Where these stand in a row, counted from its end."""
 _SHORT = {"input_tokens": "input", "output_tokens": "output", "cost_usd": "cost"}
+_SORTS: Final = {short: name for name, short in _SHORT.items()} | {name: name for name in _MEASURES}
+_TOKENS: Final = "coalesce(sum(input_tokens), 0) + coalesce(sum(output_tokens), 0)"
 _REASONS_SHOWN = 3
 
 
@@ -67,15 +76,28 @@ class Dimension:
     parameters: tuple[str, ...] = ()
 
 
+@click.command()
+@click.option(
+    "--by", "-b", default="model", show_default=True, metavar="DIMENSIONS",
+    help="What to add up by: one or more, with commas between.",
+)  # fmt: skip
+@period_options
+@where_option
+@click.option("--sort", metavar="COLUMN", help="Order by this: cost, calls, tokens, ... or one of --by.")
+@click.option("--top", metavar="N", type=click.IntRange(1), help="Only the first N rows; the total is of all.")
+@click.option("--plot", is_flag=True, help="Draw the cost as bars: the tokens where no cost is known.")
+@output_options
+@store_option
 def usage(
-    by: Annotated[
-        str,
-        typer.Option("--by", "-b", metavar="DIMENSIONS", help="What to add up by: one or more, with commas between."),
-    ] = "model",
-    since: SinceOption = None,
-    until: UntilOption = None,
-    output: FormatOption = Format.table,
-    store: StoreOption = None,
+    by: str,
+    since: str | None,
+    until: str | None,
+    where: str | None,
+    sort: str | None,
+    top: int | None,
+    plot: bool,
+    output: Format,
+    store: Path | None,
 ) -> None:
     """Add up calls, errors, tokens and cost by model, user, day, ...
 
@@ -84,12 +106,16 @@ def usage(
       otel-llm usage
       otel-llm usage --by model,user
       otel-llm usage --by day,module --since 7d
+      otel-llm usage --by day --since 30d --plot
+      otel-llm usage --by user --sort tokens --top 10
+      otel-llm usage --by module --where "tags['team'] = 'core' and status <> 'ok'"
       otel-llm usage --by tag:team --since 2026-11-01 --until 2026-11-30
-      otel-llm usage --by conversation --since today --format json
+      otel-llm usage --by conversation --since today --json
 
     \b
     Dimensions for --by:
-      model         the model as it was asked for   response_model  as the answer names it
+      model         the model that was asked for,   response_model  as the answer names it,
+                    or else the one that answered                   dated versions apart
       user          user id                         module          module of llm_context
       day, hour     local time                      session         session id
       conversation  conversation id                 provider        openai, azure.ai.openai, ...
@@ -99,24 +125,40 @@ def usage(
       server        host that answered              tag:KEY         a tag of llm_context
 
     Times and days are local. errors counts the calls with status error, cached the part of input_tokens that came from the
-    provider's cache. cost_usd adds up the calls whose price is known; unpriced says how many are not in it. – (null in
-    JSON) is a number that nobody reported.
+    provider's cache. cost_usd adds up the calls whose price is known; unpriced says how many are not in it. share is the part
+    of the whole cost; where no cost at all is known, of all tokens. – (null in JSON) is a number that nobody reported.
+
+    Without --sort the dearest come first, days and hours in their order. --sort puts the largest number first, and names in
+    the order of the alphabet.
     """
+    if plot and output is not Format.table:
+        raise CommandError(f"--plot draws for people; leave it out for --format {output}")
     dimensions = parse_dimensions(by)
     period = when.period(since, until)
+    order = _order(sort, dimensions)
     names = [*(dimension.name for dimension in dimensions), *_MEASURES]
     with reading(store) as connection:
-        rows = _query(connection, dimensions, period)
+        # The condition stands in the SQL itself, the times are parameters.
+        period = when.Period(f"{period.sql} AND {condition(connection, where)}", period.parameters, period.words)
+        everything = _query(connection, dimensions, period, order)
+        rows = everything[:top]
         match output:
             case Format.json:
                 write_json(names, rows)
             case Format.csv:
                 write_csv(names, rows)
+            case Format.table if rows and plot:
+                _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
+                if unpriced := _unpriced(connection, period):
+                    write_note(unpriced)
             case Format.table if rows:
-                _print(names, rows, _unpriced(connection, period))
+                _print(names, everything, rows, _unpriced(connection, period))
             case Format.table:
                 path = locate(store)
-                write_line(nothing_yet(path) if is_empty(connection) else f"No model calls {period.words} in {path}.")
+                found = " ".join(
+                    filter(None, ["No model calls", period.words, "for which that holds" if where else ""])
+                )
+                write_line(nothing_yet(path) if is_empty(connection) else f"{found} in {path}.")
 
 
 def parse_dimensions(by: str) -> list[Dimension]:
@@ -134,19 +176,53 @@ def _dimension(name: str) -> Dimension:
     raise CommandError(f"--by does not know {name!r}{guess}; it takes {', '.join(DIMENSIONS)}, tag:KEY")
 
 
-def _query(connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension], period: when.Period) -> list[Row]:
+def _order(sort: str | None, dimensions: Sequence[Dimension]) -> list[str]:
+    """What `--sort` puts before the usual order: SQL over the columns of the result."""
+    names = [dimension.name for dimension in dimensions]
+    if sort is None:
+        return [str(position) for position, name in enumerate(names, 1) if name in TIMES]
+    if sort in names:
+        return [str(names.index(sort) + 1)]
+    if sort == "tokens":
+        return [f"{_TOKENS} DESC NULLS LAST"]
+    if name := _SORTS.get(sort):
+        return [] if name == "share" else [f"{_MEASURES[name]} DESC NULLS LAST"]
+    known = [*names, "tokens", *_SORTS]
+    close = get_close_matches(sort, known, n=1)
+    guess = f" (did you mean {close[0]}?)" if close else ""
+    raise CommandError(f"--sort does not know {sort!r}{guess}; it takes {', '.join(known)}")
+
+
+def _query(
+    connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension], period: when.Period, order: Sequence[str]
+) -> list[Row]:
     keys = [str(position) for position in range(1, len(dimensions) + 1)]
-    times = [key for key, dimension in zip(keys, dimensions, strict=True) if dimension.name in _TIMES]
     sql = f"""
         SELECT {", ".join(dimension.sql for dimension in dimensions)}, {", ".join(_MEASURES.values())}
         FROM llm_usage
         WHERE {period.sql}
         GROUP BY {", ".join(keys)}
-        ORDER BY {", ".join([*times, "sum(cost_usd) DESC NULLS LAST", "count(*) DESC", *keys])}
+        ORDER BY {", ".join([*order, "sum(cost_usd) DESC NULLS LAST", f"{_TOKENS} DESC", "count(*) DESC", *keys])}
     """
     tags = [parameter for dimension in dimensions for parameter in dimension.parameters]
-    rows: list[Row] = connection.execute(sql, [*tags, *period.parameters]).fetchall()
-    return rows
+    return _with_shares(connection.execute(sql, [*tags, *period.parameters]).fetchall())
+
+
+def _with_shares(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the share of each: of the cost, or of the tokens where no cost is known."""
+    amounts, _ = _amounts(rows)
+    whole = _sum(amounts)
+    return [
+        (*row[:_SHARE], None if amount is None or not whole else round(float(amount / whole), 6), *row[_SHARE + 1 :])
+        for row, amount in zip(rows, amounts, strict=True)
+    ]
+
+
+def _amounts(rows: Sequence[Row]) -> tuple[list[Any], str]:
+    """What the rows are weighed by, and its name: their cost, or their tokens where no cost is known."""
+    if any(row[_COST] is not None for row in rows):
+        return [row[_COST] for row in rows], "cost_usd"
+    return [_sum((row[_INPUT], row[_OUTPUT])) for row in rows], "tokens"
 
 
 def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
@@ -167,19 +243,48 @@ def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str
     return f"Not in the cost: {', '.join(map(text, shown))}{f' and {rest} more reasons' if rest else ''}"
 
 
-def _print(names: Sequence[str], rows: Sequence[Row], note: str | None) -> None:
+def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row], unpriced: str | None) -> None:
     measures = len(_MEASURES)
-    sums = [_sum(values) for values in list(zip(*rows, strict=True))[-measures:]]
+    sums = [_sum(values) for values in list(zip(*everything, strict=True))[-measures:]]
     totals: list[Any] = ["total", *[""] * (len(names) - measures - 1), *sums]
+    show = {"cost_usd": money(sums[_COST]), "share": _percent}
     columns = [
-        Column(name, _SHORT.get(name, ""), number=True, show=_money(sums) if name == "cost_usd" else count)
+        Column(name, _SHORT.get(name, ""), number=True, show=show.get(name, count))
         if name in _MEASURES
         else Column(name)
         for name in names
     ]
     # Where every call has a price, the last column, `unpriced`, has nothing to say.
-    shown = len(names) if note else len(names) - 1
-    write_table(columns[:shown], [row[:shown] for row in rows], totals=totals[:shown], notes=[note] if note else [])
+    shown = len(names) if unpriced else len(names) - 1
+    notes = (
+        []
+        if len(rows) == len(everything)
+        else [f"the first {len(rows):,} of {len(everything):,} rows; the total is of all"]
+    )
+    if sums[_COST] is None and sums[_SHARE] is not None:
+        notes.append("no cost is known: share is of the tokens")
+    if unpriced:
+        notes.append(unpriced)
+    write_table(columns[:shown], [row[:shown] for row in rows], totals=totals[:shown], notes=notes)
+
+
+def _plot(dimensions: Sequence[Dimension], everything: Sequence[Row], rows: Sequence[Row], *, series: bool) -> None:
+    from otel_llm.cli.plot import Bar, write_bars
+
+    amounts, what = _amounts(everything)
+    total = _sum(amounts)
+    show = money(total) if what == "cost_usd" else count
+    bars = [
+        Bar(tuple(map(text, row[: len(dimensions)])), amount, show(amount))
+        for row, amount in zip(rows, amounts, strict=False)
+    ]
+    write_bars([dimension.name for dimension in dimensions], bars, what, series=series)
+    more = (
+        f" in {len(everything):,} rows, of which these are the first {len(rows):,}"
+        if len(rows) < len(everything)
+        else ""
+    )
+    write_note(f"total {show(total)}{more}")
 
 
 def _sum(values: Iterable[Any]) -> Any:
@@ -188,10 +293,13 @@ def _sum(values: Iterable[Any]) -> Any:
     return sum(known) if known else None
 
 
-def _money(sums: Sequence[Any]) -> Callable[[object], str]:
+def _percent(share: object) -> str:
+    return f"{share:.1%}" if isinstance(share, float) else text(share)
+
+
+def money(most: Decimal | None) -> Callable[[object], str]:
     """How to write the amounts of one table: all with the same number of places, enough of them to tell rows apart."""
-    total = sums[list(_MEASURES).index("cost_usd")] or Decimal(0)
-    places = 6 if total < 1 else 4 if total < 100 else 2
+    places = 6 if not most or most < 1 else 4 if most < 100 else 2
     least = Decimal(1).scaleb(-places)
 
     def show(value: object) -> str:

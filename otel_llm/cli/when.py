@@ -52,13 +52,19 @@ def until(text: str, now: datetime | None = None) -> datetime:
     return _period("--until", text, now)[1]
 
 
+def at(text: str) -> datetime:
+    """The moment that `--at` names: the first one of a day or a month."""
+    return _period("--at", text, None)[0]
+
+
 def _period(option: str, text: str, now: datetime | None) -> tuple[datetime, datetime]:
     """The first moment of what `text` names and the first one after it; the same where it names a moment."""
     try:
         return _parse(text.strip(), now or datetime.now().astimezone())
     except (ValueError, OverflowError, OSError):
         raise CommandError(
-            f"{option} {text!r} is not a time; use 2h, 7d, today, yesterday, 2026-11, 2026-11-01 or 2026-11-01T14:30"
+            f"{option} {text!r} is not a time; use 2h, 7d, today, yesterday, last-month, 2026-11, 2026-11-01 or "
+            "2026-11-01T14:30"
         ) from None
 
 
@@ -70,6 +76,8 @@ def _parse(text: str, now: datetime) -> tuple[datetime, datetime]:
         return _day(now.date())
     if text.lower() == "yesterday":
         return _day(now.date() - timedelta(days=1))
+    if text.lower() == "last-month":
+        text = f"{now.date().replace(day=1) - timedelta(days=1):%Y-%m}"
     if _MONTH.fullmatch(text):
         first = date.fromisoformat(f"{text}-01")
         return _midnight(first), _midnight((first + timedelta(days=31)).replace(day=1))

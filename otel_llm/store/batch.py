@@ -56,7 +56,7 @@ def prepare(connection: DuckDBPyConnection) -> None:
 
 
 def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
-    """Fills the table `batch`. Lines that the database refuses are left out, and returned by segment.
+    """Fills the tables `batch` and `usage_batch`. Lines that the database refuses are left out, and returned by segment.
 
     Raises duckdb.Error for anything but such lines.
     """
@@ -64,11 +64,20 @@ def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tup
 
     refused: dict[str, list[bytes]] = {}
     try:
-        return _load(connection, paths, lines), refused
+        loaded = _load(connection, paths, lines)
     except (duckdb.InvalidInputException, duckdb.DataError) as error:
         # Only these can be the fault of a line. Anything else (no memory, no room, a fault in our SQL) is not, and a line
         # must not be put aside for it.
         _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
+        loaded, refused = _load_good(connection, paths, lines)
+    if loaded.rows:
+        _fill_prices(connection)
+        connection.execute("EXECUTE fill_usage")
+    return loaded, refused
+
+
+def _load_good(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
+    refused: dict[str, list[bytes]] = {}
     good: dict[str, tuple[bytes, list[bytes]]] = {}
     for segment, (header, each) in lines.items():
         kept, bad = _sift(connection, paths, header, each)
@@ -156,9 +165,13 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
         for table in ("llm_usage", "spans"):
             connection.execute(sql.drop_interrupted(table, *span))
             connection.execute(sql.drop_known(table, *span))
+        _fill_usage_again(connection)
     written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
-    duplicates.settle(connection, batch.first_us, batch.shared)
-    _insert_usage(connection, "llm_usage")
+    if duplicates.settle(connection, batch.first_us, batch.shared):
+        connection.execute("TRUNCATE price")
+        _fill_prices(connection)
+        _fill_usage_again(connection)
+    connection.execute(sql.insert_usage("llm_usage"))
     return int(written)
 
 
@@ -170,18 +183,26 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     connection.execute(sql.drop_known("new_spans", *span))
     for table in ("llm_usage", "spans"):
         connection.execute(sql.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
+    _fill_usage_again(connection)
     connection.execute(sql.insert_spans("new_spans"))
-    duplicates.settle(connection, batch.first_us, batch.shared, stored)
-    _insert_usage(connection, "new_llm_usage")
+    if duplicates.settle(connection, batch.first_us, batch.shared, stored):
+        connection.execute("TRUNCATE price")
+        _fill_prices(connection)
+        _fill_usage_again(connection)
+    connection.execute(sql.insert_usage("new_llm_usage"))
 
 
 _prices = PriceBook()
 
 
-def _insert_usage(connection: DuckDBPyConnection, table: str) -> None:
+def _fill_prices(connection: DuckDBPyConnection) -> None:
     _prices.overrides = settings().prices
     prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
     if prices:
         connection.execute(sql.insert_prices(len(prices)), [value for price in prices for value in price])
+
+
+def _fill_usage_again(connection: DuckDBPyConnection) -> None:
+    """After the batch has lost some of its rows."""
+    connection.execute("TRUNCATE usage_batch")
     connection.execute("EXECUTE fill_usage")
-    connection.execute(sql.insert_usage(table))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from otel_llm.store import database, guard, retention, upkeep
 from otel_llm.store.errors import StoreError
 from otel_llm.store.paths import StorePaths
+from otel_llm.store.waiting import when_free
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -109,7 +111,7 @@ def _attach_patiently(connection: DuckDBPyConnection, paths: StorePaths, stateme
         except duckdb.Error as error:
             raise database.classify(paths, error) from error
 
-    upkeep.when_free(attach)
+    when_free(attach, time.monotonic() + upkeep.PATIENCE)
 
 
 def _copy(connection: DuckDBPyConnection, source: str, target: Path) -> tuple[int, int]:
@@ -135,7 +137,8 @@ def _storage(connection: DuckDBPyConnection, name: str) -> str:
     """The option of ATTACH that makes a file in the same format as the attached database `name`, for the same clients."""
     (tags,) = connection.execute("SELECT tags FROM duckdb_databases() WHERE database_name = ?", [name]).fetchall()[0]
     version = str((tags or {}).get("storage_version", "")).rstrip("+")
-    return f" (STORAGE_VERSION '{version}')" if version else ""
+    storage = f", STORAGE_VERSION '{version}'" if version else ""
+    return f" (ROW_GROUP_SIZE {database.ROW_GROUP}{storage})"
 
 
 def _contents(connection: DuckDBPyConnection, name: str) -> dict[str, tuple[int, int | str]]:

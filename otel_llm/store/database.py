@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_llm")
 
 SCHEMA_VERSION: Final = 3
+VIEWS_VERSION: Final = 2
+"""Of `schema/views.sql`: raised whenever that changes, so that stored files get the new views. They hold no data, so that takes no
+schema step; the comment on one of them says which version a file has."""
 _STORAGE: Final = "v1.5.0"
 """Files are made in the format of this DuckDB, so that its command line and tools on it can read them."""
+
+ROW_GROUP: Final = 16_384
+"""Rows of a row group. Each merge writes the last one anew: DuckDB's own 122,880 would cost it up to 400 MB and half a second."""
 
 _ATTACHED: Final = "store"
 
@@ -65,9 +71,9 @@ def detach(connection: DuckDBPyConnection) -> None:
 def _attach(connection: DuckDBPyConnection, paths: StorePaths) -> None:
     import duckdb
 
-    version = f" (STORAGE_VERSION '{_STORAGE}')" if _version(duckdb.__version__) >= (2,) else ""
+    version = f", STORAGE_VERSION '{_STORAGE}'" if _version(duckdb.__version__) >= (2,) else ""
     file = str(paths.database).replace("'", "''")
-    connection.execute(f"ATTACH '{file}' AS {_ATTACHED}{version}")
+    connection.execute(f"ATTACH '{file}' AS {_ATTACHED} (ROW_GROUP_SIZE {ROW_GROUP}{version})")
     connection.execute(f"USE {_ATTACHED}")
 
 
@@ -162,9 +168,9 @@ def quarantine(paths: StorePaths, cause: str, *, only_wal: bool = False) -> None
 
 
 def migrate(connection: DuckDBPyConnection) -> None:
-    """Brings the schema to this version, in one transaction. A newer schema is left as it is: it only ever adds."""
+    """Brings the schema and the views to this version, in one transaction. What is newer is left as it is: it only ever adds."""
     version = schema_version(connection)
-    if version >= SCHEMA_VERSION:
+    if version > SCHEMA_VERSION or (version == SCHEMA_VERSION and _views_version(connection) >= VIEWS_VERSION):
         return
     connection.execute("BEGIN")
     connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, applied_at TIMESTAMPTZ)")
@@ -172,7 +178,17 @@ def migrate(connection: DuckDBPyConnection) -> None:
         connection.execute(_migration(step))
         connection.execute("INSERT INTO schema_version (version, applied_at) VALUES (?, now())", [step])
     connection.execute(views_sql())
+    connection.execute(f"COMMENT ON VIEW llm_events IS 'otel-llm views {VIEWS_VERSION}'")
     connection.execute("COMMIT")
+
+
+def _views_version(connection: DuckDBPyConnection) -> int:
+    """The version of the views in the file; 0 where it is not said."""
+    row = connection.execute(
+        """SELECT regexp_extract(comment, '^otel-llm views ([0-9]+)$', 1) FROM duckdb_views()
+        WHERE database_name = current_database() AND view_name = 'llm_events'"""
+    ).fetchone()
+    return int(row[0]) if row and row[0] else 0
 
 
 def schema_version(connection: DuckDBPyConnection) -> int:

@@ -39,8 +39,8 @@ _OF_THE_CALL: Final = tuple(
 )
 
 
-def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: str | None = None) -> None:
-    """Leaves each call to be counted once, in the table `batch` and in `llm_usage`.
+def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: str | None = None) -> bool:
+    """Leaves each call to be counted once, in the table `batch` and in `llm_usage`. Returns whether `batch` has changed.
 
     `shared`: the batch has calls that others may have reported too. `stored`: the schema of tables that cannot be written,
     beside `new_llm_usage`; rows to be left out of those go into the table `hidden`.
@@ -49,7 +49,7 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
     spans = ["spans"] if stored is None else [f"{stored}.spans", "new_spans"]
     since = f"make_timestamptz({first_us - _WINDOW_US})"
     if not shared and not any(connection.execute(_may_be_shared(table, since)).fetchall()[0][0] for table in tables):
-        return
+        return False
     connection.execute(_seen(tables, since))
     connection.execute(_nested(spans, since))
     connection.execute(_covered())
@@ -62,6 +62,10 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
     if stored is not None:
         connection.execute("INSERT INTO hidden SELECT trace_id, span_id FROM covered WHERE NOT is_new")
     connection.execute(f"DELETE FROM {tables[-1]} USING covered WHERE NOT is_new AND {_same(tables[-1], 'covered')}")
+    (covered,) = connection.execute("SELECT count(*) FROM covered").fetchall()[0]
+    for table in ("seen", "nested", "covered", "result"):
+        connection.execute(f"DROP TABLE IF EXISTS temp.{table}")
+    return bool(results or covered)
 
 
 def _same(one: str, other: str) -> str:

@@ -13,12 +13,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import batch, database, flock, guard, segments, workbench
+from otel_llm.store import batch, database, flock, follow, guard, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
 from otel_llm.store.segments import Chunk, Segment
+from otel_llm.store.waiting import when_free
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -27,8 +29,6 @@ _logger = logging.getLogger("otel_llm")
 
 BATCH_BYTES: Final = 8 * 2**20
 """About how much of the journal goes into one transaction."""
-_FIRST_WAIT: Final = 0.002
-_LONGEST_WAIT: Final = 0.1
 _TURN_SECONDS: Final = 0.05
 """How often a merger that waits for another looks whether there is anything left to do."""
 
@@ -98,7 +98,7 @@ def _merge_in_turn(paths: StorePaths, turn: float, deadline: float, result: Merg
     """Merges, unless another merger has its turn until after `turn` (monotonic seconds)."""
     try:
         with flock.exclusive(paths.lock, turn):
-            _merge_when_free(paths, deadline, result)
+            when_free(partial(_merge_now, paths, result), deadline)
     except TimeoutError:
         return False
     return True
@@ -106,14 +106,14 @@ def _merge_in_turn(paths: StorePaths, turn: float, deadline: float, result: Merg
 
 def _reached(paths: StorePaths, goals: Mapping[str, int]) -> bool:
     """Whether the last merge took everything up to `goals`; a segment that is gone was taken whole."""
-    known = _read_note(paths)
+    known = _read_note(paths) or {}
     there = sizes(paths)
     return all(name not in there or known.get(name, (0, False))[0] >= goal for name, goal in goals.items())
 
 
 def has_news(paths: StorePaths) -> bool:
     """Whether a merge would find anything to do. Costs no look at the database: the last merge left a note."""
-    known = _read_note(paths)
+    known = _read_note(paths) or {}
     for segment in segments.list_segments(paths.journal):
         consumed, finished = known.get(segment.name, (0, False))
         try:
@@ -125,47 +125,96 @@ def has_news(paths: StorePaths) -> bool:
     return False
 
 
-def _merge_when_free(paths: StorePaths, deadline: float, result: MergeResult) -> None:
-    """Merges as soon as nobody else has the database open. Raises StoreBusy after `deadline`, StoreError."""
-    wait = _FIRST_WAIT
-    while True:
-        try:
-            # Not held while waiting: a fork waits for it.
-            with guard.mutex:
-                _merge_now(paths, result)
-                return
-        except StoreBusy:
-            if time.monotonic() + wait > deadline:
-                raise
-        time.sleep(wait)
-        wait = min(wait * 2, _LONGEST_WAIT)
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Lines that are in the workbench, ready to be stored."""
+
+    paths: StorePaths
+    connection: DuckDBPyConnection
+    takes: list[Take]
+    batch: batch.Batch
+
+
+_loaded: _Loaded | None = None
+"""Kept while somebody has the database open, so that it is not all read again for each attempt."""
 
 
 def _merge_now(paths: StorePaths, result: MergeResult) -> None:
+    """Merges. Raises StoreBusy where somebody else has the database open, StoreError."""
     import duckdb
 
-    try:
-        with workbench.attached(paths) as connection:
-            offsets = read_offsets(connection)
-            _forget_removed(connection, paths, offsets)
-            # A writer may go on writing for as long as we read: each segment is read up to where it was, not for ever.
-            goals = sizes(paths)
-            while takes := plan(paths, offsets, goals):
-                _take_in(connection, paths, takes, offsets, result)
-            removable = [s for s in segments.list_segments(paths.journal) if offsets.get(s.name, (0, False))[1]]
-            if removable:
-                # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
-                connection.execute("CHECKPOINT")
-    except duckdb.Error as error:
-        if database.is_corruption(error):
-            database.quarantine(paths, str(error))
-        raise database.classify(paths, error) from error
+    # Held for one attempt, not while waiting for the next: a fork waits for it.
+    with guard.mutex:
+        try:
+            offsets = _take_all(paths, result)
+        except duckdb.Error as error:
+            if database.is_corruption(error):
+                database.quarantine(paths, str(error))
+            raise database.classify(paths, error) from error
     result.complete = True
+    removable = [s for s in segments.list_segments(paths.journal) if offsets.get(s.name, (0, False))[1]]
+    # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
+    if removable and not paths.wal.exists():
+        unread = follow.unread(paths.journal, removable)
+        removable = [segment for segment in removable if segment.name not in unread]
+    else:
+        removable = []
     for segment in removable:
         segment.path.unlink(missing_ok=True)
         result.removed += 1
     segments.remove_leftovers(paths.journal)
     _write_note(paths, offsets, {segment.name for segment in removable})
+
+
+def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
+    """Takes in what there is by now, batch by batch; returns how far that went."""
+    offsets = _read_note(paths)
+    # A writer may go on writing for as long as we read: each segment is read up to where it was, not for ever.
+    goals = sizes(paths)
+    while True:
+        # All that can be done without the database is done before it is attached: nobody else can open it meanwhile.
+        loaded = None if offsets is None else _load(paths, offsets, goals)
+        if offsets is not None and loaded is None:
+            return offsets
+        with workbench.attached(paths) as connection:
+            known = read_offsets(connection)
+            _forget_removed(connection, paths, known)
+            if loaded is not None and _goes_on_from(loaded.takes, known):
+                _store(connection, paths, loaded, known, result)
+        _forget_loaded()
+        offsets = known
+
+
+def _load(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int]) -> _Loaded | None:
+    """Puts what is to be taken next into the workbench; None where all is taken."""
+    global _loaded
+    connection = workbench.get()
+    held = _loaded
+    if held and held.paths == paths and held.connection is connection and _goes_on_from(held.takes, offsets):
+        return held
+    _forget_loaded()
+    takes = plan(paths, offsets, goals)
+    if not takes:
+        return None
+    try:
+        ready, refused = batch.load(connection, paths, lines_of(takes))
+    except BaseException:
+        workbench.discard()  # whatever state it is in, the next attempt begins with another
+        raise
+    for take in takes:
+        take.chunk.corrupt += refused.get(take.segment.name, [])
+    _loaded = _Loaded(paths, connection, takes, ready)
+    return _loaded
+
+
+def _forget_loaded() -> None:
+    global _loaded
+    _loaded = None
+
+
+def _goes_on_from(takes: list[Take], offsets: Offsets) -> bool:
+    """Whether nobody has taken any of `takes` meanwhile, and nothing before them is missing."""
+    return all(offsets.get(take.segment.name, (0, False)) == (take.chunk.start, False) for take in takes)
 
 
 def sizes(paths: StorePaths) -> dict[str, int]:
@@ -228,17 +277,15 @@ def plan(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int] | None = 
     return takes
 
 
-def _take_in(
-    connection: DuckDBPyConnection, paths: StorePaths, takes: list[Take], offsets: Offsets, result: MergeResult
+def _store(
+    connection: DuckDBPyConnection, paths: StorePaths, loaded: _Loaded, offsets: Offsets, result: MergeResult
 ) -> None:
-    """One transaction: rows, and the offsets behind them."""
-    loaded, refused = batch.load(connection, paths, lines_of(takes))
-    for take in takes:
-        take.chunk.corrupt += refused.get(take.segment.name, [])
+    """One transaction: rows, and the offsets behind them, which `offsets` gets as well."""
+    takes = loaded.takes
     connection.execute("BEGIN")
     try:
-        if loaded.rows:
-            result.rows += batch.store(connection, loaded)
+        if loaded.batch.rows:
+            result.rows += batch.store(connection, loaded.batch)
         values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in takes]
         connection.execute(
             f"""INSERT INTO journal_segments (segment, consumed, finished, corrupt)
@@ -254,7 +301,7 @@ def _take_in(
         except Exception:
             pass
         raise
-    result.interrupted += loaded.interrupted
+    result.interrupted += loaded.batch.interrupted
     workbench.count(sum(take.chunk.next - take.chunk.start for take in takes))
     for take in takes:
         offsets[take.segment.name] = (take.chunk.next, take.finished)
@@ -285,15 +332,15 @@ def _put_aside(paths: StorePaths, take: Take) -> None:
 # --- the note of the last merge ---------------------------------------------------------------------------------------
 
 
-def _read_note(paths: StorePaths) -> Offsets:
-    """The offsets of the last merge; none where the note is not about the database that is there now."""
+def _read_note(paths: StorePaths) -> Offsets | None:
+    """The offsets of the last merge; None where the note is not about the database that is there now."""
     try:
         note = json.loads(paths.merged.read_text(encoding="utf-8"))
         if note["database"] != _identity(paths):
-            return {}
+            return None
         return {name: (int(consumed), bool(finished)) for name, (consumed, finished) in note["segments"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        return None
 
 
 def _write_note(paths: StorePaths, offsets: Offsets, removed: set[str]) -> None:

@@ -135,6 +135,9 @@ class Journal:
             except OSError as error:
                 self._failed(error)
                 self._keep(line, is_start=start_of is not None)
+            except BaseException:  # a signal handler raised, before the write or after it: a line may be there twice
+                self._keep(line, is_start=start_of is not None)
+                raise
             finally:
                 self._busy = False
             if self._waiting or self._starts_missing:  # a failure, or whoever interrupted the write

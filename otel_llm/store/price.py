@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -290,3 +290,19 @@ def _linear(price: ModelPrice, above: int, up_to: int, prices_output: bool) -> R
         if beyond:
             per_token[part] = beyond
     return Rate(per_token, per_call, above, up_to, prices_output)
+
+
+def library_dates(provider: str | None, model: str) -> tuple[str | None, tuple[date, ...]]:
+    """Who sells `model`, as genai-prices names them, and the days on which its price there changes; None where it is not known."""
+    from genai_prices.data_snapshot import get_snapshot
+    from genai_prices.types import StartDateConstraint
+
+    library_provider = _PROVIDERS.get(provider, provider) if provider else None
+    try:
+        provider_info, model_info = get_snapshot().find_provider_model(model, None, library_provider, None)
+    except LookupError:
+        return None, ()
+    dated = model_info.prices if isinstance(model_info.prices, list) else []
+    constraints = [price.constraint for price in dated]
+    starts = {constraint.start_date for constraint in constraints if isinstance(constraint, StartDateConstraint)}
+    return provider_info.id, tuple(sorted(starts))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
-from otel_llm import semconv
+from otel_llm import faults, semconv
 from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, is_model_call, recorded, start_record
 from otel_llm.store.store import Store
-
-_logger = logging.getLogger("otel_llm")
 
 MARK: Final = "_otel_llm_journalled"
 """Set on an ended span that is in the journal, so that an exporter in the same process does not store it again."""
@@ -48,13 +45,12 @@ class _Node:
 class UsageSpanProcessor(SpanProcessor):
     """Journals GenAI spans at their start and their end, and the spans of this process above them at their end.
 
-    No exception leaves it; failures are counted in `failures`.
+    No exception leaves it.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._nodes: dict[int, _Node] = {}
-        self.failures = 0
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         try:
@@ -68,8 +64,8 @@ class UsageSpanProcessor(SpanProcessor):
             attributes = attributes_of(span)
             if is_genai(attributes):
                 self._started(span, context, attributes, node)
-        except Exception:
-            self._failed()
+        except Exception as error:
+            faults.report("journal a span", error)
 
     def _started(self, span: Span, context: SpanContext, attributes: Attributes, node: _Node) -> None:
         record = start_record(span, context, attributes)
@@ -102,8 +98,8 @@ class UsageSpanProcessor(SpanProcessor):
                     "a": recorded(attributes_of(span), node.started.get("sc", "")),
                 }
                 self._store.write(record, start_of=context.span_id)
-        except Exception:
-            self._failed()
+        except Exception as error:
+            faults.report("journal a span", error)
 
     def on_end(self, span: ReadableSpan) -> None:
         try:
@@ -120,8 +116,8 @@ class UsageSpanProcessor(SpanProcessor):
                 record["x"] = 1
             self._store.write(record, end_of=None if started is None else context.span_id)
             setattr(span, MARK, True)
-        except Exception:
-            self._failed()
+        except Exception as error:
+            faults.report("journal a span", error)
 
     def _complete(self, record: dict[str, Any], span: ReadableSpan, node: _Node | None) -> None:
         """Adds what the span does not say itself: its resource where it is not the journal's, and who it runs for."""
@@ -140,11 +136,6 @@ class UsageSpanProcessor(SpanProcessor):
         except (RuntimeError, StopIteration):
             pass  # another thread was faster
 
-    def _failed(self) -> None:
-        self.failures += 1
-        if self.failures == 1:
-            _logger.warning("a span could not be journalled; further failures are only counted", exc_info=True)
-
     def shutdown(self) -> None:
         self.force_flush()
 
@@ -152,8 +143,8 @@ class UsageSpanProcessor(SpanProcessor):
         """Everything that has ended is on disk and merged, unless that takes longer than `timeout_millis`."""
         try:
             return self._store.flush(timeout_millis / 1000)
-        except Exception:
-            self._failed()
+        except Exception as error:
+            faults.report("flush the account", error)
             return False
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
 from otel_llm.store import batch, database, flock, guard, ingest, segments
-from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
+from otel_llm.store.errors import StoreError, StoreNotFound
 from otel_llm.store.paths import StorePaths
+from otel_llm.store.waiting import when_free
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -79,8 +80,8 @@ def _open(paths: StorePaths) -> DuckDBPyConnection:
         import duckdb
 
     deadline = time.monotonic() + _OPEN_SECONDS
-    wait = 0.002
-    while True:
+
+    def open_now() -> DuckDBPyConnection:
         try:
             # In this process a merge and a reader must not meet: they would share one instance.
             with _between_merges(paths, deadline), guard.mutex:
@@ -88,13 +89,11 @@ def _open(paths: StorePaths) -> DuckDBPyConnection:
             # A misspelt table must not be looked for among the caller's variables. (Not in the configuration: all readers
             # of one process share one, that of a plain `duckdb.connect(path, read_only=True)`.)
             connection.execute("SET python_enable_replacements = false")
-            return connection
         except duckdb.Error as error:
-            failure = database.classify(paths, error)
-            if not isinstance(failure, StoreBusy) or time.monotonic() + wait > deadline:
-                raise failure from error
-        time.sleep(wait)
-        wait = min(wait * 2, 0.1)
+            raise database.classify(paths, error) from error
+        return connection
+
+    return when_free(open_now, deadline)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,10 +24,14 @@ INTERVAL: Final = 3600.0
 """Seconds between two rounds in one store, whatever the number of processes that write it."""
 MAX_ROWS: Final = 100_000
 """Rows that one step removes at most; a round that is not done goes on with the next step."""
+_LEAP: Final = 30 * 86_400.0
+"""Seconds that a round goes on from the one before it at most: a clock that is years ahead must not empty the store at once."""
 _ROW_GROUP: Final = 122_880
+"""Rows of a row group at most, as DuckDB makes them; those of our merges are smaller."""
 _SLACK: Final = 0.9
 """A store that has grown too big is brought down to this part of its limit, so that not every round has work to do."""
 _TASK: Final = "retention"
+_REACHED: Final = "retention reached"
 _TABLES: Final = ("spans", "llm_usage")
 """In the order in which rows are given up."""
 
@@ -63,15 +67,19 @@ class Removed:
 def keep(paths: StorePaths, policy: Policy, *, now: float | None = None) -> Removed | None:
     """One step of a round, if a round is due; None if none is. For the background: it waits for nobody.
 
+    Where the clock has leapt since the last round, it is believed 30 days at a time.
+
     `now` is in seconds since 1970. Raises StoreBusy where the store is in use, StoreError.
     """
     now = time.time() if now is None else now
     with upkeep.alone(paths, timeout=0.01) as connection:
         if not _is_due(connection, now):
             return None
-        removed = remove(connection, policy, now=now)
+        reached = _last(connection, _REACHED)
+        believed = now if reached is None else min(now, reached + _LEAP)
+        removed = remove(connection, policy, now=believed)
         if removed.complete:
-            _remember(connection, now)
+            _remember(connection, {_TASK: now, _REACHED: believed})
     return removed
 
 
@@ -90,15 +98,22 @@ def prune(paths: StorePaths, policy: Policy, *, now: float | None = None) -> Rem
 
 
 def _is_due(connection: DuckDBPyConnection, now: float) -> bool:
-    query = "SELECT epoch(max(done_at)) FROM maintenance WHERE task = ?"
-    (last,) = connection.execute(query, [_TASK]).fetchall()[0]
+    last = _last(connection, _TASK)
     return last is None or not 0 <= now - last < INTERVAL  # a clock that was ahead must not put it off for years
 
 
-def _remember(connection: DuckDBPyConnection, now: float) -> None:
+def _last(connection: DuckDBPyConnection, task: str) -> float | None:
+    """Seconds since 1970."""
+    query = "SELECT epoch(max(done_at)) FROM maintenance WHERE task = ?"
+    (last,) = connection.execute(query, [task]).fetchall()[0]
+    return None if last is None else float(last)
+
+
+def _remember(connection: DuckDBPyConnection, times: Mapping[str, float]) -> None:
     with _transaction(connection):
-        connection.execute("DELETE FROM maintenance WHERE task = ?", [_TASK])
-        connection.execute("INSERT INTO maintenance (task, done_at) VALUES (?, to_timestamp(?))", [_TASK, now])
+        for task, done_at in times.items():
+            connection.execute("DELETE FROM maintenance WHERE task = ?", [task])
+            connection.execute("INSERT INTO maintenance (task, done_at) VALUES (?, to_timestamp(?))", [task, done_at])
 
 
 def remove(connection: DuckDBPyConnection, policy: Policy, *, now: float) -> Removed:

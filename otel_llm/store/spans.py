@@ -29,9 +29,12 @@ _CONTENT: Final = re.compile(
     r"|gen_ai\.(user|system|assistant|tool|choice)\.message.*|content|message"
     r"|(input|output)\.value|llm\.(input_messages|output_messages|prompts|completions|tools|prompt_template|function_call)(\..*)?"
     r"|traceloop\.entity\.(input|output)|gen_ai\.task\.(input|output)|retrieval\.documents(\..*)?|(embedding\.(text|embeddings).*)|tool\.parameters"
-    r"|exception\.(message|stacktrace)|url\.query|http\.(request|response)\.(header|body)\..*"
+    r"|exception\.(message|stacktrace)"
 )
 """Attributes, ours and others', that hold what was said. An exception's text can quote the prompt."""
+_SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)\..*")
+"""Attributes that can hold keys. Kept by no mode of content capture."""
+_DROPPED: Final = re.compile(f"{_CONTENT.pattern}|{_SECRET.pattern}")
 _URLS: Final = ("url.full", "http.url", "http.target")
 """Attributes whose query can hold what a user asked."""
 _INVOCATION: Final = (semconv.INVOCATION_PARAMETERS, *semconv.ALIASES[semconv.INVOCATION_PARAMETERS])
@@ -56,26 +59,40 @@ def is_genai(attributes: Attributes) -> bool:
     return semconv.OPERATION in attributes or not _FOREIGN_MARKS.isdisjoint(attributes)
 
 
-def is_model_call(attributes: Attributes) -> bool:
-    """Whether the attributes of a GenAI span say that it runs a model, as far as the start of a span tells."""
-    operation = attributes.get(semconv.OPERATION)
+def operation_of(attributes: Attributes) -> str | None:
+    """What a GenAI span does, as far as its start tells; None where nobody says."""
+    operation: str | None = attributes.get(semconv.OPERATION)
     operation = semconv.FOREIGN_OPERATIONS.get(str(operation), operation)
     if operation is None:
         for kind, operations in semconv.FOREIGN_KINDS.items():
             if kind in attributes:
-                operation = operations.get(str(attributes[kind]), semconv.STEP)
-                break
-    return operation not in semconv.TREE_OPERATIONS
+                return operations.get(str(attributes[kind]), semconv.STEP)
+    return operation
+
+
+def is_model_call(attributes: Attributes) -> bool:
+    """Whether the attributes of a GenAI span say that it runs a model, as far as the start of a span tells."""
+    return operation_of(attributes) not in semconv.TREE_OPERATIONS
 
 
 def recorded(attributes: Attributes, scope: str = "") -> Attributes:
     """The attributes as the store keeps them: without prompts, answers, tool arguments, headers and error texts.
 
-    Our own instrumentors (`scope`) put nothing there that was not asked for; others capture content by default.
+    Our own instrumentors (`scope`) put nothing there that was not asked for; others capture content by default. Where it is asked
+    for, theirs is redacted like ours.
     """
-    if scope.startswith("otel_llm.") or settings().capture.in_span:
+    if scope.startswith("otel_llm."):
         return attributes
-    kept = {name: value for name, value in attributes.items() if not _CONTENT.fullmatch(name)}
+    if not settings().capture.in_span:
+        kept = {name: value for name, value in attributes.items() if not _DROPPED.fullmatch(name)}
+    else:
+        kept = {}
+        for name, value in attributes.items():
+            if not _CONTENT.fullmatch(name):
+                if not _SECRET.fullmatch(name):
+                    kept[name] = value
+            elif (told := _redacted(value)) is not None:
+                kept[name] = told
     for name in _URLS:
         if isinstance(url := kept.get(name), str):
             kept[name] = url.partition("?")[0]
@@ -101,6 +118,12 @@ def _without_texts(parameters: object) -> str:
         if isinstance(value, int | float) or name in _NAMES
     }
     return orjson.dumps(kept).decode()
+
+
+def _redacted(value: Any) -> Any:
+    from otel_llm import content  # only with capture
+
+    return content.foreign(value)
 
 
 def start_record(span: ReadableSpan, context: SpanContext, attributes: Attributes) -> dict[str, Any]:
@@ -140,14 +163,18 @@ def end_record(
     record["et"] = span.end_time
     status = span.status
     record["sts"] = _STATUS_NAMES[status.status_code.value]
+    # What the app itself adds to a span of ours is not ours: it counts as ours only where content is captured.
+    own = record.get("sc", "") if settings().capture.in_span else ""
     if status.description and settings().capture.in_span:
-        record["std"] = status.description
+        told = status.description if own.startswith("otel_llm.") else _redacted(status.description)
+        if told is not None:
+            record["std"] = told
     if span._events:
         record["e"] = [
             {
                 "name": event.name,
                 "time_unix_nano": event.timestamp,
-                "attributes": dict(recorded(event.attributes or {})),
+                "attributes": dict(recorded(event.attributes or {}, own)),
             }
             for event in span.events
         ]

@@ -223,35 +223,40 @@ class Store:
             self._thread_lock.release()
 
     def _run(self, stopping: threading.Event) -> None:
-        while not stopping.wait(self._flush_interval):
+        wait = self._flush_interval
+        while not stopping.wait(wait):
             try:
-                self._tick()
+                wait = self._tick()
             except Exception as error:
+                wait = self._flush_interval
                 self._failed(f"{type(error).__name__}: {error}")
                 _logger.debug("the background thread failed", exc_info=True)
 
-    def _tick(self) -> None:
+    def _tick(self) -> float:
+        """Merges if it is time; returns the seconds until it is again."""
         self._prepare()
         self.journal.tend()
         idle = self.journal.position == self._merged_position
         if idle and time.monotonic() - self._merged_at < _ORPHAN_CHECK_SECONDS:
-            return
-        if self._was_merged_just_now():
-            return  # by another process, which took most of our records too; the next tick sees to the rest
+            return self._flush_interval
+        wait = self._flush_interval - self._merge_age()
+        if wait > self._flush_interval / 10:
+            return wait
         # Whoever holds the lock merges our records too; the next tick sees whether anything is left.
         self._merge(0.05)
+        return self._flush_interval
 
-    def _was_merged_just_now(self) -> bool:
-        """Whether the last merge, by whatever process, is less than half an interval ago.
+    def _merge_age(self) -> float:
+        """Seconds since the last merge, by whatever process; at least an interval where that is not known.
 
-        However many processes share a store, it is merged four times a second or so at the default interval. More would
-        leave a plain DuckDB client hardly a moment in which nobody has the file open to write.
+        However many processes share a store, it is merged once in an interval. More would leave a plain DuckDB client hardly a
+        moment in which nobody has the file open to write.
         """
         try:
             age = time.time() - self.paths.merged.stat().st_mtime
         except OSError:
-            return False
-        return 0 <= age < self._flush_interval / 2
+            return self._flush_interval
+        return age if age >= 0 else self._flush_interval
 
     def _after_fork(self) -> None:
         self._start_afresh()

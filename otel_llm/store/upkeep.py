@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from otel_llm.store import database, flock, guard, ingest, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.waiting import when_free
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_Result = TypeVar("_Result")
-
 PATIENCE: Final = 10.0
 """Seconds that a command waits for whoever has the store."""
-_FIRST_WAIT: Final = 0.005
-_LONGEST_WAIT: Final = 0.2
 
 
 @contextmanager
@@ -35,7 +32,7 @@ def alone(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[DuckDBPyConn
     try:
         make_private_dir(paths.lock.parent)
         with flock.exclusive(paths.lock, deadline), ExitStack() as stack:
-            yield _attach_when_free(stack, paths, deadline - time.monotonic())
+            yield _attach_when_free(stack, paths, deadline)
     except TimeoutError as error:
         raise StoreBusy(f"the store {paths.database} is being merged by another process; try again") from error
     except duckdb.Error as error:
@@ -44,7 +41,7 @@ def alone(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[DuckDBPyConn
         raise StoreError(f"cannot use the store {paths.database}: {error}") from error
 
 
-def _attach_when_free(stack: ExitStack, paths: StorePaths, timeout: float) -> DuckDBPyConnection:
+def _attach_when_free(stack: ExitStack, paths: StorePaths, deadline: float) -> DuckDBPyConnection:
     """Enters the mutex and the store into `stack`, as soon as no reader has the store open."""
 
     def attach() -> DuckDBPyConnection:
@@ -54,21 +51,7 @@ def _attach_when_free(stack: ExitStack, paths: StorePaths, timeout: float) -> Du
             stack.push(attempt.pop_all())
             return connection
 
-    return when_free(attach, timeout)
-
-
-def when_free(attempt: Callable[[], _Result], timeout: float = PATIENCE) -> _Result:
-    """What `attempt` returns, tried again for `timeout` seconds while it raises StoreBusy."""
-    deadline = time.monotonic() + timeout
-    wait = _FIRST_WAIT
-    while True:
-        try:
-            return attempt()
-        except StoreBusy:
-            if time.monotonic() + wait > deadline:
-                raise
-        time.sleep(wait)
-        wait = min(wait * 2, _LONGEST_WAIT)
+    return when_free(attach, deadline)
 
 
 def brought_up_to_date(paths: StorePaths) -> ingest.MergeResult:

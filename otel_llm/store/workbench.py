@@ -34,7 +34,7 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
     Raises StoreBusy where another process has the database open, StoreError where it cannot be opened.
     """
     global _uses
-    connection = _get()
+    connection = get()
     _uses += 1
     try:
         database.attach_for_merge(connection, paths)
@@ -65,7 +65,8 @@ def discard() -> None:
         connection.close()
 
 
-def _get() -> DuckDBPyConnection:
+def get() -> DuckDBPyConnection:
+    """The instance, with nothing attached; the next call of `attached` attaches to the same one."""
     global _connection
     if _connection is None:
         _connection = database.open_in_memory()

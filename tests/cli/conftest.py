@@ -68,6 +68,26 @@ def fill(store_path: Path) -> Fill:
 
 
 @pytest.fixture
+def fill_spans(store_path: Path) -> Fill:
+    """Adds spans to the store; each is a keyword dictionary, and what is left out is that of a good chat."""
+
+    def write(*spans: Mapping[str, Any], path: Path = store_path) -> Path:
+        with upkeep.alone(StorePaths.of(path)) as connection:
+            for index, span in enumerate(spans):
+                began = 1_795_176_000_000_000_000 + index * 1_000_000  # 2026-11-20 12:00 UTC
+                row = {"trace_id": f"{0:032x}", "span_id": f"{index:016x}", "name": "chat", "status": "ok",
+                       "start_ns": began, "end_ns": began + 5_000_000, "duration_ms": 5.0, "attributes": "{}"} | span  # fmt: skip
+                connection.execute(
+                    f"INSERT INTO spans (started_at, {', '.join(row)}) "
+                    f"VALUES (make_timestamptz({row['start_ns']} // 1000), {', '.join('?' * len(row))})",
+                    [*row.values()],
+                )
+        return path
+
+    return write
+
+
+@pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process, as `otel-llm` does."""
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from otel_llm.cli.app import COMMANDS
 from otel_llm.version import __version__
 from tests.cli.conftest import Fill, Run, otel_llm_command
 
-COMMANDS = ("usage", "sql", "ps", "export", "backup", "prune", "compact", "path", "doctor", "version")
+ELSEWHERE = {"replay": "it needs a backend: tests/integration/test_replay.py", "tail": "it goes on: test_tail.py"}
+RUNNABLE = [name for name in COMMANDS if name not in ELSEWHERE]
 CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000, "cost_usd": "0.000450"}
 
 
@@ -31,6 +33,22 @@ CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000,
         (["sql", "select * from nosuch"], "nosuch"),
         (["sql", "from llm_usage", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
         (["sql"], "SQL"),
+        (["sql", "--file", "nowhere.sql"], "nowhere.sql"),
+        (["sql", "select 1", "--file", "query.sql"], "--file"),
+        (["sql", "select 1", "--formt=json"], "--formt"),
+        (["sql", "select 1", "--json", "--format", "csv"], "--json"),
+        (["usage", "--json", "--plot"], "--plot"),
+        (["usage", "--sort", "costs"], "'costs' (did you mean cost?)"),
+        (["usage", "--top", "0"], "otel-llm usage --help"),
+        (["usage", "--where", "modle = 'x'"], "modle"),
+        (["logs", "--where", "true; drop table llm_usage"], "--where"),
+        (["logs", "-n", "many"], "many"),
+        (["logs", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["show", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["show"], "logs"),
+        (["show", "abc"], "'abc'"),
+        (["prices", "nosuch"], "nosuch"),
+        (["prices", "gpt-5-mini", "--at", "soon"], "'soon'"),
         (["frobnicate"], "frobnicate"),
         (["--nope"], "--nope"),
         (["prune"], "--older-than"),
@@ -110,6 +128,36 @@ def test_help_without_being_asked(run: Run) -> None:
         assert re.search(rf"^  {command} ", bare.out, re.MULTILINE)
 
 
+def test_the_list_of_commands_says_what_each_says_of_itself(run: Run) -> None:
+    for command, (_, line) in COMMANDS.items():
+        said = re.sub(r"\s+", " ", run(command, "--help").out)
+        assert f"Usage: otel-llm {command} " in said
+        assert f" {line.rstrip('.')}" in said
+
+
+def test_the_exit_codes_are_in_the_help(run: Run) -> None:
+    for code in ("0", "1", "2", "130"):
+        assert re.search(rf"^    {code} +\w", run("--help").out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["usage", "logs", "sql", "ps", "prices"])
+def test_json_has_a_short_form(command: str, fill: Fill, run: Run) -> None:
+    fill(CALL)
+    words = [command, "from llm_usage"] if command == "sql" else [command]
+    short, long = run(*words, "--json"), run(*words, "--format", "json")
+    assert short == long
+    assert isinstance(json.loads(short.out), list)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, execute: Run) -> None:
+    assert "_OTEL_LLM_COMPLETE" in execute(_OTEL_LLM_COMPLETE=f"{shell}_source").out
+    completed = execute(_OTEL_LLM_COMPLETE="bash_complete", COMP_WORDS="otel-llm us", COMP_CWORD="1")
+    assert (completed.code, completed.out, completed.err) == (0, "plain,usage\n", "")
+    options = execute(_OTEL_LLM_COMPLETE="bash_complete", COMP_WORDS="otel-llm usage --pl", COMP_CWORD="2")
+    assert options.out == "plain,--plot\n"
+
+
 @pytest.mark.parametrize("arguments", [["path"], ["--help"], ["usage", "--help"], ["version"]])
 def test_start_up_is_light(arguments: list[str]) -> None:
     script = f"""
@@ -117,19 +165,23 @@ import contextlib, io, sys
 from otel_llm.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
     main({arguments!r})
-heavy = ("duckdb", "openai", "langchain", "langchain_core", "opentelemetry.sdk", "genai_prices")
+heavy = ("duckdb", "openai", "langchain", "langchain_core", "opentelemetry.sdk", "genai_prices", "pydantic", "rich",
+         "otel_llm.store", "otel_llm.cli.sql")
 print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_every_example_in_the_help_runs(fill: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_in_the_help_runs(
+    fill: Fill, fill_spans: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     fill({**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c", "tags": {"team": "core"}})
+    fill_spans({})
     (tmp_path / "query.sql").write_text("select count(*) from llm_usage")
     scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for command in COMMANDS:
+    for command in RUNNABLE:
         examples = re.findall(r"^    (\S.*otel-llm .*|otel-llm .*)$", run(command, "--help").out, re.MULTILINE)
         assert any(f"otel-llm {command}" in line for line in examples)
         for line in examples:
@@ -148,13 +200,33 @@ def test_every_example_in_the_help_runs(fill: Fill, run: Run, tmp_path: Path, mo
             assert out, line
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(fill: Fill) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        (["sql", "from range(200000)", "--format", "csv"], "range\n"),
+        # All of it would take minutes and the memory of the machine: it is handed out as it is read.
+        (["sql", "select range as n from range(500000000)", "--json"], "[\n"),
+        (["--help"], "Usage: otel-llm "),
+    ],
+)
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], first: str, fill: Fill) -> None:
     fill(CALL)
-    command = shlex.join([*otel_llm_command(), "sql", "from range(200000)", "--format", "csv"])
+    command = shlex.join([*otel_llm_command(), *arguments])
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | head -n 1"], capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "range\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(first)
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_reader_that_was_never_there_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for arguments in (["--help"], ["version"], ["usage", "--help"]):
+        done = subprocess.run([*otel_llm_command(), *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+    os.close(writing)
 
 
 def test_colours_only_on_a_terminal(fill: Fill, execute: Run) -> None:
@@ -162,7 +234,8 @@ def test_colours_only_on_a_terminal(fill: Fill, execute: Run) -> None:
     assert "\x1b" not in execute("usage").out
     assert "\x1b[1m" in on_a_terminal("usage")
     assert "alice" in on_a_terminal("usage", "--by", "user", NO_COLOR="1")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", on_a_terminal("doctor", NO_COLOR="1"))
+    assert "\x1b" not in on_a_terminal("doctor", NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal("usage", TERM="dumb")
     assert "\x1b" not in on_a_terminal("usage", "--format", "json")
 
 

@@ -59,7 +59,8 @@ def test_all_is_well(fill: Fill, examine: Any, run: Run, store_path: Path) -> No
     assert store["path"] == str(store_path)
     assert (store["chosen_by"], store["calls"], store["unpriced"]) == ("OTEL_LLM_STORE", 2, 1)
     assert store["by_status"] == {"error": 1, "ok": 1}
-    assert store["size"] > 0
+    assert store["size"] >= store["in_use"] > 0
+    assert store["kept"] == "everything"
     assert (store["pending"], store["running_writers"], store["corrupt_lines"]) == (0, 0, 0)
     assert report["prices"]["library"] == f"genai-prices {metadata.version('genai-prices')}"
 
@@ -67,6 +68,14 @@ def test_all_is_well(fill: Fill, examine: Any, run: Run, store_path: Path) -> No
     assert (shown.code, shown.err) == (0, "")
     assert shown.out.endswith("All is well.\n")
     assert str(store_path) in shown.out
+
+
+def test_how_long_calls_are_kept(fill: Fill, examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(CALL)
+    monkeypatch.setenv("OTEL_LLM_RETENTION", "90d")
+    monkeypatch.setenv("OTEL_LLM_MAX_SIZE", "2GB")
+    kept = examine()["store"]["kept"]
+    assert kept == "for 90d (OTEL_LLM_RETENTION) and up to 2GB in use (OTEL_LLM_MAX_SIZE)"
 
 
 def test_a_store_that_is_not_there_yet_is_no_fault(examine: Any, store_path: Path) -> None:

@@ -10,7 +10,6 @@ from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from rich.console import Console
 
 from otel_llm.cli import output
 from otel_llm.cli.output import Column, count, text, write_csv, write_json, write_table
@@ -95,6 +94,20 @@ def test_a_cell_is_one_line_that_no_terminal_acts_upon(value: object, cell: str)
     assert text(value) == cell
 
 
+@pytest.mark.parametrize(
+    ("words", "columns"), [("plain", 5), ("na\u00efve – ─", 9), ("日本", 4), ("e\u0301", 1), ("👍", 2), ("", 0)]
+)
+def test_the_room_that_text_takes(words: str, columns: int) -> None:
+    assert output.cell_width(words) == columns
+    assert output.fit(words, columns) == words
+
+
+@pytest.mark.parametrize(("words", "cut"), [("gpt-5-mini", "gpt…"), ("日本語", "日…"), ("a日本", "a日…")])
+def test_text_that_is_too_long_is_cut_to_its_room(words: str, cut: str) -> None:
+    assert output.fit(words, 4).replace(" ", "") == cut
+    assert output.cell_width(output.fit(words, 4)) <= 4
+
+
 def test_numbers_have_their_thousands_set_apart() -> None:
     assert (count(1234567), count(0), count(None)) == ("1,234,567", "0", "–")
 
@@ -131,7 +144,7 @@ def test_a_table_in_a_pipe_is_plain_and_whole(capsys: pytest.CaptureFixture[str]
 def test_a_table_fits_its_terminal(
     width: int, heading: str, row: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "terminal", lambda: Console(width=width, highlight=False))
+    monkeypatch.setattr(output, "line_width", lambda: width)
     write_table(COLUMNS, ROWS)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert (lines[0], lines[2]) == (heading, row)

@@ -150,3 +150,44 @@ def test_the_store_is_only_read(query: str, fill: Fill, run: Run) -> None:
     assert result.code == 2
     assert "read-only" in result.err
     assert json.loads(run("sql", "select count(*) as n from llm_usage", "-f", "json").out) == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "-- a remark\nselect 1 as n",
+        "--no blank\nselect 1 as n",
+        "-- format: json=1\nselect 1 as n",
+        "--\nselect 1 as n",
+    ],
+)
+def test_sql_that_begins_with_a_remark_is_no_option(query: str, run: Run) -> None:
+    assert json.loads(run("sql", query, "--json").out) == [{"n": 1}]
+    assert json.loads(run("sql", "--json", "--", query).out) == [{"n": 1}]
+
+
+def test_a_path_with_a_blank_is_still_an_option(tmp_path: Path, fill: Fill, run: Run) -> None:
+    store = fill(CALL, path=tmp_path / "my usage.duckdb")
+    assert json.loads(run("sql", "select count(*) as n from llm_usage", f"--store={store}", "--json").out) == [{"n": 1}]
+
+
+def test_a_query_can_come_from_a_file_or_a_pipe(tmp_path: Path, fill: Fill, execute: Run) -> None:
+    fill(CALL)
+    file = tmp_path / "query.sql"
+    file.write_text("-- how many\nselect count(*) as n, 'é' as e\nfrom llm_usage;\n", encoding="utf-8")
+    expected = [{"n": 1, "e": "é"}]
+    assert json.loads(execute("sql", "--file", str(file), "--json").out) == expected
+    assert json.loads(execute("sql", "--json", stdin=file.read_text(encoding="utf-8")).out) == expected
+    file.write_bytes(b"\xff\xfe")
+    result = execute("sql", "--file", str(file))
+    assert (result.code, result.out) == (2, "")
+    assert "not text in UTF-8" in result.err
+
+
+def test_rows_are_handed_out_in_their_order(fill: Fill, run: Run) -> None:
+    """Many of them come in several portions."""
+    fill(CALL)
+    query = "select range as n, now() as at from range(5000) order by n desc"
+    assert [row["n"] for row in json.loads(run("sql", query, "--json").out)] == [*range(4999, -1, -1)]
+    lines = run("sql", query, "-f", "csv").out.splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(4999, -1, -1)]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.conftest import Fill, Run
 
-MEASURES = ["calls", "errors", "input_tokens", "output_tokens", "cached", "cost_usd", "unpriced"]
+MEASURES = ["calls", "errors", "input_tokens", "output_tokens", "cached", "cost_usd", "share", "unpriced"]
 
 MINI = {"request_model": "gpt-5-mini", "response_model": "gpt-5-mini-2025-08-07", "price_source": "genai-prices"}
 ALICE = {**MINI, "user_id": "alice", "input_tokens": 1000, "output_tokens": 100, "cost_usd": "0.000450"}
@@ -43,9 +43,9 @@ def test_by_model_without_being_asked(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, AZURE, FAILED)
     assert rows(run) == [
         {"model": "gpt-5-mini", "calls": 3, "errors": 1, "input_tokens": 3000, "output_tokens": 150, "cached": 1500,
-         "cost_usd": 0.000675, "unpriced": 1},
+         "cost_usd": 0.000675, "share": 1.0, "unpriced": 1},
         {"model": "my-deployment", "calls": 1, "errors": 0, "input_tokens": 10, "output_tokens": 1, "cached": None,
-         "cost_usd": None, "unpriced": 1},
+         "cost_usd": None, "share": None, "unpriced": 1},
     ]  # fmt: skip
 
 
@@ -113,13 +113,13 @@ def test_table(fill: Fill, run: Run) -> None:
     result = run("usage", "--by", "model,user")
     assert (result.code, result.err) == (0, "")
     assert [line.rstrip() for line in result.out.splitlines()] == [
-        "model          user   calls  errors  input_tokens  output_tokens  cached  cost_usd  unpriced",
-        "─" * 92,
-        "gpt-5-mini     alice      2       1         1,000            100       –  0.000450         1",
-        "gpt-5-mini     bob        1       0         2,000             50   1,500  0.000225         0",
-        "my-deployment  bob        1       0            10              1       –         –         1",
-        "─" * 92,
-        "total                     4       1         3,010            151   1,500  0.000675         2",
+        "model          user   calls  errors  input_tokens  output_tokens  cached  cost_usd   share  unpriced",
+        "─" * 100,
+        "gpt-5-mini     alice      2       1         1,000            100       –  0.000450   66.7%         1",
+        "gpt-5-mini     bob        1       0         2,000             50   1,500  0.000225   33.3%         0",
+        "my-deployment  bob        1       0            10              1       –         –       –         1",
+        "─" * 100,
+        "total                     4       1         3,010            151   1,500  0.000675  100.0%         2",
         "Not in the cost: no price for azure.ai.openai/my-deployment (1), no usage reported (1)",
     ]
 
@@ -129,7 +129,7 @@ def test_a_table_of_priced_calls_does_not_speak_of_prices(fill: Fill, run: Run) 
     out = run("usage", "--by", "user").out
     assert "unpriced" not in out
     assert "Not in the cost" not in out
-    costs = [line.split()[-1] for line in out.splitlines() if "─" not in line]
+    costs = [line.split()[-2] for line in out.splitlines() if "─" not in line]
     assert costs == ["cost_usd", "12.5000", "<0.0001", "0.0000", "12.5000"]
 
 
@@ -137,8 +137,8 @@ def test_csv(fill: Fill, run: Run) -> None:
     fill(ALICE, AZURE)
     header, first, second = csv.reader(io.StringIO(run("usage", "--format", "csv").out))
     assert header == ["model", *MEASURES]
-    assert first == ["gpt-5-mini", "1", "0", "1000", "100", "", "0.00045", "0"]
-    assert second == ["my-deployment", "1", "0", "10", "1", "", "", "1"]
+    assert first == ["gpt-5-mini", "1", "0", "1000", "100", "", "0.00045", "1.0", "0"]
+    assert second == ["my-deployment", "1", "0", "10", "1", "", "", "", "1"]
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -173,4 +173,134 @@ def test_what_users_type_into_their_calls_stays_text(fill: Fill, run: Run) -> No
     fill({**ALICE, "user_id": "[red]'; DROP TABLE llm_usage; --\x1b[2J\n"})
     out = run("usage", "--by", "user").out
     assert r"[red]'; DROP TABLE llm_usage; --\x1b[2J\n" in out
+    assert "\x1b" not in out
+
+
+def test_the_share_is_of_the_cost_or_else_of_the_tokens(fill: Fill, run: Run) -> None:
+    fill(ALICE, {**BOB, "cost_usd": "0.00135"}, AZURE)
+    assert [row["share"] for row in rows(run, "--by", "user,model")] == [0.75, 0.25, None]
+    # Where no cost is known, tokens tell who uses how much.
+    assert [row["share"] for row in rows(run, "--by", "user,status", "--where", "cost_usd is null")] == [1.0]
+    assert "share is of the tokens" in run("usage", "--where", "cost_usd is null").out
+
+
+def test_no_share_of_nothing(fill: Fill, run: Run) -> None:
+    fill(FAILED, {**FAILED, "user_id": "bob", "cost_usd": "0"})
+    assert [row["share"] for row in rows(run, "--by", "user")] == [None, None]
+    assert "NaN" not in run("usage", "--by", "user").out
+
+
+@pytest.mark.parametrize(
+    ("sort", "users"),
+    [
+        ("cost", ["alice", "bob"]),
+        ("cost_usd", ["alice", "bob"]),
+        ("share", ["alice", "bob"]),
+        ("input", ["bob", "alice"]),
+        ("tokens", ["bob", "alice"]),
+        ("output_tokens", ["alice", "bob"]),
+        ("cached", ["bob", "alice"]),  # what is not known comes last
+        ("errors", ["alice", "bob"]),
+        ("user", ["alice", "bob"]),
+    ],
+)
+def test_sort(sort: str, users: list[str], fill: Fill, run: Run) -> None:
+    fill(BOB, ALICE, FAILED)
+    assert [row["user"] for row in rows(run, "--by", "user", "--sort", sort)] == users
+
+
+def test_days_can_be_sorted_by_something_else(fill: Fill, run: Run) -> None:
+    fill(ALICE, {**BOB, "started_at": "2026-11-19T12:00:00Z"})
+    assert [row["cost_usd"] for row in rows(run, "--by", "day")] == [0.000225, 0.00045]
+    assert [row["cost_usd"] for row in rows(run, "--by", "day", "--sort", "cost")] == [0.00045, 0.000225]
+
+
+def test_top_cuts_the_rows_and_not_the_total(fill: Fill, run: Run) -> None:
+    fill(ALICE, BOB, AZURE)
+    assert [row["user"] for row in rows(run, "--by", "user", "--top", "1")] == ["alice"]
+    lines = run("usage", "--by", "user", "--top", "1").out.splitlines()
+    assert lines[4].split()[:4] == ["total", "3", "0", "3,010"]
+    assert lines[5] == "the first 1 of 2 rows; the total is of all"
+    assert [row["share"] for row in rows(run, "--by", "user", "--top", "1")] == [0.666667]
+
+
+def test_where(fill: Fill, run: Run) -> None:
+    fill({**ALICE, "tags": {"team": "core"}}, BOB, FAILED)
+    assert rows(run, "--where", "user_id = 'bob' -- as he asked")[0]["calls"] == 1
+    assert rows(run, "--where", "tags['team'] = 'core' or status = 'error'")[0]["calls"] == 2
+    assert rows(run, "--by", "tag:team", "--since", "2026-11", "--where", "tags['team'] is not null")[0]["calls"] == 1
+    assert rows(run, "--where", "user_id = '?'") == []
+    nothing = run("usage", "--where", "false")
+    assert (nothing.code, nothing.out[:38]) == (0, "No model calls for which that holds in")
+    assert "Not in the cost" not in run("usage", "--where", "status = 'ok'").out
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "true) or (true", "1; drop table llm_usage", "true union select 1", "true /*", "'", "", "select 1", "modle = 'x'",
+        "user_id", "count(*) > 1", "1, 2", "exists (select content from read_text('/etc/hostname'))",
+        "$1 = 1", "x as y", "two\nlines",
+    ],
+)  # fmt: skip
+def test_what_is_no_condition_is_refused_in_one_line(where: str, fill: Fill, run: Run) -> None:
+    fill(ALICE)
+    for command in ("usage", "logs"):
+        result = run(command, "--where", where)
+        assert (result.code, result.out) == (2, "")
+        assert len(result.err.splitlines()) == 1
+
+
+def plot(run: Run, *arguments: str) -> list[str]:
+    result = run("usage", "--plot", *arguments)
+    assert (result.code, result.err) == (0, "")
+    return result.out.splitlines()
+
+
+def test_a_plot_is_of_the_cost(fill: Fill, run: Run) -> None:
+    fill(ALICE, BOB, {**ALICE, "user_id": "carol", "cost_usd": "0.0000001"}, AZURE | {"user_id": "dora"})
+    lines = plot(run, "--by", "user")
+    assert lines[0].split() == ["user", "cost_usd"]
+    bars = {line.split()[0]: line.split()[2:] for line in lines[1:-2]}
+    assert len(bars["alice"][0]) == 2 * len(bars["bob"][0].rstrip("▏▎▍▌▋▊▉")) + (len(bars["alice"][0]) % 2)
+    assert bars["carol"] == ["▏"]  # next to nothing, which is not nothing
+    assert bars["dora"] == []
+    assert max(map(len, lines)) <= 100
+    assert lines[-2:] == ["total 0.000675", "Not in the cost: no price for azure.ai.openai/my-deployment (1)"]
+
+
+def test_a_plot_by_several_dimensions_has_its_bars_below_one_another(fill: Fill, run: Run) -> None:
+    fill(ALICE, {**BOB, "request_model": "o4"})
+    lines = plot(run, "--by", "model,user")[1:-1]
+    assert [line.split()[:2] for line in lines] == [["gpt-5-mini", "alice"], ["o4", "bob"]]
+    assert len({line.index("█") for line in lines}) == 1
+
+
+def test_a_plot_of_calls_that_have_no_price_is_of_the_tokens(fill: Fill, run: Run) -> None:
+    fill(AZURE)
+    assert plot(run)[0].split() == ["model", "tokens"]
+    assert plot(run)[1].split()[:2] == ["my-deployment", "11"]
+
+
+def test_a_plot_of_days_has_those_without_calls_as_well(fill: Fill, run: Run) -> None:
+    fill(*({**ALICE, "started_at": f"2026-{day}T12:00:00Z"} for day in ("10-30", "11-02")))
+    lines = plot(run, "--by", "day")
+    assert [line.split()[0] for line in lines[1:-1]] == ["2026-10-30", "2026-10-31", "2026-11-01", "2026-11-02"]
+    assert ["█" in line for line in lines[1:-1]] == [True, False, False, True]
+    assert len(plot(run, "--by", "hour")) == 2 + 3 * 24 + 1
+    # In another order than that of time there are no gaps.
+    assert len(plot(run, "--by", "day", "--sort", "cost")) == 2 + 2
+    assert plot(run, "--by", "day", "--top", "1")[-1].endswith("in 2 rows, of which these are the first 1")
+
+
+def test_a_plot_of_years_of_hours_is_not_filled(fill: Fill, run: Run) -> None:
+    fill(ALICE, {**ALICE, "started_at": "2020-01-01T00:00:00Z"})
+    assert len(plot(run, "--by", "hour")) == 4
+
+
+def test_a_plot_of_what_users_type_stays_text(fill: Fill, run: Run) -> None:
+    fill({**ALICE, "user_id": "日本" * 30 + "\x1b[2J"}, {**BOB, "user_id": None})
+    out = "\n".join(plot(run, "--by", "user"))
+    assert "日本" in out
+    assert "…" in out
     assert "\x1b" not in out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_llm import call as calls
+from otel_llm.settings import reload
 
 
 class Spans:
@@ -36,6 +37,27 @@ class Spans:
 
     def clear(self) -> None:
         self._memory.clear()
+
+
+class Capture(Protocol):
+    """What `capture` is."""
+
+    def __call__(self, mode: str = "SPAN_ONLY", **settings: str) -> None: ...
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
+    """Turns content capture on for the rest of a test; further settings by their names."""
+
+    def turn_on(mode: str = "SPAN_ONLY", **settings: str) -> None:
+        monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", mode)
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        reload()
+
+    yield turn_on
+    monkeypatch.undo()
+    reload()
 
 
 @pytest.fixture

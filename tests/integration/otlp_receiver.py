@@ -5,7 +5,7 @@
         receiver.spans
 
 It decodes the protobuf that came over the wire and nothing else: no class of the OpenTelemetry SDK stands between an exporter's
-bytes and what a test sees.
+bytes and what a test sees. Like Jaeger it takes traces alone; with `all_signals` it takes metrics and logs too, over HTTP.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import grpc
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -29,6 +31,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 Protocol = Literal["grpc", "http/protobuf"]
@@ -37,6 +41,8 @@ PROTOCOLS: tuple[Protocol, ...] = ("grpc", "http/protobuf")
 
 _HOST = "127.0.0.1"
 _TRACES_PATH = "/v1/traces"
+_METRICS_PATH = "/v1/metrics"
+_LOGS_PATH = "/v1/logs"
 _PROTOBUF = "application/x-protobuf"
 
 
@@ -75,8 +81,10 @@ class ReceivedSpan:
 class OtlpReceiver:
     """Receives spans over both protocols until it is stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_signals: bool = False) -> None:
+        self.all_signals = all_signals
         self._lock = threading.Lock()
+        self._bodies: list[tuple[str, bytes]] = []
         self._spans: list[ReceivedSpan] = []
         self._content_encodings: list[str] = []
         self._grpc = grpc.server(ThreadPoolExecutor(max_workers=4, thread_name_prefix="otlp-grpc"))
@@ -90,6 +98,36 @@ class OtlpReceiver:
         """The spans so far, in the order they came."""
         with self._lock:
             return list(self._spans)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics so far, by name; of each the last that came."""
+        return {
+            metric.name: metric
+            for request in self._requests(_METRICS_PATH, ExportMetricsServiceRequest)
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    @property
+    def logs(self) -> list[LogRecord]:
+        """The log records so far."""
+        return [
+            record
+            for request in self._requests(_LOGS_PATH, ExportLogsServiceRequest)
+            for resource in request.resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
+        ]
+
+    def bodies(self, path: str | None = None) -> list[bytes]:
+        """Every byte that came over HTTP (to `path`), uncompressed, a request each."""
+        with self._lock:
+            return [body for to, body in self._bodies if path in (None, to)]
+
+    def _requests(self, path: str, kind: Any) -> list[Any]:
+        return [kind.FromString(body) for body in self.bodies(path)]
 
     @property
     def content_encodings(self) -> list[str]:
@@ -112,6 +150,11 @@ class OtlpReceiver:
             self._spans += spans
             if encoding is not None:
                 self._content_encodings.append(encoding)
+
+    def keep(self, path: str, body: bytes) -> None:
+        """Keeps the bytes of a request over HTTP."""
+        with self._lock:
+            self._bodies.append((path, body))
 
     def __enter__(self) -> Self:
         self._grpc.start()
@@ -151,14 +194,17 @@ class _HttpHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         encoding = self.headers.get("Content-Encoding", "identity")
-        if self.path != _TRACES_PATH:
+        receiver = self.server.receiver
+        if self.path != _TRACES_PATH and not (receiver.all_signals and self.path in (_METRICS_PATH, _LOGS_PATH)):
             self._answer(404, b"")
         elif self.headers.get("Content-Type") != _PROTOBUF or encoding not in ("identity", "gzip"):
             self._answer(415, b"")
         else:
-            request = ExportTraceServiceRequest.FromString(gzip.decompress(body) if encoding == "gzip" else body)
-            self.server.receiver.receive(request, "http/protobuf", encoding)
-            self._answer(200, ExportTraceServiceResponse().SerializeToString())
+            body = gzip.decompress(body) if encoding == "gzip" else body
+            receiver.keep(self.path, body)
+            if self.path == _TRACES_PATH:
+                receiver.receive(ExportTraceServiceRequest.FromString(body), "http/protobuf", encoding)
+            self._answer(200, b"")  # an empty message is every service's answer for "all of it"
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

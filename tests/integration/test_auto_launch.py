@@ -211,3 +211,60 @@ def test_the_launcher_is_found() -> None:
     """The tests stand on it: an environment without it would skip what they promise."""
     assert (SCRIPTS / "opentelemetry-instrument").is_file()
     assert (SCRIPTS / "otel-llm").is_file()
+
+
+# --- metrics and events ----------------------------------------------------------------------------------------------
+METRICS = {"gen_ai.client.inference.duration", "gen_ai.client.inference.usage.input_tokens"}
+
+
+def test_a_tracing_backend_gets_no_metrics_it_would_refuse(run_instrumented: Run) -> None:
+    """An endpoint alone may be Jaeger's, which takes traces; stderr stays empty."""
+    with OtlpReceiver() as receiver:
+        run_instrumented(ASK, env=receiver.environment("http/protobuf"))
+        assert receiver.spans
+        assert receiver.metrics == {}
+
+
+@pytest.mark.parametrize("way", ["exporter", "endpoint"])
+def test_metrics_go_where_they_are_asked_to(way: str, run_instrumented: Run, rows: Rows) -> None:
+    with OtlpReceiver(all_signals=True) as receiver:
+        endpoint = receiver.endpoint("http/protobuf")
+        if way == "exporter":
+            env = {**receiver.environment("http/protobuf"), "OTEL_METRICS_EXPORTER": "otlp"}
+        else:
+            env = {
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{endpoint}/v1/metrics",
+                "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf",
+            }
+        run_instrumented(ASK * 2, env=env)
+        metrics = receiver.metrics
+    assert set(metrics) >= METRICS
+    (point,) = metrics["gen_ai.client.inference.duration"].histogram.data_points
+    assert point.count == len(rows()) == 2
+    (tokens,) = metrics["gen_ai.client.inference.usage.input_tokens"].sum.data_points
+    assert tokens.as_int == sum(row["input_tokens"] for row in rows())
+
+
+def test_events_go_where_they_are_asked_to(run_instrumented: Run, rows: Rows) -> None:
+    with OtlpReceiver(all_signals=True) as receiver:
+        env = {
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": f"{receiver.endpoint('http/protobuf')}/v1/logs",
+            "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/protobuf",
+            "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "EVENT_ONLY",
+        }
+        run_instrumented(ASK, env=env)
+        (event,) = receiver.logs
+    (row,) = rows()
+    assert event.event_name == "gen_ai.client.inference.operation.details"
+    assert (event.trace_id.hex(), event.span_id.hex()) == (row["trace_id"], row["span_id"])
+    held = {pair.key: pair.value for pair in event.attributes}
+    (message,) = held["gen_ai.input.messages"].array_value.values
+    assert {pair.key: pair.value.string_value for pair in message.kvlist_value.values}["role"] == "user"
+    assert row["input_messages"] is None
+
+
+def test_a_redactor_that_is_not_there(run_instrumented: Run, rows: Rows) -> None:
+    env = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY", "OTEL_LLM_REDACT": "nowhere:redact"}
+    run_instrumented(ASK, env=env, stderr="^OTEL_LLM_REDACT=nowhere:redact cannot be loaded .* no content is recorded")
+    (row,) = rows()
+    assert row["input_messages"] is None

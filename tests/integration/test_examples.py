@@ -59,7 +59,7 @@ def recorded(rows: Rows) -> Counter[tuple[Any, ...]]:
     return Counter(tuple(row.values()) for row in rows(COLUMNS))
 
 
-@pytest.mark.parametrize("example", ["chat.py", "streaming.py", "agent.py"])
+@pytest.mark.parametrize("example", ["chat.py", "streaming.py", "agent.py", "shop.py"])
 def test_the_account_is_the_ledger_and_the_output_is_unchanged(
     example: str, run_instrumented: Run, openai_server: LocalOpenAI, rows: Rows
 ) -> None:
@@ -138,6 +138,37 @@ def test_the_agent_is_one_tree(run_instrumented: Run, rows: Rows) -> None:
             assert "execute_tool" not in above(span)
     (tool,) = [span for span in spans.values() if span["operation"] == "execute_tool"]
     assert tool["name"] == "execute_tool weather"
+
+
+def test_the_shop_is_accounted_by_module_and_user(
+    run_instrumented: Run, openai_server: LocalOpenAI, rows: Rows
+) -> None:
+    run_instrumented(EXAMPLES / "shop.py")
+    shown = run_instrumented(["otel-llm", "usage", "--by", "module,user", "--format", "json"], instrument=False)
+    calls = {(row["module"], row["user"]): row["calls"] for row in json.loads(shown.stdout)}
+    assert calls == {
+        ("intent", "alice"): 2,
+        ("intent", "bob"): 1,
+        ("intent", "carol"): 1,
+        ("orders", "alice"): 2,
+        ("orders", "carol"): 2,
+        ("advice", "alice"): 1,
+        ("advice", "bob"): 1,
+    }
+    found = rows(
+        """select module, profile, tags['deployment'] as deployment, stream, input_tokens > 0 as counted
+           from llm_usage"""
+    )
+    assert Counter(tuple(row.values()) for row in found) == {
+        ("intent", "fast", "mini", False, True): 4,
+        ("orders", "fast", "mini", False, True): 4,
+        ("advice", "normal", "main", True, True): 2,
+    }
+    tools = rows(
+        """select attributes->>'otel_llm.module', attributes->>'user.id' as user_id, status from spans
+           where operation = 'execute_tool' order by user_id"""
+    )
+    assert [tuple(row.values()) for row in tools] == [("orders", "alice", "ok"), ("orders", "carol", "error")]
 
 
 def test_each_request_of_the_web_app_has_its_user(

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_openai import LocalOpenAI
@@ -49,14 +50,17 @@ def stream(model="stream-slow"):
 
 @pytest.fixture
 def check(openai_server: LocalOpenAI, rows: Rows) -> Callable[..., None]:
-    """Compares the account with the ledger: `check(interrupted=1)` where one call had no end, `check()` where all had."""
+    """Compares the account with the ledger: `check(interrupted=1)` where one call had no end, `check()` where all had.
 
-    def compare(**others: int) -> None:
+    `check(cancelled=1, or_else={"partial": 1})` where it is chance which of the two it is.
+    """
+
+    def compare(*, or_else: dict[str, int] | None = None, **others: int) -> None:
         found = rows()
         answered = Counter(call.response_id for call in openai_server.ledger if call.outcome == "ok")
         assert answered
         assert Counter(row["response_id"] for row in found if row["status"] == "ok") == answered
-        assert Counter(row["status"] for row in found if row["status"] != "ok") == others
+        assert Counter(row["status"] for row in found if row["status"] != "ok") in (others, or_else or others)
         assert len({(row["trace_id"], row["span_id"]) for row in found}) == len(found)
 
     return compare
@@ -96,7 +100,8 @@ def test_sigterm_ends_a_script_as_it_always_does(
 @pytest.mark.parametrize(
     ("handler", "code", "statuses"),
     [
-        ("sys.exit(3)", 3, {"cancelled": 1}),
+        # Where the client is not waiting yet, it may be the app's own loop that the exit leaves.
+        ("sys.exit(3)", 3, {"cancelled": 1, "or_else": {"partial": 1}}),
         # As uvicorn does: atexit never runs.
         (
             "signal.signal(signal.SIGTERM, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGTERM)",
@@ -110,7 +115,7 @@ def test_sigterm_ends_a_script_as_it_always_does(
 def test_the_app_s_own_handler_of_sigterm_runs(
     handler: str,
     code: int,
-    statuses: dict[str, int],
+    statuses: dict[str, Any],
     start_instrumented: Start,
     openai_server: LocalOpenAI,
     check: Callable[..., None],
@@ -130,7 +135,7 @@ signal.signal(signal.SIGTERM, stop)
     openai_server.wait_for(1)
     process.terminate()
     wait_for_line(process, "mine")
-    assert process.wait(60) == code
+    assert process.wait(60) == code, process.stderr.read()
     check(**statuses)
     assert len(openai_server.ledger) == 4
 

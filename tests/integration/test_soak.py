@@ -16,7 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("scenario", ["kill", "many", "rows", "costs"])
+@pytest.mark.parametrize("scenario", ["kill", "many", "rows", "costs", "calls"])
 def test_no_fault_is_found(scenario: str) -> None:
     done = run("--short", "--only", scenario, "--json")
     assert done.stderr == ""

@@ -17,7 +17,7 @@ import duckdb
 import pytest
 
 from otel_llm import semconv
-from otel_llm.store import StoreError, batch, database, ingest, record, segments
+from otel_llm.store import StoreBusy, StoreError, batch, database, ingest, record, segments
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
@@ -256,9 +256,11 @@ def test_views(journal: Journal, store_path: Path) -> None:
     assert query(store_path, "SELECT tool_name, status FROM llm_tool_calls") == [("search", "ok")]
     assert query(store_path, "SELECT calls FROM llm_daily") == [(1,)]
     assert query(store_path, "SELECT event, count(*) FROM llm_events GROUP BY 1 ORDER BY 1") == [
-        ("end", 2),
+        ("ProviderCompleted", 1),
+        ("ProviderStarted", 1),
+        ("ToolCompleted", 1),
+        ("ToolsStarted", 1),
         ("found", 1),
-        ("start", 2),
     ]
 
 
@@ -312,22 +314,117 @@ def test_a_big_journal_goes_in_by_batches(journal: Journal, store_path: Path, mo
     assert count(store_path) == 50
 
 
-def test_a_failed_transaction_is_repeated_whole(
-    journal: Journal, store_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["_fill_prices", "store"])
+def test_what_fails_is_repeated_whole(
+    step: str, journal: Journal, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_call(journal)
     merge(store_path)
     for _ in range(5):
         write_call(journal)
+    work = getattr(batch, step)
 
-    def fail(*_: object) -> None:
+    def fail(*arguments: Any) -> None:
+        work(*arguments)
         raise duckdb.OutOfMemoryException("none left")
 
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="none left"):
-        patch.setattr(batch, "_insert_usage", fail)
+        patch.setattr(batch, step, fail)
         merge(store_path)
     assert merge(store_path).rows == 5
     assert count(store_path) == count(store_path, "spans") == 6
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows by one whenever lines are read into the workbench."""
+    seen: list[Any] = []
+    load = batch.load
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return load(*arguments)
+
+    monkeypatch.setattr(batch, "load", watched)
+    return seen
+
+
+def test_what_is_loaded_waits_for_the_database(
+    journal: Journal, store_path: Path, script: Callable[..., Script], loads: list[Any]
+) -> None:
+    """While somebody has it open, the journal is not read again and again."""
+    write_call(journal)
+    merge(store_path)
+    for _ in range(3):
+        write_call(journal)
+    holder = script(HOLDER, str(store_path), "read")
+    holder.line()
+    loads.clear()
+    for _ in range(3):
+        assert not merge(store_path, timeout=0.01).complete
+    assert len(loads) == 1
+    holder.say()
+    holder.finish()
+    write_call(journal)  # after what is loaded
+    assert merge(store_path).rows == 4
+    assert len(loads) == 2
+
+
+MERGER = """
+import sys
+from otel_llm.store.ingest import merge
+print(merge(sys.argv[1]).rows, flush=True)
+"""
+
+
+def test_what_another_process_took_meanwhile_is_not_stored_again(
+    journal: Journal, store_path: Path, script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch, loads: list[Any]
+) -> None:
+    write_call(journal)
+    merge(store_path)
+    write_call(journal)
+
+    def busy(*_: object) -> None:
+        raise StoreBusy("held")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest.workbench, "attached", busy)
+        assert not merge(store_path, timeout=0).complete
+    assert script(MERGER, str(store_path)).line() == "1"
+    write_call(journal)
+    assert merge(store_path).rows == 1
+    assert count(store_path) == count(store_path, "spans") == 3
+
+
+def test_the_database_is_believed_not_the_note(journal: Journal, store_path: Path, paths: StorePaths) -> None:
+    """What somebody has deleted does not come back because the note of the last merge says less than the database."""
+    write_call(journal)
+    merge(store_path)
+    with duckdb.connect(str(store_path)) as connection:
+        connection.execute("DELETE FROM llm_usage; DELETE FROM spans")
+    paths.merged.write_text(json.dumps({"database": ingest._identity(paths), "segments": {}}))
+    write_call(journal)
+    assert merge(store_path).rows == 1
+    assert count(store_path) == 1
+
+
+def test_what_is_loaded_for_one_store_does_not_go_into_another(
+    journal: Journal, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_call(journal)
+
+    def busy(*_: object) -> None:
+        raise StoreBusy("held")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest.workbench, "attached", busy)
+        merge(store_path, timeout=0)
+    other = Journal(StorePaths.of(tmp_path / "other.duckdb").journal)
+    write_call(other)
+    other.close()
+    merge(tmp_path / "other.duckdb")
+    merge(store_path)
+    assert count(store_path) == count(tmp_path / "other.duckdb") == 1
 
 
 def test_two_writers_and_one_resource_each(store_path: Path, paths: StorePaths) -> None:

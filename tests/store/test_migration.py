@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -118,6 +119,39 @@ def test_views_are_made_again(version_1: Path, journal: Journal) -> None:
         connection.execute("CREATE OR REPLACE VIEW llm_daily AS SELECT 1 AS outdated")
     write_call(journal)
     assert query(version_1, "SELECT sum(calls) FROM llm_daily") == [(6,)]
+
+
+def test_changed_views_reach_a_file_whose_tables_are_up_to_date(
+    journal: Journal, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_call(journal)
+    merge(store_path)
+    changed = database.views_sql() + "CREATE OR REPLACE VIEW llm_daily AS SELECT 42 AS answer;"
+    monkeypatch.setattr(database, "views_sql", lambda: changed)
+    write_call(journal)
+    merge(store_path)
+    assert query(store_path, "SELECT count(*) FROM llm_daily WHERE calls = 2") == [(1,)]
+    monkeypatch.setattr(database, "VIEWS_VERSION", database.VIEWS_VERSION + 1)
+    write_call(journal)
+    merge(store_path)
+    assert query(store_path, "SELECT answer FROM llm_daily") == [(42,)]
+
+
+def test_newer_views_stay(journal: Journal, store_path: Path) -> None:
+    write_call(journal)
+    merge(store_path)
+    with duckdb.connect(str(store_path)) as newer:
+        newer.execute("CREATE OR REPLACE VIEW llm_daily AS SELECT 1 AS of_the_future")
+        newer.execute("COMMENT ON VIEW llm_events IS 'otel-llm views 99'")
+    write_call(journal)
+    merge(store_path)
+    assert query(store_path, "SELECT of_the_future FROM llm_daily") == [(1,)]
+
+
+def test_who_changes_the_views_raises_their_version() -> None:
+    """Stored files get new views only with a new version. Raise `VIEWS_VERSION`, then put the new pair here."""
+    text = hashlib.sha256(database.views_sql().encode()).hexdigest()[:16]
+    assert (database.VIEWS_VERSION, text) == (2, "348dc7b1717240e9")
 
 
 def test_a_failed_migration_leaves_the_file_as_it_was(

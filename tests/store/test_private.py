@@ -11,6 +11,7 @@ from opentelemetry.trace import Status, StatusCode
 from otel_llm.settings import reload
 from otel_llm.store import Store, connect
 from otel_llm.store.processor import UsageSpanProcessor
+from otel_llm.store.spans import recorded
 
 MARKER = "do-not-keep-me"
 CONTENT = dict.fromkeys(
@@ -73,6 +74,25 @@ def record(store_path: Path) -> bytes:
 
 def test_nothing_of_it_is_written(store_path: Path) -> None:
     assert MARKER.encode() not in record(store_path)
+
+
+def test_keys_are_kept_by_no_mode(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for is content: headers and queries are none, and an address in a prompt is masked in theirs as in ours."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
+    reload()
+    for name in CONTENT:
+        told = recorded({name: f"{MARKER} ann@example.org"}, "somebody.else").get(name, "")
+        is_content = not name.startswith(("url.", "http."))
+        assert told == (f"{MARKER} [redacted: email]" if is_content else "")
+
+
+def test_a_redactor_sees_what_others_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
+    monkeypatch.setenv("OTEL_LLM_REDACT", "no.such.module:redact")
+    reload()
+    assert recorded({"gen_ai.prompt.0.content": MARKER, "gen_ai.request.model": "m"}, "somebody.else") == {
+        "gen_ai.request.model": "m"
+    }
 
 
 def test_it_is_kept_when_asked_for(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

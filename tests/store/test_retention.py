@@ -191,7 +191,20 @@ def test_a_round_is_due_once_an_hour(paths: StorePaths, store_path: Path) -> Non
     assert retention.keep(paths, policy, now=now + DAY) == Removed(10, 10)
     # A clock that was years ahead does not put the next round off for years.
     assert retention.keep(paths, policy, now=now + DAY - 5) == Removed(0, 0)
-    assert query(store_path, "SELECT count(*) FROM maintenance") == [(1,)]
+    assert query(store_path, "SELECT count(*) FROM maintenance") == [(2,)]
+
+
+def test_a_clock_far_ahead_is_believed_a_month_at_a_time(paths: StorePaths, store_path: Path) -> None:
+    fill(paths, 100)
+    policy, now = Policy(max_age=35 * DAY), NOON_SECONDS + 10 * DAY
+    assert retention.keep(paths, policy, now=now) == Removed()
+    assert retention.keep(paths, policy, now=now + 3650 * DAY) == Removed(50, 50)  # 30 days: back to 5 days after noon
+    assert retention.keep(paths, policy, now=now + 3650 * DAY + 60) is None
+    # The clock is right again: nothing more goes, and the next month counts from there.
+    assert retention.keep(paths, policy, now=now + DAY) == Removed()
+    assert retention.keep(paths, policy, now=now + 31 * DAY) == Removed(10, 10)
+    # `prune` is somebody's own word: it does not doubt the clock.
+    assert retention.prune(paths, policy, now=now + 3650 * DAY) == Removed(40, 40)
 
 
 def test_a_round_that_is_not_done_goes_on(paths: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,13 @@ def _check_directory(section: Section, directory: Path) -> None:
 
 
 def _check_database(section: Section, paths: StorePaths, store: Path | None) -> None:
+    from otel_llm.store.retention import used
+
     try:
         with reading(store) as connection:
             section.facts["size"] = Size(_size(paths.database) + _size(paths.wal))
+            section.facts["in use"] = Size(used(connection))
+            section.facts["kept"] = _kept()
             section.facts |= _contents(connection)
             segments, size = _pending(connection, paths)
             section.facts["pending segments"] = segments
@@ -88,6 +92,17 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
         return
     if not section.facts["calls"]:
         section.remark("no model call has been recorded yet", "opentelemetry-instrument python app.py")
+
+
+def _kept() -> str:
+    """What the settings of this shell would have removed, if programs started from it ran."""
+    configured = settings()
+    limits = []
+    if configured.retention:
+        limits.append(f"for {os.environ['OTEL_LLM_RETENTION'].strip()} (OTEL_LLM_RETENTION)")
+    if configured.max_size:
+        limits.append(f"up to {os.environ['OTEL_LLM_MAX_SIZE'].strip()} in use (OTEL_LLM_MAX_SIZE)")
+    return " and ".join(limits) or "everything"
 
 
 def _contents(connection: duckdb.DuckDBPyConnection) -> dict[str, object]:

@@ -7,18 +7,22 @@ recorded from here. See `_tree` for which runs become spans.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider, get_tracer
 
 from otel_llm import call as calls
 from otel_llm import faults
-from otel_llm.instrumentation import patching
+from otel_llm.instrumentation import patching, signals
 from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.settings import settings
 from otel_llm.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
 
 SCOPE = "otel_llm.instrumentation.langchain"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
@@ -31,9 +35,17 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         # Older ones do not tell an answer out of a cache from one that was paid for.
         return ("langchain-core >= 0.3.74",)
 
-    def _instrument(self, *, tracer_provider: TracerProvider | None = None, **_: Any) -> None:
+    def _instrument(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
+        **_: Any,
+    ) -> None:
         if settings().sdk_disabled:
             return
+        signals.use(self, meter_provider, logger_provider)
         runs = Runs(get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL))
         hooks = Hooks(runs)
         patches = patching.Patches()
@@ -51,7 +63,11 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             patches.when_imported(module, apply)
 
         patch("langchain_core.callbacks.base", ("BaseCallbackManager", "__init__", hooks.add_handler))
-        patch("langchain_core.callbacks.manager", ("BaseRunManager", "__init__", hooks.watch_manager))
+        patch(
+            "langchain_core.callbacks.manager",
+            ("BaseRunManager", "__init__", hooks.watch_manager),
+            ("AsyncCallbackManager", "on_llm_start", hooks.start_llm_async),
+        )
         patch(
             "langchain_core.language_models.chat_models",
             ("BaseChatModel", "_generate_with_cache", hooks.generate_one),
@@ -72,4 +88,5 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         runs.stop()
         if runs.find_place in calls.finders:
             calls.finders.remove(runs.find_place)
+        signals.forget(self)
         del self._installed

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_llm import semconv
+from otel_llm.settings import settings
+from otel_llm.toolcalls import ToolRequests
 from otel_llm.usage import Usage, count, from_langchain, from_openai
 
 _NOTHING: Mapping[str, Any] = {}
@@ -18,7 +20,7 @@ _USAGE_KEYS = ("token_usage", "usage")
 class Answer:
     """The facts of one or more results that are recorded. Keeps no reference to the results."""
 
-    __slots__ = ("_finish_reasons", "cache_hit", "id", "model", "usage")
+    __slots__ = ("_finish_reasons", "_requested", "_said", "cache_hit", "id", "model", "usage")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -26,9 +28,16 @@ class Answer:
         self.usage: Usage | None = None
         self.cache_hit = False
         self._finish_reasons: list[str] = []
+        self._requested: ToolRequests | None = None
+        self._said: list[dict[str, Any]] = []
+        """The messages of the results, where content is captured."""
 
     def see(self, result: object) -> None:
         """Takes what an `LLMResult` tells; the usage of several adds up."""
+        if settings().captures_content:
+            from otel_llm.content.langchain import output as messages
+
+            self._said += messages(result)
         output = _mapping(getattr(result, "llm_output", None))
         usage = None
         for candidates in getattr(result, "generations", None) or ():
@@ -40,7 +49,7 @@ class Answer:
         if usage is None and not self.cache_hit:
             usage = _usage(output)
         if usage is not None:
-            self.usage = usage if self.usage is None else _sum(self.usage, usage)
+            self.usage = usage if self.usage is None else self.usage.plus(usage)
 
     def _see_generation(self, generation: object, has_output: bool) -> Usage | None:
         message = getattr(generation, "message", None)
@@ -52,6 +61,10 @@ class Answer:
             self.id = identity
         if reason := _text(info, _REASON_KEYS) or _text(told, _REASON_KEYS):
             self._finish_reasons.append(reason)
+        for call in getattr(message, "tool_calls", None) or ():
+            told_of = _mapping(call)
+            self._requested = self._requested or ToolRequests()
+            self._requested.add(_text(told_of, ("id",)), _text(told_of, ("name",)))
         reported = getattr(message, "usage_metadata", None)
         if not has_output and _is_cache_hit(reported):
             self.cache_hit = True
@@ -69,6 +82,10 @@ class Answer:
             found[semconv.FINISH_REASONS] = self._finish_reasons
         if self.cache_hit:
             found[semconv.CACHE_HIT] = True
+        if self._requested is not None:
+            found |= self._requested.attributes()
+        if self._said:
+            found[semconv.OUTPUT_MESSAGES] = self._said
         return found
 
 
@@ -83,10 +100,6 @@ def _usage(source: Mapping[str, Any]) -> Usage | None:
             return found
     # Ollama
     return Usage(count(source.get("prompt_eval_count")), count(source.get("eval_count"))) or None
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(*(b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)))
 
 
 def _text(source: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

@@ -13,9 +13,10 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_llm import call as calls
 from otel_llm import faults, semconv
-from otel_llm.instrumentation.langchain._models import Request, status_of
+from otel_llm.instrumentation.langchain._models import Request, returned_in_messages
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import part_of
+from otel_llm.settings import settings
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 
@@ -109,6 +110,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         parent_run_id: UUID | None = None,
         tool_call_id: str | None = None,
         name: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         runs = self._runs
@@ -120,16 +122,19 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             attributes[semconv.TOOL_DESCRIPTION] = str(description)
         if tool_call_id:
             attributes[semconv.TOOL_CALL_ID] = str(tool_call_id)
+        if settings().captures_content:
+            attributes |= _said(semconv.TOOL_CALL_ARGUMENTS, input_str if inputs is None else inputs)
         run = runs.begin(run_id, runs.parent(parent_run_id), tool)
         runs.open_span(run, semconv.EXECUTE_TOOL, tool, attributes)
 
     @_safe
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        said = _said(semconv.TOOL_CALL_RESULT, output) if settings().captures_content else None
         # A tool that handles its own errors returns a message that says so.
         if getattr(output, "status", None) == "error" and hasattr(output, "tool_call_id"):
-            self._runs.end(run_id, calls.ERROR, "tool_error")
+            self._runs.end(run_id, calls.ERROR, "tool_error", attributes=said)
         else:
-            self._runs.end(run_id, calls.OK)
+            self._runs.end(run_id, calls.OK, attributes=said)
 
     @_safe
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -177,7 +182,9 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         if not _is_wanted(runs):
             return
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
-        run.request = Request(semconv.CHAT, serialized, metadata, invocation_params)
+        run.request = Request(semconv.CHAT, serialized, metadata, invocation_params, messages)
+        if returned := returned_in_messages(messages):
+            run.request.attributes[semconv.RETURNED_TOOL_IDS] = returned
         runs.begin_call(run, may_adopt=batch_size == 1)
 
     @_safe
@@ -197,7 +204,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         if not _is_wanted(runs):
             return
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
-        run.request = Request(semconv.TEXT_COMPLETION, serialized, metadata, invocation_params)
+        run.request = Request(semconv.TEXT_COMPLETION, serialized, metadata, invocation_params, prompts)
         run.started_ns = time.time_ns()
         if batch_size <= 1:
             runs.begin_call(run)
@@ -230,16 +237,28 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
     # --- ends --------------------------------------------------------------------------------------------------------
     def _fail(self, run_id: UUID, error: BaseException) -> None:
         runs = self._runs
-        status, error_type = status_of(error), type(error).__name__
+        status, error_type = calls.status_of(error), type(error).__name__
         if status == calls.PARTIAL:  # a generator that is closed, perhaps by the garbage collector
             runs.end_later(run_id, status, None)
             return
         if _is_control_flow(error):
             runs.end(run_id, calls.OK)
             return
-        run = runs.end(run_id, status, error_type)
+        run = runs.end(run_id, status, error_type, error=error)
         if run is not None and status == calls.CANCELLED:
             runs.end_under(run, error_type)
+
+
+def _said(name: str, value: Any) -> dict[str, Any]:
+    """Arguments or result of a tool as its span takes them."""
+    from otel_llm import content  # only with capture
+    from otel_llm.content.langchain import tool_output
+
+    try:
+        return content.on_span({name: tool_output(value)})
+    except Exception as fault:  # an object of the app's that is not what it seems
+        faults.report("read what a tool is asked or answers", fault)
+        return {}
 
 
 def _is_wanted(runs: Runs) -> bool:

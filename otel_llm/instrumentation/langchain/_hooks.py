@@ -6,6 +6,7 @@ Signatures are wrapt's: wrapped, instance, args, kwargs.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,39 @@ class Hooks:
             faults.report("watch a run", fault)
         return result
 
+    async def start_llm_async(self, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+        """Around `AsyncCallbackManager.on_llm_start`, which forgets the handlers that do not run inline where one does.
+
+        With ours in sight it would forget the app's (`astream_events` of a completion gave no event). So it sees a manager without
+        ours, which is told of the runs right after.
+        """
+        ours, unaware = self._handler, None
+        try:
+            if ours in manager.handlers and not all(handler.run_inline for handler in manager.handlers):
+                unaware = copy.copy(manager)
+                unaware.handlers = [handler for handler in manager.handlers if handler is not ours]
+                wrapped = wrapped.__func__.__get__(unaware)  # type: ignore[attr-defined]
+        except Exception as fault:
+            faults.report("hide the LangChain handler", fault)
+        managers = await wrapped(*args, **kwargs)
+        try:
+            if unaware is not None:
+                for one, prompt in zip(managers, _argument(args, kwargs, 1, "prompts"), strict=True):
+                    one.handlers = [*one.handlers, ours]
+                    told = {
+                        **kwargs,
+                        "serialized": _argument(args, kwargs, 0, "serialized"),
+                        "prompts": [prompt],
+                        "run_id": one.run_id,
+                        "parent_run_id": manager.parent_run_id,
+                        "tags": manager.tags,
+                        "metadata": manager.metadata,
+                    }
+                    ours.on_llm_start(**told)
+        except Exception as fault:
+            faults.report("begin a completion", fault)
+        return managers
+
     def generate_one(self, wrapped: Callable[..., Any], model: Any, args: Any, kwargs: Any) -> Any:
         """Around `BaseChatModel._generate_with_cache`: the one place where a request is known to belong to a run."""
         self._offer(kwargs)
@@ -81,7 +115,7 @@ class Hooks:
             first = waiting[0]
             assert first.request is not None
             call = first.request.begin(self._runs.tracer, self._runs.nearest_place(first.parent), first.started_ns)
-            model = ModelRun(call, len(waiting))
+            model = ModelRun(call, [run.request for run in waiting if run.request is not None])
             for run in waiting:
                 run.request, run.model = None, model
         else:
@@ -111,6 +145,10 @@ class Hooks:
             self._runs.end(kwargs["run_manager"].run_id, calls.CANCELLED)
         except Exception as fault:
             faults.report("record a cancelled run", fault)
+
+
+def _argument(args: Any, kwargs: Any, place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs[name]
 
 
 def _answers_at_once(model: Any) -> bool:

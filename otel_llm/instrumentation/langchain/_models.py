@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry.trace import Tracer
@@ -12,6 +11,8 @@ from otel_llm import call as calls
 from otel_llm import semconv
 from otel_llm.call import ModelCall, Place
 from otel_llm.instrumentation.langchain._answer import Answer
+from otel_llm.settings import settings
+from otel_llm.toolcalls import MAX_CALLS, is_id
 
 PROVIDERS = {
     # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
@@ -45,12 +46,24 @@ _PARAMETERS = (
 class ModelRun:
     """The call of a model run, or of the several runs that a non-chat model answers at once."""
 
-    __slots__ = ("_answer", "_left", "call")
+    __slots__ = ("_answer", "_asked", "_left", "_parameters", "call")
 
-    def __init__(self, call: ModelCall, runs: int = 1) -> None:
+    def __init__(self, call: ModelCall, requests: Sequence[Request]) -> None:
         self.call = call
         self._answer = Answer()
-        self._left = runs
+        self._left = len(requests)
+        # Read at the end, and only if no client's hook has carried out the call: it reads what is really sent.
+        self._asked = [request.asked for request in requests if request.asked is not None]
+        self._parameters = requests[0].parameters if requests else None
+
+    def _attributes(self) -> dict[str, Any]:
+        """What is known at the end."""
+        found = self._answer.attributes()
+        if self._asked:
+            from otel_llm.content.langchain import request
+
+            found |= request(self._asked, self._parameters)
+        return found
 
     def chunk(self) -> None:
         """Takes note of a piece of a stream, unless the client's hook does."""
@@ -69,7 +82,7 @@ class ModelRun:
         answer.see(result)
         self._left -= 1
         if self._left <= 0:
-            self.call.finish(calls.OK, usage=answer.usage, attributes=answer.attributes())
+            self.call.finish(calls.OK, usage=answer.usage, attributes=self._attributes())
 
     def fail(self, error: BaseException, result: object = None) -> None:
         """A run failed, and with it the call, unless the client's hook finishes it."""
@@ -78,15 +91,15 @@ class ModelRun:
         answer = self._answer
         answer.see(result)
         if isinstance(error, GeneratorExit):  # perhaps inside the garbage collector
-            self.call.abandon(calls.PARTIAL, answer.usage, answer.attributes())
+            self.call.abandon(calls.PARTIAL, answer.usage, self._attributes())
             return
         status_code = getattr(error, "status_code", None)
         self.call.finish(
-            status_of(error),
+            calls.status_of(error),
             usage=answer.usage,
             error=error,
             error_type=str(status_code) if isinstance(status_code, int) else None,
-            attributes=answer.attributes(),
+            attributes=self._attributes(),
         )
 
     def abandon(self) -> None:
@@ -95,19 +108,10 @@ class ModelRun:
             self.call.abandon(calls.CANCELLED, self._answer.usage, self._answer.attributes())
 
 
-def status_of(error: BaseException) -> str:
-    """How a run that raised has ended."""
-    if isinstance(error, GeneratorExit):
-        return calls.PARTIAL
-    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
-        return calls.CANCELLED
-    return calls.ERROR
-
-
 class Request:
     """What is known of a model call when its run starts."""
 
-    __slots__ = ("attributes", "model", "operation")
+    __slots__ = ("asked", "attributes", "model", "operation", "parameters")
 
     def __init__(
         self,
@@ -115,7 +119,13 @@ class Request:
         serialized: Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
         parameters: Mapping[str, Any] | None,
+        asked: object = None,
     ) -> None:
+        self.asked: object = None
+        """The messages or prompts, where content is captured."""
+        self.parameters: Mapping[str, Any] | None = None
+        if settings().captures_content and _content_wanted():
+            self.asked, self.parameters = asked, parameters
         metadata, parameters = metadata or {}, parameters or {}
         self.operation = operation
         self.model = _model(metadata, parameters)
@@ -123,7 +133,7 @@ class Request:
         for key, name, types in _PARAMETERS:
             value = metadata.get(key)
             if isinstance(value, types) and not isinstance(value, bool):
-                self.attributes[name] = value
+                self.attributes[name] = float(value) if float in types and abs(value) < 2**63 else value
         if stop := metadata.get("ls_stop"):
             self.attributes[semconv.REQUEST_STOP_SEQUENCES] = (
                 [stop] if isinstance(stop, str) else [str(s) for s in stop]
@@ -131,6 +141,25 @@ class Request:
 
     def begin(self, tracer: Tracer, place: Place | None, started_ns: int | None = None) -> ModelCall:
         return ModelCall(tracer, self.operation, self.model, self.attributes, place=place, started_ns=started_ns)
+
+
+def returned_in_messages(batches: object) -> list[str]:
+    """Ids of the tool calls whose results end the messages of a chat model's run."""
+    found: list[str] = []
+    for message in reversed(batches[0] if isinstance(batches, list) and batches else ()):
+        kind = getattr(message, "type", None)
+        if kind == "ai" or len(found) >= MAX_CALLS:
+            break
+        if kind == "tool" and is_id(identity := getattr(message, "tool_call_id", None)):
+            found.append(identity)
+    return found[::-1]
+
+
+def _content_wanted() -> bool:
+    """Whether content has somewhere to go. Asked only where it is captured."""
+    from otel_llm import content
+
+    return content.wanted()
 
 
 def _model(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ from otel_llm import context, faults, semconv
 from otel_llm.call import Place
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
+from otel_llm.settings import settings
 
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
 
@@ -190,7 +191,7 @@ class Runs:
             call = request.begin(self.tracer, self.nearest_place(run.parent), run.started_ns or None)
         else:
             call.describe(request.operation, request.model, request.attributes)
-        run.model = ModelRun(call)
+        run.model = ModelRun(call, [request])
         calls.offer(call)
 
     def model_of(self, run: Run) -> ModelRun | None:
@@ -247,11 +248,21 @@ class Runs:
         return enclosing if inner is None or (enclosing is not None and enclosing.is_under(inner)) else inner
 
     # --- ending ------------------------------------------------------------------------------------------------------
-    def end(self, run_id: UUID, status: str, error_type: str | None = None) -> Run | None:
+    def end(
+        self,
+        run_id: UUID,
+        status: str,
+        error_type: str | None = None,
+        *,
+        error: BaseException | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Run | None:
         """Ends a run and its span. Returns it, None where it has ended before."""
         run = self._runs.pop(run_id, None)
         if run is not None:
-            self._close(run, status, error_type)
+            if attributes and run.span is not None:
+                run.span.set_attributes(attributes)
+            self._close(run, status, error_type, error=error)
         return run
 
     def end_later(self, run_id: UUID, status: str, error_type: str | None) -> Run | None:
@@ -263,7 +274,15 @@ class Runs:
                 calls.later(partial(self._close, run, status, error_type, time.time_ns()))
         return run
 
-    def _close(self, run: Run, status: str, error_type: str | None = None, ended_ns: int | None = None) -> None:
+    def _close(
+        self,
+        run: Run,
+        status: str,
+        error_type: str | None = None,
+        ended_ns: int | None = None,
+        *,
+        error: BaseException | None = None,
+    ) -> None:
         # Without a lock: the garbage collector may close a generator of LangChain's, and so a run, inside any other lock.
         run.is_open = False
         span = run.span
@@ -274,7 +293,7 @@ class Runs:
             if error_type is not None:
                 span.set_attribute(semconv.ERROR_TYPE, error_type)
             if status in (calls.ERROR, calls.CANCELLED):
-                span.set_status(_ERROR)
+                span.set_status(_ERROR if error is None or not settings().captures_content else _failed(span, error))
             span.end(ended_ns)
         except Exception as fault:  # a span processor of the app's that raises
             faults.report("end a span", fault)
@@ -320,6 +339,12 @@ class Runs:
             run.model = None
             if run.span is not None:
                 run.span = NonRecordingSpan(run.span.get_span_context())
+
+
+def _failed(span: Span, error: BaseException) -> Status:
+    from otel_llm import content  # only with capture
+
+    return content.failed(span, error)
 
 
 def _still_open(run: Run | None) -> Run | None:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import atexit
 import sys
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider, get_tracer
 
 from otel_llm import faults
-from otel_llm.instrumentation import patching
+from otel_llm.instrumentation import patching, signals
 from otel_llm.instrumentation.openai._hooks import Hooks
 from otel_llm.instrumentation.openai._observe import background
 from otel_llm.instrumentation.openai._websocket import WebsocketHooks
 from otel_llm.settings import settings
 from otel_llm.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
 
 SCOPE = "otel_llm.instrumentation.openai"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
@@ -37,9 +41,17 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     def instrumentation_dependencies(self) -> Collection[str]:
         return ("openai >= 1.26",)
 
-    def _instrument(self, *, tracer_provider: TracerProvider | None = None, **_: Any) -> None:
+    def _instrument(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
+        **_: Any,
+    ) -> None:
         if settings().sdk_disabled:
             return
+        signals.use(self, meter_provider, logger_provider)
         tracer = get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
         hooks = Hooks(tracer, SCOPE)
         self._patches = patching.Patches()
@@ -74,3 +86,4 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             patches.undo()
         atexit.unregister(background.close)
         background.close()
+        signals.forget(self)

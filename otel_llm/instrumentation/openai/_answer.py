@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_llm import call, semconv
+from otel_llm.settings import settings
+from otel_llm.toolcalls import ToolRequests
 from otel_llm.usage import Usage, fields, from_openai
 
 _INCOMPLETE = {"max_output_tokens": "length", "max_tokens": "length"}
@@ -25,12 +27,14 @@ _LONGEST_TEXT = 1_000
 
 
 class Answer:
-    """The facts of an answer that are recorded. Never keeps a reference to the answer itself."""
+    """The facts of an answer that are recorded. Keeps no reference to the answer itself, unless its content is captured."""
 
     __slots__ = (
         "_finish_reasons",
+        "_requested",
         "_state",
         "background",
+        "content",
         "error_type",
         "final",
         "fingerprint",
@@ -57,10 +61,17 @@ class Answer:
         self._state: object = None
         """`status` of a Responses object, as it was last seen."""
         self._finish_reasons: dict[int, str] = {}
+        self._requested: ToolRequests | None = None
+        self.content: Any = None
+        """What gathers the words of the answer, where they are captured."""
+        if settings().captures_content:
+            self.content = _content()
 
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
         found = fields(payload)
+        if self.content is not None:
+            self.content.see(found)
         kind = found.get("type")
         if kind is not None and isinstance(kind, str):
             if kind.startswith("response."):
@@ -84,6 +95,10 @@ class Answer:
                 if (reason := _text(told.get("finish_reason"))) is not None:
                     index = told.get("index")
                     self._finish_reasons[index if type(index) is int else 0] = reason
+                said = told.get("message") or told.get("delta")
+                asked = said.get("tool_calls") if type(said) is dict else getattr(said, "tool_calls", None)
+                if asked:
+                    self._see_tool_calls(asked)
         if (usage := found.get("usage")) is not None:
             self.usage = from_openai(usage) or self.usage
             if self.usage is None and type(seconds := fields(usage).get("seconds")) in (int, float):
@@ -103,9 +118,11 @@ class Answer:
         self.background = found.get("background") is True
         self._state = state = found.get("status")
         self.final = state in _ENDED
+        for item in output if isinstance(output := found.get("output"), list | tuple) else ():
+            self._see_item(fields(item))
         match state:
             case "completed":
-                self._finish_reasons[0] = "tool_calls" if _calls_a_tool(found.get("output")) else "stop"
+                self._finish_reasons[0] = "tool_calls" if self._requested else "stop"
             case "incomplete":
                 limit = self._detail(found, "incomplete_details", "reason") or "incomplete"
                 self._finish_reasons[0] = _INCOMPLETE.get(limit, limit)
@@ -115,6 +132,24 @@ class Answer:
                 self.error_type = _text(error.get("code")) or _text(error.get("type")) or "failed"
             case "cancelled":
                 self._finish_reasons[0] = self._detail(found, "status_details", "reason") or "cancelled"
+
+    def _see_tool_calls(self, asked: object) -> None:
+        """Chat: whole in a message; in the deltas of a stream the id and the name come with the first piece of each."""
+        for one in asked if isinstance(asked, list | tuple) else ():
+            told = fields(one)
+            function = fields(told.get("function") or told.get("custom"))
+            self._request(_text(told.get("id")), _text(function.get("name")))
+
+    def _see_item(self, item: Mapping[str, Any]) -> None:
+        """Responses: what has a `call_id` is for the client to run; what the provider runs itself has none."""
+        kind = item.get("type")
+        if "call_id" in item and isinstance(kind, str) and kind.endswith("_call"):
+            self._request(_text(item["call_id"]), _text(item.get("name")) or kind.removesuffix("_call"))
+
+    def _request(self, identity: str | None, name: str | None) -> None:
+        if identity is not None or name is not None:
+            self._requested = self._requested or ToolRequests()
+            self._requested.add(identity, name)
 
     @staticmethod
     def _detail(found: Mapping[str, Any], own: str, name: str) -> str | None:
@@ -147,17 +182,21 @@ class Answer:
             found[semconv.OPENAI_RESPONSE_SERVICE_TIER] = self.tier
         if self.fingerprint is not None:
             found[semconv.OPENAI_SYSTEM_FINGERPRINT] = self.fingerprint
+        if self._requested is not None:
+            found |= self._requested.attributes()
+        if self.content is not None and (said := self.content.messages(self._finish_reasons.get(0))):
+            found[semconv.OUTPUT_MESSAGES] = said
         return found
 
 
-def _calls_a_tool(output: object) -> bool:
-    if not isinstance(output, list | tuple):
-        return False
-    for item in output:
-        told = fields(item)
-        if "call_id" in told and str(told.get("type", "")).endswith("_call"):
-            return True
-    return False
+def _content() -> Any:
+    from otel_llm import content  # only with capture
+
+    if not content.wanted():
+        return None
+    from otel_llm.content.openai import Output
+
+    return Output()
 
 
 def _text(value: object) -> str | None:

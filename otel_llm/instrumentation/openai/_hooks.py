@@ -37,15 +37,17 @@ class Hooks:
         begun = self._begin(client, args, kwargs)
         if begun is None:
             return wrapped(*args, **kwargs)
-        token = begun.attach()
+        token = None
         try:
-            result = wrapped(*begun.args, **kwargs)
-        except BaseException as error:
+            try:
+                token = begun.attach()
+                result = wrapped(*begun.args, **kwargs)
+            finally:
+                begun.detach(token)
+            begun.take(result)
+        except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             fail(begun.call, error)
             raise
-        finally:
-            begun.detach(token)
-        begun.take(result)
         return result
 
     async def request_async(self, wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
@@ -53,15 +55,17 @@ class Hooks:
         begun = self._begin(client, args, kwargs)
         if begun is None:
             return await wrapped(*args, **kwargs)
-        token = begun.attach()
+        token = None
         try:
-            result = await wrapped(*begun.args, **kwargs)
-        except BaseException as error:
+            try:
+                token = begun.attach()
+                result = await wrapped(*begun.args, **kwargs)
+            finally:
+                begun.detach(token)
+            begun.take(result)
+        except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             fail(begun.call, error)
             raise
-        finally:
-            begun.detach(token)
-        begun.take(result)
         return result
 
     @staticmethod
@@ -89,6 +93,8 @@ class Hooks:
             model = body.get("model")
             model = model if isinstance(model, str) else None
             known = attributes(endpoint, server, body, stream)
+            if settings().captures_content:
+                known |= _said(endpoint.operation, body)
             changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
             propagates = server.address in settings().propagate_to
             # From here on there is a span, which only the return ends.
@@ -160,6 +166,16 @@ class _Begun:
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
         conclude(self.call, answer, answer.status)
+
+
+def _said(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    from otel_llm import content  # only with capture
+
+    if not content.wanted():
+        return {}
+    from otel_llm.content.openai import request
+
+    return request(operation, body)
 
 
 def _see_body(answer: Answer, response: Any) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from otel_llm import semconv
+from otel_llm.toolcalls import returned_in_chat, returned_in_input
 from otel_llm.usage import fields
 
 
@@ -137,6 +138,15 @@ _PARAMETERS = (
     ("reasoning_effort", semconv.REQUEST_REASONING_LEVEL),
     ("previous_response_id", semconv.REQUEST_PREVIOUS_RESPONSE),
 )
+_DOUBLES = frozenset(
+    {
+        semconv.REQUEST_TEMPERATURE,
+        semconv.REQUEST_TOP_P,
+        semconv.REQUEST_FREQUENCY_PENALTY,
+        semconv.REQUEST_PRESENCE_PENALTY,
+    }
+)
+"""An attribute has one type, however a caller writes the number."""
 _OUTPUT_TYPES = {"json_object": "json", "json_schema": "json", "text": "text"}
 _SCALARS = (str, int, float, bool)
 
@@ -154,8 +164,13 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
         found[semconv.REQUEST_STREAM] = True
     for key, name in _PARAMETERS:
         if key in body and isinstance(value := body[key], _SCALARS):
-            # A number beyond 64 bits fails the whole batch that an OTLP exporter encodes it in.
-            found[name] = value if type(value) is not int or -(2**63) <= value < 2**63 else str(value)
+            if type(value) is int:
+                # A number beyond 64 bits fails the whole batch that an OTLP exporter encodes it in.
+                if not -(2**63) <= value < 2**63:
+                    value = str(value)
+                elif name in _DOUBLES:
+                    value = float(value)
+            found[name] = value
     if "stop" in body and (stop := body["stop"]):
         if isinstance(stop, str):
             found[semconv.REQUEST_STOP_SEQUENCES] = [stop]
@@ -176,4 +191,8 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
         conversation_id = conversation if isinstance(conversation, str) else fields(conversation).get("id")
         if isinstance(conversation_id, str):
             found[semconv.CONVERSATION_ID] = conversation_id
+    if endpoint.operation == semconv.CHAT:
+        returned = returned_in_chat(body.get("messages")) or returned_in_input(body.get("input"))
+        if returned:
+            found[semconv.RETURNED_TOOL_IDS] = returned
     return found

@@ -80,8 +80,8 @@ def follow_stream(stream: Any, follower: Follower) -> None:
         return
     cls = type(stream)
     is_async = hasattr(cls, "__anext__")
-    stream.__class__ = _followed_class(cls, _ASYNC_STREAM if is_async else _SYNC_STREAM)
     stream.__dict__[_FOLLOWER] = follower
+    stream.__class__ = _followed_class(cls, _ASYNC_STREAM if is_async else _SYNC_STREAM)
     iterator = stream._iterator
     stream._iterator = _watch_async(iterator, follower) if is_async else _watch(iterator, follower)
 
@@ -190,9 +190,9 @@ def follow_body(response: Any, follower: Follower) -> None:
     if _FOLLOWER in response.__dict__:
         return
     body = _Body(follower, response.headers.get("content-type", ""))
-    response.__class__ = _followed_class(type(response), _RESPONSE)
     response.__dict__[_FOLLOWER] = follower
     response.__dict__[_BODY] = body
+    response.__class__ = _followed_class(type(response), _RESPONSE)
 
 
 def _iter_bytes(base: type) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from langchain_core.callbacks.manager import BaseRunManager, CallbackManager
+from langchain_core.callbacks.manager import AsyncCallbackManager, BaseRunManager, CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM, FakeListChatModel
 from langchain_core.runnables import RunnableLambda
 
@@ -24,6 +24,7 @@ from tests.instrumentation.langchain.conftest import Traced
 PATCHED = [
     (BaseCallbackManager, "__init__"),
     (BaseRunManager, "__init__"),
+    (AsyncCallbackManager, "on_llm_start"),
     (BaseChatModel, "_generate_with_cache"),
     (BaseChatModel, "_agenerate_with_cache"),
     (BaseLLM, "_generate_helper"),

@@ -1,0 +1,256 @@
+"""`otel-llm tail`: what happens in every process that writes the store, line by line, as it happens."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from otel_llm import semconv
+from otel_llm.cli.access import locate, reading
+from otel_llm.cli.errors import INTERRUPTED, CommandError
+from otel_llm.cli.options import store_option
+from otel_llm.cli.output import count, plain, styled, text, write_line
+from otel_llm.lifecycle import event as kinds
+
+_INTERVAL: Final = 0.1
+"""Seconds between two looks at the journals."""
+_COLUMNS: Final = {"user_id": semconv.USER_ID, "module": semconv.MODULE, "conversation_id": semconv.CONVERSATION_ID}
+_STYLES: Final = {"error": "red", "cancelled": "yellow", "partial": "yellow"}
+_WIDEST: Final = max(map(len, kinds.TYPES))
+
+Row = dict[str, Any]
+
+
+@click.command()
+@click.option(
+    "--last",
+    "-n",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Begin with the last N events of the store.",
+)
+@click.option("--user", help="Only events of this user.")
+@click.option("--module", help="Only events of this module.")
+@click.option("--events", metavar="NAMES", help=f"Only these, separated by commas: {', '.join(kinds.TYPES)}.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines: an object for each event.")
+@click.option("--follow/--no-follow", default=True, help="Go on as events happen, or end after the last ones.")
+@store_option
+def tail(
+    last: int,
+    user: str | None,
+    module: str | None,
+    events: str | None,
+    as_json: bool,
+    follow: bool,
+    store: Path | None,
+) -> int:  # fmt: skip
+    """Follow calls, tools, steps and chains as they begin and end, in every process, until interrupted (Ctrl-C).
+
+    \b
+    Examples:
+      otel-llm tail
+      otel-llm tail --user alice --events ProviderCompleted,ChainError
+      otel-llm tail -n 0 --json | jq .name
+
+    A line has the time, the process, the event and what it is about. Programs that run on other machines are not seen.
+    """
+    path = locate(store)
+    wanted = _Filter(_types(events), user, module)
+    try:
+        _follow(path, store, wanted, _write_json if as_json else _write_line, last=last, follow=follow)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _follow(
+    path: Path, store: Path | None, wanted: _Filter, write: Callable[[Row], None], *, last: int, follow: bool
+) -> None:
+    from otel_llm.store.follow import Follower
+    from otel_llm.store.paths import StorePaths
+
+    seen: set[str] = set()
+    with Follower(StorePaths.of(path)) as follower:
+        if last:
+            for row in _last(store, last, wanted):
+                seen.add(row["id"])
+                write(row)
+            sys.stdout.flush()
+        while follow:
+            for one in follower.poll():
+                for row in events_of(one):
+                    # What ended while the store was being read may be in both.
+                    if wanted(row) and row["id"] not in seen:
+                        write(row)
+            sys.stdout.flush()
+            time.sleep(_INTERVAL)
+
+
+class _Filter:
+    def __init__(self, types: Collection[str], user: str | None, module: str | None) -> None:
+        self.types = types
+        self.user = user
+        self.module = module
+
+    def __call__(self, row: Row) -> bool:
+        return (
+            (not self.types or row["event"] in self.types)
+            and (self.user is None or row["user_id"] == self.user)
+            and (self.module is None or row["module"] == self.module)
+        )
+
+
+def _types(names: str | None) -> set[str]:
+    known = {name.lower(): name for name in kinds.TYPES}
+    found = set()
+    for name in (names or "").split(","):
+        if not name.strip():
+            continue
+        if name.strip().lower() not in known:
+            raise CommandError(f"--events: there is no event {name.strip()!r}; there are {', '.join(kinds.TYPES)}")
+        found.add(known[name.strip().lower()])
+    return found
+
+
+# --- events of a record -----------------------------------------------------------------------------------------------
+
+
+def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row]:
+    """The events that a journal record tells of: a start or an end, or both for a `whole` one."""
+    from otel_llm.store.spans import is_genai, operation_of
+
+    attributes = record.get("a") or {}
+    if not is_genai(attributes) or record.get("x"):
+        return
+    operation = operation_of(attributes) or "unknown"
+    if record["k"] == "s" or whole:
+        started = kinds.started(operation)
+        details = {"tool_calls": [_tool(record, attributes)]} if started is kinds.ToolsStarted else {}
+        yield _row(record, attributes, operation, started, record["st"], **details)
+    if record["k"] == "s":
+        return
+    status = attributes.get(semconv.STATUS) or ("error" if record.get("sts") == "ERROR" else "ok")
+    yield _row(
+        record,
+        attributes,
+        operation,
+        kinds.ended(operation, status),
+        record["et"],
+        status=status,
+        error_type=attributes.get(semconv.ERROR_TYPE),
+        duration_ms=round((record["et"] - record["st"]) / 1e6, 3),
+        input_tokens=attributes.get(semconv.INPUT_TOKENS),
+        output_tokens=attributes.get(semconv.OUTPUT_TOKENS),
+    )
+    requested = kinds.requested(
+        attributes.get(semconv.REQUESTED_TOOL_IDS), attributes.get(semconv.REQUESTED_TOOL_NAMES)
+    )
+    if requested:
+        calls = [{"id": call.id, "name": call.name} for call in requested]
+        yield _row(record, attributes, operation, kinds.ToolsRequested, record["et"], tool_calls=calls)
+
+
+def _tool(record: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    name = attributes.get(semconv.TOOL_NAME) or kinds.name_of(semconv.EXECUTE_TOOL, record["n"])
+    return {"id": attributes.get(semconv.TOOL_CALL_ID), "name": name}
+
+
+def _row(
+    record: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    operation: str,
+    kind: type[kinds.Event],
+    time_ns: int,
+    **details: Any,
+) -> Row:
+    return {
+        "id": f"{record['t']}-{record['s']}-{kind.__name__}",
+        "time_ns": time_ns,
+        "event": kind.__name__,
+        "pid": record.get("pid"),
+        "operation": operation,
+        "name": kinds.name_of(operation, str(record.get("n") or "")),
+        **{column: attributes.get(name) for column, name in _COLUMNS.items()},
+        "trace_id": record["t"],
+        "span_id": record["s"],
+        "parent_span_id": record.get("p"),
+        **details,
+    }
+
+
+def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
+    """The last events of the store that are wanted, oldest first."""
+    conditions, parameters = ["operation IS NOT NULL"], []
+    for column, value in (("user_id", wanted.user), ("module", wanted.module)):
+        if value is not None:
+            conditions.append(f"attributes ->> '$.\"{_COLUMNS[column]}\"' = ?")
+            parameters.append(value)
+    limit = last * len(kinds.TYPES) if wanted.types else last
+    with reading(store) as connection:
+        spans = connection.execute(
+            f"""SELECT trace_id, span_id, parent_span_id, name, start_ns, end_ns, status_code, attributes FROM spans
+            WHERE {" AND ".join(conditions)} ORDER BY coalesce(end_ns, start_ns) DESC LIMIT {limit}""",
+            parameters,
+        ).fetchall()
+    rows: list[Row] = []
+    for trace_id, span_id, parent, name, start_ns, end_ns, status_code, attributes in spans:
+        record = {"t": trace_id, "s": span_id, "p": parent, "n": name, "st": start_ns, "et": end_ns, "sts": status_code}
+        record |= {"k": "s" if end_ns is None else "e", "a": json.loads(attributes or "{}")}
+        rows += [row for row in events_of(record, whole=True) if wanted(row)]
+    # A start that is older than the end of a span left out is not among the last.
+    return sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]
+
+
+# --- on the screen ----------------------------------------------------------------------------------------------------
+
+
+def _write_json(row: Row) -> None:
+    shown = {**row, "time": _clock(row).astimezone(UTC).isoformat()}
+    write_line(json.dumps(plain(shown), ensure_ascii=False))
+
+
+def _write_line(row: Row) -> None:
+    """In colour on a terminal."""
+    style = _STYLES.get(str(row.get("status")))
+    pid = "" if row["pid"] is None else str(row["pid"])
+    parts = [
+        styled(f"{_clock(row):%H:%M:%S.%f}"[:-3], "dim"),
+        styled(f"{pid:>7}", "dim"),
+        styled(f"{row['event']:<{_WIDEST}}", style or _style(row["event"])),
+        styled(text(row["name"]), "bold"),
+    ]
+    parts += [styled(text(part), style) if style else text(part) for part in _details(row)]
+    parts += [styled(text(row[column]), "dim") for column in ("user_id", "module") if row[column] is not None]
+    write_line("  ".join(parts))
+
+
+def _details(row: Row) -> Iterator[str]:
+    if row.get("status") not in (None, "ok"):
+        yield row["status"]
+    if row.get("error_type"):
+        yield str(row["error_type"])
+    if (duration := row.get("duration_ms")) is not None:
+        yield f"{duration / 1000:.1f} s" if duration >= 1000 else f"{duration:.0f} ms"
+    if row.get("input_tokens") is not None or row.get("output_tokens") is not None:
+        yield f"{count(row['input_tokens'])} + {count(row['output_tokens'])} tokens"
+    if row["event"] == kinds.ToolsRequested.__name__:
+        yield ", ".join(str(call["name"] or "tool") for call in row["tool_calls"])
+
+
+def _style(event: str) -> str:
+    if event.startswith("Provider"):
+        return "cyan"
+    return "magenta" if event.startswith("Tool") else "green"
+
+
+def _clock(row: Row) -> datetime:
+    return datetime.fromtimestamp(row["time_ns"] / 1e9, UTC).astimezone()

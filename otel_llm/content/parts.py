@@ -1,0 +1,222 @@
+"""Blocks of content, as OpenAI's and LangChain's messages have them, turned into the parts of the GenAI conventions.
+
+Parts name what is binary (kind, MIME type, size) and never hold it. What they hold is still the app's: `plain` copies it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from otel_llm.usage import fields
+
+Part = dict[str, Any]
+
+TRUNCATED: Final = "…[truncated]"
+SLACK: Final = 4_096
+"""Characters beyond the limit that are looked at, so that a secret which the limit cuts in two is still seen as one."""
+_MAX_DEPTH: Final = 16
+_MAX_ITEMS: Final = 1_000
+
+_TEXT_TYPES: Final = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
+_REASONING_TYPES: Final = frozenset({"thinking", "reasoning", "reasoning_content"})
+_BINARY_TYPES: Final = {
+    "image_url": "image",
+    "input_image": "image",
+    "image": "image",
+    "image_file": "image",
+    "output_image": "image",
+    "input_audio": "audio",
+    "output_audio": "audio",
+    "audio": "audio",
+    "audio_url": "audio",
+    "video": "video",
+    "video_url": "video",
+    "file": "document",
+    "input_file": "document",
+    "document": "document",
+    "media": "document",
+}
+_DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]+)*?);base64,([A-Za-z0-9+/=_\s-]{16,})")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{512,}={0,2}\s*")
+
+
+def parts_of(content: object) -> list[Part]:
+    """The parts of a message's content: text, or a list of blocks in any dialect."""
+    if content is None or content == "":
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "content": content}]
+    if isinstance(content, list | tuple):
+        return [part for block in content[:_MAX_ITEMS] if (part := part_of(block)) is not None]
+    part = part_of(content)
+    return [] if part is None else [part]
+
+
+def part_of(block: object) -> Part | None:
+    """The part of one block. What is not known keeps its type alone."""
+    if isinstance(block, str):
+        return {"type": "text", "content": block}
+    found = fields(block)
+    kind = found.get("type")
+    if not isinstance(kind, str):
+        text = found.get("text")
+        return {"type": "text", "content": text} if isinstance(text, str) else None
+    if kind in _TEXT_TYPES:
+        return {"type": "text", "content": _text(found.get("text"))}
+    if kind == "refusal":
+        return {"type": "refusal", "content": _text(found.get("refusal"))}
+    if kind in _REASONING_TYPES:
+        return reasoning(found)
+    if kind in ("tool_call", "tool_use"):
+        return tool_call(found.get("id"), found.get("name"), found.get("args", found.get("input")))
+    if kind == "tool_result":
+        return tool_call_response(found.get("tool_use_id"), found.get("content"))
+    modality = _BINARY_TYPES.get(kind)
+    return {"type": kind} if modality is None else _binary(kind, modality, found)
+
+
+def reasoning(found: Mapping[str, Any]) -> Part | None:
+    """What a model tells of its reasoning: a summary, or all of it. None where it is encrypted."""
+    told: Any = None
+    for name in ("thinking", "reasoning", "reasoning_content", "text"):
+        told = told or found.get(name)
+    if not told:
+        blocks = [*(found.get("summary") or ()), *(found.get("content") or ())]
+        told = "\n".join(text for block in blocks if isinstance(text := fields(block).get("text"), str))
+    return {"type": "reasoning", "content": told} if isinstance(told, str) and told else None
+
+
+def tool_call(identity: object, name: object, arguments: object) -> Part:
+    """A call that a model asks for. Arguments that are JSON text are taken apart."""
+    part: Part = {"type": "tool_call", "name": name if isinstance(name, str) else ""}
+    if isinstance(identity, str):
+        part["id"] = identity
+    if arguments is not None:
+        part["arguments"] = parsed(arguments)
+    return part
+
+
+def tool_call_response(identity: object, response: object) -> Part:
+    """What a tool answered."""
+    if isinstance(response, list | tuple):
+        blocks = parts_of(response)
+        texts = [part["content"] for part in blocks if part["type"] == "text"]
+        response = "".join(texts) if len(texts) == len(blocks) else blocks
+    part: Part = {"type": "tool_call_response", "response": response}
+    if isinstance(identity, str):
+        part["id"] = identity
+    return part
+
+
+def parsed(value: object) -> object:
+    """The value of a JSON text that holds an object or a list; anything else as it is."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def blob(modality: str, data: object, mime_type: object = None) -> Part:
+    """A placeholder for binary data: its size in bytes, worked out from the length of its base64."""
+    part: Part = {"type": "blob", "modality": modality}
+    if isinstance(mime_type, str):
+        part["mime_type"] = mime_type
+    if isinstance(data, str):
+        part["size"] = len(data) * 3 // 4 - data[-2:].count("=")
+    elif isinstance(data, bytes | bytearray):
+        part["size"] = len(data)
+    return part
+
+
+def _binary(kind: str, modality: str, found: Mapping[str, Any]) -> Part:
+    """A file, an image or a sound, by reference or inside the message, in OpenAI's or LangChain's form."""
+    inner = found.get(kind)
+    inside = fields(inner) if not isinstance(inner, str) else {}
+    source = fields(found.get("source"))  # Anthropic's
+
+    def find(*names: str) -> Any:
+        for holder in (inside, found, source):
+            for name in names:
+                value = holder.get(name)
+                if isinstance(value, str | bytes) and value:
+                    return value
+        return None
+
+    mime_type = find("mime_type", "media_type")
+    if mime_type is None and isinstance(form := find("format"), str):
+        mime_type = form if "/" in form else f"{modality}/{form}"
+    if (
+        modality == "document"
+        and isinstance(mime_type, str)
+        and mime_type.partition("/")[0] in ("image", "audio", "video")
+    ):
+        modality = mime_type.partition("/")[0]
+    url = inner if isinstance(inner, str) else find("url", "image_url", "file_url")
+    if isinstance(url, str):
+        if url.startswith("data:"):
+            head, _, data = url.partition(",")
+            return blob(modality, data, head[5:].partition(";")[0] or mime_type)
+        part: Part = {"type": "uri", "modality": modality, "uri": url.partition("?")[0]}  # signed addresses are keys
+        if isinstance(mime_type, str):
+            part["mime_type"] = mime_type
+        return part
+    data = find("data", "file_data", "base64", "b64_json")
+    file_id = find("file_id", "id")
+    if data is None and file_id is not None:
+        return {"type": "file", "modality": modality, "file_id": file_id}
+    if isinstance(data, str) and data.startswith("data:"):
+        head, _, data = data.partition(",")
+        mime_type = head[5:].partition(";")[0] or mime_type
+    part = blob(modality, data, mime_type)
+    if isinstance(transcript := find("transcript"), str):
+        part["transcript"] = transcript
+    return part
+
+
+def plain(value: object, longest: int, depth: int = 0) -> Any:
+    """A bounded copy of `value` that JSON can say: texts of at most `longest` characters, no base64, nothing that is the app's."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _shortened(value, longest)
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {"type": "blob", "size": len(value)}
+    if depth >= _MAX_DEPTH:
+        return TRUNCATED
+    if isinstance(value, Mapping):
+        items = list(value.items())[:_MAX_ITEMS]
+        return {_shortened(str(key), 256): plain(item, longest, depth + 1) for key, item in items}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, longest, depth + 1) for item in list(value)[:_MAX_ITEMS]]
+    if own := fields(value):
+        public = {name: item for name, item in own.items() if not name.startswith("_")}
+        return plain(public, longest, depth + 1)
+    return _shortened(str(value), longest)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if "base64," in text:
+        text = _DATA_URL.sub(lambda found: f"data:{found[1] or ''};base64,[{len(found[3])} characters]", text)
+    if len(text) >= 512 and _BASE64.fullmatch(text):
+        return f"[base64, {len(text)} characters]"
+    if len(text) > longest:
+        text = text[:longest] + TRUNCATED
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can spell lone surrogates, which no exporter can encode
+            text = text.encode("utf-8", "replace").decode()
+    return str(text) if type(text) is not str else text
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,207 @@
+"""What happens in a run, one immutable object for each thing that begins or ends.
+
+A run is everything under one root: a chain, an agent, or a model call of its own. `otel-llm tail` and the view `llm_events` know
+the same events by the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final
+
+from otel_llm import semconv
+from otel_llm.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool: its name, and the id that the model gave it, where there is one."""
+
+    name: str | None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What every event says. Ids are lower-case hex, as in the tables."""
+
+    id: str
+    """The same in the view `llm_events`: trace id, span id and type."""
+    time_ns: int
+    """Nanoseconds since 1970."""
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    run: str
+    """Span id of the root of the run."""
+    sequence: int
+    """Counts the events of a run from 1. A subscription that dropped some, or left some out, sees gaps."""
+    name: str
+    """Of the chain, step or tool; of a model call its model. As it was called, without the operation."""
+    operation: str
+    """`gen_ai.operation.name`."""
+    context: Mapping[str, str] = field(default_factory=dict)
+    """What `llm_context` said, by attribute name: `user.id`, `otel_llm.module` and so on."""
+
+    @property
+    def type(self) -> str:
+        """The name of the event's class."""
+        return type(self).__name__
+
+    @property
+    def time(self) -> datetime:
+        """When it happened, in UTC, to the microsecond."""
+        return datetime.fromtimestamp(self.time_ns // 10**9, UTC).replace(microsecond=self.time_ns % 10**9 // 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended(Event):
+    """What every event says that ends something."""
+
+    status: str
+    """`ok`, `error`, `cancelled` or `partial`, as in the tables."""
+    duration_ms: float
+    error_type: str | None = None
+    """Class name or HTTP status of what went wrong; never its message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainStarted(Event):
+    """A chain, a workflow or an agent has begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(Event):
+    """A step has begun: a node of a graph, a retriever, a `step`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderStarted(Event):
+    """A model is being called."""
+
+    provider: str | None
+    model: str | None
+    stream: bool = False
+    input_messages: str | None = None
+    """JSON; only with content capture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCompleted(Ended):
+    """A model call has ended, well or not; a stream with its last chunk."""
+
+    provider: str | None
+    model: str | None
+    response_model: str | None
+    response_id: str | None
+    finish_reasons: tuple[str, ...] = ()
+    usage: Usage | None = None
+    """Tokens as the provider reported them; None where it reported nothing."""
+    cost_usd: Decimal | None = None
+    """None while it is not known, and so always in a live event: a price is looked up when the call is merged into the store. The
+    column `cost_usd` of `llm_events` has it."""
+    output_messages: str | None = None
+    """JSON; only with content capture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolsRequested(Event):
+    """The answer of a model asks for tools that the client must run."""
+
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolsStarted(Event):
+    """A tool is being run. Tools that run side by side give an event each."""
+
+    calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCompleted(Ended):
+    """A tool has ended, well or not."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCompleted(Ended):
+    """A step has ended, well or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainCompleted(Ended):
+    """A chain has come to its end; status `partial` where its caller left it early."""
+
+    model_calls: int
+    """Model calls in it that have ended."""
+    usage: Usage
+    """The sum over them, of what was reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainError(Ended):
+    """A chain has failed or was cancelled."""
+
+    where: str
+    """Name of the innermost part that it failed in."""
+    where_span_id: str
+    completed: tuple[str, ...]
+    """Names of the parts that had ended well by then, in order; the last hundred."""
+    model_calls: int
+    usage: Usage
+
+
+TYPES: Final[Mapping[str, type[Event]]] = {
+    kind.__name__: kind
+    for kind in (
+        ChainStarted,
+        StepStarted,
+        ProviderStarted,
+        ProviderCompleted,
+        ToolsRequested,
+        ToolsStarted,
+        ToolCompleted,
+        StepCompleted,
+        ChainCompleted,
+        ChainError,
+    )
+}
+"""Every event by its name."""
+
+_STEPS: Final = frozenset({semconv.STEP, semconv.RETRIEVAL})
+_FAILED: Final = frozenset({"error", "cancelled"})
+
+
+def started(operation: str) -> type[Event]:
+    """What the beginning of an operation is."""
+    if operation in semconv.CHAIN_OPERATIONS:
+        return ChainStarted
+    if operation in _STEPS:
+        return StepStarted
+    return ToolsStarted if operation == semconv.EXECUTE_TOOL else ProviderStarted
+
+
+def ended(operation: str, status: str) -> type[Ended]:
+    """What the end of an operation is."""
+    if operation in semconv.CHAIN_OPERATIONS:
+        return ChainError if status in _FAILED else ChainCompleted
+    if operation in _STEPS:
+        return StepCompleted
+    return ToolCompleted if operation == semconv.EXECUTE_TOOL else ProviderCompleted
+
+
+def name_of(operation: str, span_name: str) -> str:
+    """The name of a part: that of its span, without the operation before it."""
+    return span_name.removeprefix(f"{operation} ")
+
+
+def requested(ids: object, names: object) -> tuple[ToolCall, ...]:
+    """The tool calls that an answer asks for, from the two attributes that say so."""
+    if not isinstance(ids, list | tuple) or not isinstance(names, list | tuple):
+        return ()
+    return tuple(ToolCall(name or None, identity or None) for identity, name in zip(ids, names, strict=False))

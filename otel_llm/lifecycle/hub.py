@@ -1,0 +1,97 @@
+"""Who listens. While nobody does, `hub.subscriptions` is empty and nothing else here is ever run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection
+from typing import Any
+
+from opentelemetry import context as otel
+
+from otel_llm.lifecycle.event import Event
+
+SCOPE = otel.create_key("otel-llm-scope")
+"""In the context that a span is started with: the `Scope` that opens it, for those who wait for that one."""
+
+
+class Tap:
+    """One listener: what it wants, and where it is put. Subclasses say how it gets there."""
+
+    def __init__(self, types: Collection[type[Event]], run: Any, max_queue_size: int) -> None:
+        """
+        Args:
+            types: classes of events that are wanted; none for all.
+            run: the id of a span (an int) whose events, and those of what is in it, are wanted; or the `Scope` that will open
+                it; None for all.
+            max_queue_size: events that may wait; further ones are dropped.
+        """
+        self._types = tuple(types)
+        self._run = run
+        self._max_queue_size = max_queue_size
+        self.dropped = 0
+
+    def offer(self, event: Event, lineage: Collection[int]) -> None:
+        """Takes an event if it is wanted. `lineage`: the ids of the span it is about and of those above it."""
+        if self._types and not isinstance(event, self._types):
+            return
+        if self._run is not None and self._run not in lineage:
+            return
+        if self.waiting() >= self._max_queue_size:
+            self.dropped += 1
+            return
+        self.put(event)
+
+    def entered(self, scope: object, span_id: int) -> None:
+        """A scope has opened its span."""
+        if self._run is scope:
+            self._run = span_id
+
+    def left(self, part: object) -> None:
+        """A span (its id), or a scope whose span is not recorded, has ended; if it is what was listened to, no more is to come."""
+        if self._run is not None and self._run == part:
+            self.close()
+
+    def waiting(self) -> int:
+        raise NotImplementedError
+
+    def put(self, event: Event) -> None:
+        """Called in the app's thread: never waits and never raises."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def after_fork(self) -> None:
+        """In the child of a fork, where no thread and no event loop of the parent runs."""
+
+
+class Hub:
+    """The listeners of this process."""
+
+    def __init__(self) -> None:
+        self.subscriptions: tuple[Tap, ...] = ()
+        self.generation = 0
+        """Counts the times that somebody began to listen after nobody did: what was known before is out of date."""
+        self._lock = threading.RLock()
+
+    def add(self, tap: Tap) -> None:
+        with self._lock:
+            if not self.subscriptions:
+                self.generation += 1
+            self.subscriptions = (*self.subscriptions, tap)
+
+    def remove(self, tap: Tap) -> None:
+        with self._lock:
+            self.subscriptions = tuple(one for one in self.subscriptions if one is not tap)
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
+        for tap in self.subscriptions:
+            tap.after_fork()
+
+
+hub = Hub()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=hub.after_fork)

@@ -1,0 +1,285 @@
+"""`chain`, `step`, `tool`: the tree of a hand-written agent, as spans of the GenAI conventions.
+
+Each is a context manager and a decorator, of functions, coroutines, generators and async generators.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from contextvars import Token
+from functools import partial, wraps
+from types import TracebackType
+from typing import Any, Final, ParamSpec, Self, TypeVar, cast, overload
+
+from opentelemetry import context as otel
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+
+from otel_llm import call as calls
+from otel_llm import context, faults, semconv
+from otel_llm.generators import Inside, wrap_async_generator, wrap_generator
+from otel_llm.lifecycle.hub import SCOPE, hub
+from otel_llm.version import __version__
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+INSTRUMENTATION: Final = "otel_llm.lifecycle"
+_ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
+_FAILED: Final = (calls.ERROR, calls.CANCELLED)
+
+
+class _Tracer:
+    """The tracer of the provider that is instrumented, else of the global one."""
+
+    def __init__(self) -> None:
+        self.use(None)
+
+    def use(self, provider: trace.TracerProvider | None) -> None:
+        self.start_span = trace.get_tracer(INSTRUMENTATION, __version__, provider).start_span
+
+
+tracer = _Tracer()
+
+
+class Scope:
+    """A part of a run, as long as its `with` or the decorated function. Made by `chain`, `step` and `tool`."""
+
+    __slots__ = ("_attributes", "_name", "_open", "_operation", "span")
+
+    def __init__(self, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
+        self._operation = operation
+        self._name = name
+        self._attributes = {semconv.OPERATION: operation, **attributes}
+        self._open: list[tuple[Span, object, Token[otel.Context] | None]] = []
+        self.span: Span | None = None
+        """The span, once entered; of the last entry."""
+
+    @property
+    def span_id(self) -> str | None:
+        """Hex id of the span; None before it is entered."""
+        return None if self.span is None else f"{self.span.get_span_context().span_id:016x}"
+
+    @property
+    def trace_id(self) -> str | None:
+        """Hex id of its trace; None before it is entered."""
+        return None if self.span is None else f"{self.span.get_span_context().trace_id:032x}"
+
+    # --- as a context manager ----------------------------------------------------------------------------------------
+    def __enter__(self) -> Self:
+        try:
+            span, inner = self._begin()
+            self._open.append((span, calls.process(), otel.attach(inner)))
+        except Exception as fault:
+            faults.report(f"open a {self._operation} span", fault)
+            self._open.append((trace.INVALID_SPAN, None, None))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        span, process, token = self._last()
+        if token is not None:
+            otel.detach(token)
+            self._end(span, process, exc)
+
+    def _last(self) -> tuple[Span, object, Token[otel.Context] | None]:
+        """The entry that is left here: where several tasks are in one scope, the one whose span is current."""
+        if len(self._open) > 1:
+            current = trace.get_current_span()
+            for entry in reversed(self._open):
+                if entry[0] is current:
+                    self._open.remove(entry)
+                    return entry
+        return self._open.pop()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)
+
+    def _begin(self) -> tuple[Span, otel.Context]:
+        """Starts the span. Returns it and the context for what happens inside."""
+        calls.finish_abandoned()
+        current = otel.get_current()
+        above = current
+        attributes = {**self._attributes, **context.attributes(current)}
+        place = calls.find_place()
+        if place is not None:  # inside a run of LangChain's, which is not in the context
+            above = set_span_in_context(place.span, current)
+            if place.agent_name is not None:
+                attributes.setdefault(semconv.AGENT_NAME, place.agent_name)
+            if place.workflow_name is not None:
+                attributes.setdefault(semconv.WORKFLOW_NAME, place.workflow_name)
+        if hub.subscriptions:
+            above = otel.set_value(SCOPE, self, above)
+        name = self._name
+        # Content capture, where it is asked for, would add the arguments of a tool here.
+        self.span = span = tracer.start_span(
+            f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
+        )
+        return span, set_span_in_context(span, current)
+
+    def _end(self, span: Span, process: object, error: BaseException | None) -> None:
+        """Ends the span as `error` says."""
+        if process is not calls.process():
+            return  # a forked child: the span is its parent's to end
+        was_recorded = span.is_recording()
+        if isinstance(error, GeneratorExit):
+            # Perhaps inside the garbage collector, and so inside a lock that ending a span needs.
+            calls.later(partial(_finish, span, error, time.time_ns()))
+        else:
+            _finish(span, error)
+        if hub.subscriptions and not was_recorded:
+            for tap in hub.subscriptions:
+                tap.left(self)  # nobody waits for the events of a span that is not recorded
+
+    # --- as a decorator ----------------------------------------------------------------------------------------------
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Has every call of `function` happen in a part of its own."""
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(f"{self._operation} decorates a function, not {function!r}")
+        name = self._name or getattr(function, "__name__", type(function).__name__)
+        attributes = {**self._attributes, **_named(self._operation, name)}
+        fresh = partial(Scope, self._operation, name, attributes)  # calls may overlap
+        wrapper: Any
+        if inspect.isasyncgenfunction(function):
+            return cast("Callable[_P, _R]", wrap_async_generator(function, lambda: _Body(fresh())))
+        if inspect.isgeneratorfunction(function):
+            return cast("Callable[_P, _R]", wrap_generator(function, lambda: _Body(fresh())))
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with fresh():
+                    return await function(*args, **kwargs)
+        else:
+
+            @wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with fresh():
+                    return function(*args, **kwargs)
+
+        return cast("Callable[_P, _R]", wrapper)
+
+
+class _Body:
+    """A scope for the body of a generator, which attaches its context itself, step by step."""
+
+    __slots__ = ("_process", "_scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._process = calls.process()
+
+    def __enter__(self) -> Inside:
+        try:
+            return Inside(self._scope._begin()[1])
+        except Exception as fault:
+            faults.report(f"open a {self._scope._operation} span", fault)
+            return Inside(otel.get_current())
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._scope.span is not None:
+            self._scope._end(self._scope.span, self._process, exc)
+
+
+def _finish(span: Span, error: BaseException | None, ended_ns: int | None = None) -> None:
+    try:
+        status = calls.status_of(error)
+        # Content capture, where it is asked for, would add the result of a tool here.
+        span.set_attribute(semconv.STATUS, status)
+        if status in _FAILED:
+            span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
+            span.set_status(_ERROR)
+        span.end(ended_ns)
+    except Exception as fault:  # a span processor of the app's that raises
+        faults.report("end a span", fault)
+
+
+def _named(operation: str, name: str | None) -> dict[str, str]:
+    """The attributes that hold a part's name."""
+    attribute = _NAMES.get(operation)
+    return {} if name is None or attribute is None else {attribute: name}
+
+
+_NAMES: Final = {
+    semconv.INVOKE_WORKFLOW: semconv.WORKFLOW_NAME,
+    semconv.INVOKE_AGENT: semconv.AGENT_NAME,
+    semconv.EXECUTE_TOOL: semconv.TOOL_NAME,
+}
+
+
+@overload
+def chain(name: str | None = None, /, *, agent: bool = False) -> Scope: ...
+@overload
+def chain(name: Callable[_P, _R], /) -> Callable[_P, _R]: ...
+def chain(name: str | Callable[_P, _R] | None = None, /, *, agent: bool = False) -> Scope | Callable[_P, _R]:
+    """A run of several calls, steps and tools: a span `invoke_workflow {name}`, or `invoke_agent {name}`.
+
+        with chain("answer") as run:
+            ...
+
+        @chain("weather-agent", agent=True)
+        async def answer(question): ...
+
+    As a context manager, sync or async, and as a decorator of functions, coroutines, generators and async generators; a generator's
+    span lasts from its first value to its last. The calls inside carry the name in `workflow_name`, or `agent_name`. What is raised
+    passes through; it makes the status `error`, or `cancelled`.
+
+    Args:
+        name: the chain's name; a decorated function's own by default, so that `@chain` alone will do.
+        agent: whether it is an agent, that is: whether a model decides what happens next.
+
+    Raises TypeError for a name that is no text.
+    """
+    return _scope(semconv.INVOKE_AGENT if agent else semconv.INVOKE_WORKFLOW, name, {})
+
+
+@overload
+def step(name: str | None = None, /) -> Scope: ...
+@overload
+def step(name: Callable[_P, _R], /) -> Callable[_P, _R]: ...
+def step(name: str | Callable[_P, _R] | None = None, /) -> Scope | Callable[_P, _R]:
+    """A part of a chain, such as the search before the answer: a span `step {name}`. Used like `chain`."""
+    return _scope(semconv.STEP, name, {})
+
+
+@overload
+def tool(name: str | None = None, /, *, call_id: str | None = None) -> Scope: ...
+@overload
+def tool(name: Callable[_P, _R], /) -> Callable[_P, _R]: ...
+def tool(name: str | Callable[_P, _R] | None = None, /, *, call_id: str | None = None) -> Scope | Callable[_P, _R]:
+    """The execution of a tool: a span `execute_tool {name}`. Used like `chain`.
+
+        for call in message.tool_calls:
+            with tool(call.function.name, call_id=call.id):
+                result = functions[call.function.name](**json.loads(call.function.arguments))
+
+    Args:
+        name: the tool's name.
+        call_id: the id that the model gave this call of it, which ties the execution to the answer that asked for it.
+
+    Neither its arguments nor its result are recorded.
+    """
+    attributes = {semconv.TOOL_TYPE: "function"}
+    if call_id is not None:
+        attributes[semconv.TOOL_CALL_ID] = str(call_id)
+    return _scope(semconv.EXECUTE_TOOL, name, attributes)
+
+
+def _scope(
+    operation: str, name: str | Callable[_P, _R] | None, attributes: Mapping[str, Any]
+) -> Scope | Callable[_P, _R]:
+    if name is None or isinstance(name, str):
+        return Scope(operation, name, {**attributes, **_named(operation, name)})
+    if callable(name):
+        return Scope(operation, None, attributes)(name)
+    raise TypeError(f"the name of a chain, step or tool is text, not {name!r}")

@@ -1,0 +1,340 @@
+"""Listening to events: a handler that is called for each, or an async iterator over them.
+
+Nothing that a listener does is felt by the app: events wait in a bounded queue of the listener's own, and are handled on a thread
+of its own or on its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import logging
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+from opentelemetry import context as otel
+
+from otel_llm import faults
+from otel_llm.lifecycle.event import Event
+from otel_llm.lifecycle.hub import Tap, hub
+from otel_llm.lifecycle.scopes import Scope
+
+_logger = logging.getLogger("otel_llm")
+
+MAX_QUEUE_SIZE: Final = 10_000
+_CLOSE_SECONDS: Final = 5.0
+_EXIT_SECONDS: Final = 1.0
+
+Handler = Callable[[Event], object] | Callable[[Event], Awaitable[object]]
+Types = type[Event] | Iterable[type[Event]] | None
+
+
+def subscribe(
+    handler: Handler, *, types: Types = None, run: Scope | str | None = None, max_queue_size: int = MAX_QUEUE_SIZE
+) -> Subscription:
+    """Calls `handler` with every event from now on, until the subscription is closed.
+
+    A handler that is a coroutine function runs on the event loop it was subscribed from; any other on a thread of its own. It gets
+    one event at a time, in the order they were made. A slow one delays nobody: events wait for it, and are dropped (and counted
+    in `dropped`) once too many do. One that raises is reported once in the log and gets the next event.
+
+    Args:
+        handler: takes the event; what it returns is ignored.
+        types: an event class, or several; their subclasses count. Default all.
+        run: only what happens in there: a `chain`, `step` or `tool`, entered or not yet; or the hex id of a span, such as
+            `event.run`. The subscription then closes by itself when that ends.
+        max_queue_size: events that may wait for the handler.
+
+    Raises TypeError and ValueError for arguments that are none of these, RuntimeError for an async handler where no event loop
+    runs.
+    """
+    if not callable(handler):
+        raise TypeError(f"handler must be a function of one event, not {handler!r}")
+    wanted, target = _types(types), _target(run)
+    if _is_async(handler):
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "an async handler runs on the event loop it is subscribed from, and none is running here; "
+                "call subscribe() inside a coroutine"
+            ) from None
+        tap: _ThreadTap | _LoopTap = _LoopTap(wanted, target, max_queue_size, loop)
+    else:
+        tap = _ThreadTap(wanted, target, max_queue_size, handler)
+    hub.add(tap)
+    return Subscription(tap, handler)
+
+
+def events(run: Scope | str | None = None, *, types: Types = None, max_queue_size: int = MAX_QUEUE_SIZE) -> EventStream:
+    """The events from now on, as an async iterator: `async for event in events(run)`. It ends when the run does.
+
+    Args: as for `subscribe`. Without a `run` it ends when it is closed. Raises TypeError and ValueError likewise.
+    """
+    tap = _LoopTap(_types(types), _target(run), max_queue_size)
+    hub.add(tap)
+    return EventStream(tap)
+
+
+def _types(types: Types) -> tuple[type[Event], ...]:
+    given: tuple[Any, ...] = () if types is None else (types,) if isinstance(types, type) else tuple(types)
+    for one in given:
+        if not (isinstance(one, type) and issubclass(one, Event)):
+            raise TypeError(f"types takes event classes such as ProviderCompleted, not {one!r}")
+    return given
+
+
+def _target(run: Scope | str | None) -> Any:
+    if isinstance(run, Scope):
+        return run if run.span_id is None else int(run.span_id, 16)
+    if run is None:
+        return None
+    try:
+        return int(run, 16)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"run takes a chain, a step, a tool or the hex id of a span such as event.run, not {run!r}"
+        ) from None
+
+
+def _is_async(handler: Any) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+class Subscription:
+    """What `subscribe` returns. Closes as a context manager too, sync or async."""
+
+    def __init__(self, tap: _ThreadTap | _LoopTap, handler: Any) -> None:
+        self._tap = tap
+        self._task: asyncio.Task[None] | None = None
+        if isinstance(tap, _LoopTap) and tap.loop is not None:
+            self._task = tap.loop.create_task(_handle_all(tap, handler))
+            tap.keep = self  # a loop holds its tasks weakly
+
+    @property
+    def dropped(self) -> int:
+        """Events that the handler was too slow for."""
+        return self._tap.dropped
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more events are taken."""
+        return self._tap.closed
+
+    def close(self, timeout: float = _CLOSE_SECONDS) -> bool:
+        """Takes no more events, and waits until the handler has had those that wait, at most `timeout` seconds.
+
+        True where it has. It does not wait for an async handler, which gets them later (`await aclose()` does), nor inside the
+        handler.
+        """
+        self._tap.close()
+        if self._task is not None:
+            return self._task.done()
+        assert isinstance(self._tap, _ThreadTap)
+        return self._tap.join(timeout)
+
+    async def aclose(self) -> None:
+        """Like `close`, and waits without holding up the event loop."""
+        self._tap.close()
+        if self._task is None:
+            await asyncio.to_thread(self.close)
+        elif self._task is not asyncio.current_task():
+            await asyncio.wait([self._task])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class EventStream:
+    """What `events` returns: for one reader. Dropping it closes it."""
+
+    def __init__(self, tap: _LoopTap) -> None:
+        self._tap = tap
+
+    @property
+    def dropped(self) -> int:
+        """Events that the reader was too slow for."""
+        return self._tap.dropped
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await self._tap.next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def close(self) -> None:
+        """Takes no more events; those that wait can still be read."""
+        self._tap.close()
+
+    async def aclose(self) -> None:
+        """The same, for `contextlib.aclosing`."""
+        self.close()
+
+    def __del__(self) -> None:
+        self._tap.closed = True
+        hub.remove(self._tap)
+
+
+class _Closing(Tap):
+    closed = False
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            hub.remove(self)
+            self.wake()
+
+    def wake(self) -> None:
+        """Tells whoever waits that there is nothing more to come."""
+        raise NotImplementedError
+
+
+class _ThreadTap(_Closing):
+    """Hands events to a handler on a thread of its own."""
+
+    def __init__(self, types: Collection[type[Event]], run: Any, max_queue_size: int, handler: Any) -> None:
+        super().__init__(types, run, max_queue_size)
+        self._handler = handler
+        self._start()
+        _threads.add(self)
+
+    def _start(self) -> None:
+        # SimpleQueue: a signal handler or a finalizer may put an event while its own thread is putting one.
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run_all, name="otel-llm-events", daemon=True)
+        self._thread.start()
+
+    def waiting(self) -> int:
+        return self._queue.qsize()
+
+    def put(self, event: Event) -> None:
+        self._queue.put(event)
+
+    def wake(self) -> None:
+        self._queue.put(None)
+
+    def join(self, timeout: float) -> bool:
+        if self._thread is threading.current_thread():
+            return False
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run_all(self) -> None:
+        # What a handler does is no part of what was going on where it was subscribed.
+        otel.attach(otel.Context())
+        while (event := self._queue.get()) is not None:
+            try:
+                self._handler(event)
+            except BaseException as error:
+                faults.report(f"tell {_name(self._handler)} of an event", error)
+
+    def after_fork(self) -> None:
+        if not self.closed:
+            self._start()
+
+
+class _LoopTap(_Closing):
+    """Keeps events for a reader on an event loop."""
+
+    def __init__(
+        self,
+        types: Collection[type[Event]],
+        run: Any,
+        max_queue_size: int,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(types, run, max_queue_size)
+        self.loop = loop
+        self.keep: object = None
+        self._pending: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    def waiting(self) -> int:
+        return len(self._pending)
+
+    def put(self, event: Event) -> None:
+        self._pending.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        reader, self._reader = self._reader, None  # once: waking a loop costs more than an event
+        if reader is not None:
+            try:
+                reader.get_loop().call_soon_threadsafe(_resolve, reader)
+            except RuntimeError:  # the loop is closed, and nobody reads any more
+                self.closed = True
+                hub.remove(self)
+
+    async def next(self) -> Event | None:
+        """The next event; None where there will be none."""
+        while True:
+            try:
+                return self._pending.popleft()
+            except IndexError:
+                pass
+            if self.closed:
+                return self._pending.popleft() if self._pending else None
+            reader = self._reader = asyncio.get_running_loop().create_future()
+            if not self._pending and not self.closed:  # else it came before there was a reader to wake
+                await reader
+
+    def after_fork(self) -> None:
+        self.closed = True
+        hub.remove(self)
+
+
+def _resolve(reader: asyncio.Future[None]) -> None:
+    if not reader.done():
+        reader.set_result(None)
+
+
+async def _handle_all(tap: _LoopTap, handler: Any) -> None:
+    otel.attach(otel.Context())
+    try:
+        while (event := await tap.next()) is not None:
+            try:
+                await handler(event)
+            except Exception as error:
+                faults.report(f"tell {_name(handler)} of an event", error)
+    finally:
+        tap.close()
+        tap.keep = None
+
+
+def _name(handler: Any) -> str:
+    return str(getattr(handler, "__qualname__", type(handler).__name__))
+
+
+_threads: weakref.WeakSet[_ThreadTap] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Lets handlers finish what waits for them, a moment long."""
+    taps = list(_threads)
+    for tap in taps:
+        tap.close()
+    for tap in taps:
+        tap.join(_EXIT_SECONDS)

@@ -1,0 +1,105 @@
+"""Tool calls by their ids: which answer asked for one, and which request brings its result.
+
+Ids and names are no content; arguments and results are, and are not looked at here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeGuard
+
+from opentelemetry.trace import Link, SpanContext
+
+from otel_llm import semconv
+from otel_llm.usage import fields
+
+MAX_CALLS: Final = 128
+"""Tool calls of one answer, or results in one request, that are recorded."""
+_MAX_ASKED: Final = 10_000
+_LONGEST_ID: Final = 256
+
+
+class ToolRequests:
+    """The tools that an answer asks the client to run."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        self._calls: dict[str, str] = {}
+
+    def add(self, identity: str | None, name: str | None) -> None:
+        """Notes a call; one that is told of again counts once."""
+        if len(self._calls) < MAX_CALLS:
+            # Not every server gives ids; each call still counts.
+            self._calls.setdefault(identity or f"#{len(self._calls)}", name or "")
+
+    def attributes(self) -> dict[str, Any]:
+        """The span attributes."""
+        return {
+            semconv.REQUESTED_TOOL_IDS: ["" if identity.startswith("#") else identity for identity in self._calls],
+            semconv.REQUESTED_TOOL_NAMES: list(self._calls.values()),
+        }
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether a value can be the id of a call, and no text that somebody put there."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID and value.isprintable()
+
+
+def returned_in_chat(messages: object) -> list[str]:
+    """Ids of the calls whose results end the messages of a chat request: since the model last spoke."""
+    found: list[str] = []
+    if not isinstance(messages, list | tuple):
+        return found
+    for message in reversed(messages):
+        told = fields(message)
+        role = told.get("role")
+        if role == "assistant" or len(found) >= MAX_CALLS:
+            break
+        if role == "tool" and is_id(identity := told.get("tool_call_id")):
+            found.append(identity)
+    return found[::-1]
+
+
+def returned_in_input(items: object) -> list[str]:
+    """The same for the input of a Responses request.
+
+    Calls and their results may take turns there, so the calls are passed over.
+    """
+    found: list[str] = []
+    if not isinstance(items, list | tuple):
+        return found
+    for item in reversed(items):
+        told = fields(item)
+        kind = told.get("type")
+        if told.get("role") is not None or kind == "reasoning" or len(found) >= MAX_CALLS:
+            break
+        if isinstance(kind, str) and kind.endswith("_call_output") and is_id(identity := told.get("call_id")):
+            found.append(identity)
+    return found[::-1]
+
+
+_asked: OrderedDict[str, SpanContext] = OrderedDict()
+"""By id of a tool call: the span whose answer asked for it. The last ten thousand."""
+
+
+def remember(attributes: Mapping[str, Any], span: SpanContext) -> None:
+    """Notes which tool calls an answer asks for."""
+    for identity in attributes.get(semconv.REQUESTED_TOOL_IDS, ()):
+        if identity:
+            _asked[identity] = span
+            if len(_asked) > _MAX_ASKED:
+                try:
+                    _asked.popitem(last=False)
+                except KeyError:  # another thread was quicker
+                    pass
+
+
+def links(identities: Iterable[str]) -> list[Link]:
+    """Links from a request to the spans of this process whose answers asked for the results that it brings."""
+    return [
+        Link(span, {semconv.TOOL_CALL_ID: identity})
+        for identity in identities
+        if (span := _asked.get(identity)) is not None
+    ]

@@ -1,0 +1,140 @@
+"""`otel-llm logs`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Fill, Run
+
+CALL: dict[str, Any] = {
+    "started_at": "2026-11-20T12:00:00Z", "request_model": "gpt-5-mini", "response_model": "gpt-5-mini-2025-08-07",
+    "user_id": "alice", "module": "support", "conversation_id": "c-1", "input_tokens": 1000, "output_tokens": 20,
+    "cost_usd": "0.000290", "duration_ms": 1234.5, "tags": {"team": "core"},
+}  # fmt: skip
+OTHER: dict[str, Any] = {
+    "started_at": "2026-11-20T13:00:00Z", "request_model": "o4-mini", "user_id": "bob", "module": "search",
+    "conversation_id": "c-2", "status": "error", "error_type": "429",
+}  # fmt: skip
+SAID: dict[str, Any] = {
+    "input_messages": json.dumps(
+        [
+            {"role": "system", "parts": [{"type": "text", "content": "Be brief."}]},
+            {"role": "user", "parts": [{"type": "text", "content": "One line,\n\x1b[2Jand another"}]},
+        ]
+    ),
+    "output_messages": json.dumps(
+        [{"role": "assistant", "parts": [{"type": "tool_call", "name": "weather"}], "finish_reason": "stop"}]
+    ),
+}
+
+
+def users(run: Run, *arguments: str) -> list[str | None]:
+    result = run("logs", "--json", *arguments)
+    assert (result.code, result.err) == (0, "")
+    return [row["user_id"] for row in json.loads(result.out)]
+
+
+def test_the_newest_comes_last(fill: Fill, run: Run) -> None:
+    fill(*({**CALL, "user_id": f"u{hour}", "started_at": f"2026-11-20T{hour}:00:00Z"} for hour in (12, 10, 13, 11)))
+    assert users(run) == ["u10", "u11", "u12", "u13"]
+    assert users(run, "-n", "2") == ["u12", "u13"]
+
+
+def test_ten_unless_asked_otherwise(fill: Fill, run: Run) -> None:
+    fill(*[CALL] * 12)
+    assert [len(users(run, *most)) for most in ([], ["-n", "11"], ["-n", "0"])] == [10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--model", "gpt-5-mini"], ["alice"]),
+        (["--model", "gpt-5-mini-2025-08-07"], ["alice"]),
+        (["--model", "gpt*"], ["alice"]),
+        (["--model", "gpt"], []),
+        (["--model", "*-mini"], ["alice", "bob"]),
+        (["--user", "bob"], ["bob"]),
+        (["--user", "b' or 'x' = 'x"], []),
+        (["--conversation", "c-1"], ["alice"]),
+        (["--module", "search"], ["bob"]),
+        (["--errors"], ["bob"]),
+        (["--errors", "--user", "alice"], []),
+        (["--since", "2026-11-20T12:30Z"], ["bob"]),
+        (["--until", "2026-11-20T12:30Z"], ["alice"]),
+        (["--where", "tags['team'] = 'core'"], ["alice"]),
+    ],
+)
+def test_which_calls(arguments: list[str], found: list[str], fill: Fill, run: Run) -> None:
+    fill(CALL, OTHER)
+    assert users(run, *arguments) == found
+
+
+def test_json(fill: Fill, run: Run) -> None:
+    fill(CALL | SAID)
+    (row,) = json.loads(run("logs", "--json").out)
+    assert datetime.fromisoformat(row["started_at"]) == datetime.fromisoformat(CALL["started_at"])
+    assert row["input_messages"] == json.loads(SAID["input_messages"])
+    assert row["output_messages"] == json.loads(SAID["output_messages"])
+    assert (row["cost_usd"], row["tags"], row["error_type"]) == (0.00029, {"team": "core"}, None)
+
+
+def test_csv(fill: Fill, run: Run) -> None:
+    fill(CALL, OTHER)
+    header, first, second = csv.reader(io.StringIO(run("logs", "-f", "csv").out))
+    assert (dict(zip(header, first, strict=True))["user_id"], dict(zip(header, second, strict=True))["status"]) == (
+        "alice",
+        "error",
+    )
+
+
+def test_a_line_for_each_call_where_nothing_was_said(fill: Fill, execute: Run) -> None:
+    fill(CALL, OTHER)
+    result = execute("logs", TZ="UTC")
+    assert (result.code, result.err) == (0, "")
+    lines = [line.split() for line in result.out.splitlines()]
+    assert lines[0] == ["time", "model", "user", "module", "status", "input", "output", "cost", "ms", "trace"]
+    assert lines[2] == ["2026-11-20", "12:00:00", "gpt-5-mini", "alice", "support", "ok", "1,000", "20", "0.000290", "1,234",
+                        f"{0:032x}"]  # fmt: skip
+    assert lines[3][5:8] == ["error", "429", "–"]
+
+
+def test_what_was_said_is_shown_where_it_was_recorded(fill: Fill, execute: Run) -> None:
+    fill(OTHER, {**CALL, **SAID, "started_at": "2026-11-20T14:00:00Z"})
+    result = execute("logs", TZ="UTC")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [
+        f"2026-11-20 13:00:00  o4-mini  bob  search  error 429  trace {0:032x}",
+        "",
+        f"2026-11-20 14:00:00  gpt-5-mini  alice  support  ok  1000 in, 20 out  $0.00029  trace {1:032x}",
+        "  system: Be brief.",
+        "  user: One line,",
+        r"    \x1b[2Jand another",
+        '  assistant: {"type": "tool_call", "name": "weather"}',
+    ]
+    short = execute("logs", "--short", TZ="UTC").out
+    assert "Be brief" not in short
+    assert len(short.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "messages",
+    ["null", "[]", "{}", '"just text"', '[1, null, "x"]', '[{"role": "user", "content": "hello"}]', '[{"parts": "x"}]',
+     '[{"role": null, "parts": [null, {"type": "blob"}]}]'],
+)  # fmt: skip
+def test_messages_of_any_shape_are_no_fault(messages: str, fill: Fill, run: Run) -> None:
+    fill(CALL | {"input_messages": messages})
+    for arguments in ([], ["--json"], ["-f", "csv"]):
+        assert (run("logs", *arguments).code, run("logs", *arguments).err) == (0, "")
+
+
+def test_nothing(fill: Fill, run: Run) -> None:
+    assert run("logs").out.startswith("No model calls recorded yet in ")
+    path = fill(CALL)
+    assert run("logs", "--user", "nobody").out == f"No such model calls in {path}.\n"
+    assert run("logs", "--user", "nobody", "--json").out == "[]\n"

@@ -1,0 +1,52 @@
+"""`otel-llm show`: the words around the tree. (The tree of real traces: tests/test_readme.py, tests/integration.)"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import Fill, Run
+
+TRACE = f"{0:032x}"
+SPANS = (
+    {"name": "invoke_agent weather", "span_id": "a", "duration_ms": 1500.0},
+    {"name": "chat gpt-5-mini", "span_id": "b", "parent_span_id": "a"},
+    {"name": "execute_tool look", "span_id": "c", "parent_span_id": "a", "status": "error",
+     "attributes": '{"error.type": "KeyError"}'},
+)  # fmt: skip
+CALL = {"span_id": "b", "request_model": "gpt-5-mini", "input_tokens": 10, "output_tokens": 2, "cost_usd": "0.0000065"}
+
+
+def test_a_tree_with_times_tokens_and_cost(fill: Fill, fill_spans: Fill, execute: Run) -> None:
+    fill(CALL)
+    fill_spans(*SPANS)
+    result = execute("show", TZ="UTC")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [
+        f"trace {TRACE}  2026-11-20 12:00:00",
+        "invoke_agent weather  1.50 s",
+        "├─ chat gpt-5-mini    5.0 ms  10 in, 2 out  $0.0000065",
+        "└─ execute_tool look  5.0 ms  error KeyError",
+    ]
+
+
+@pytest.mark.parametrize("url", ["http://localhost:16686", "http://localhost:16686/"])
+def test_the_page_in_jaeger_is_named_where_it_is_known(
+    url: str, fill: Fill, fill_spans: Fill, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(CALL)
+    fill_spans(*SPANS)
+    assert "http" not in run("show").out
+    monkeypatch.setenv("OTEL_LLM_JAEGER_URL", url)
+    assert run("show").out.splitlines()[-1] == f"http://localhost:16686/trace/{TRACE}"
+    assert isinstance(json.loads(run("show", "--json").out), list)
+
+
+def test_a_trace_whose_spans_were_removed(fill: Fill, run: Run) -> None:
+    fill(CALL)
+    result = run("show")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"otel-llm: the spans of trace {TRACE} are no longer in the store; `otel-llm logs` has its calls\n"
+    )

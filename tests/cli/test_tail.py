@@ -1,0 +1,312 @@
+"""`otel-llm tail`: every event of every process, once, as it happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_llm import semconv
+from otel_llm.store import ingest, store
+from otel_llm.store.follow import Follower
+from otel_llm.store.journal import Journal
+from otel_llm.store.paths import StorePaths
+from tests.cli.conftest import Run, otel_llm_command
+from tests.store.conftest import end, identity, start, until
+
+Tail = Callable[..., subprocess.Popen[str]]
+NOW = time.time_ns()
+
+
+def call(journal: Journal, user: str = "ada", **fields: Any) -> dict[str, Any]:
+    """A whole call in the journal; returns its end."""
+    begin = start({semconv.USER_ID: user, semconv.MODULE: "travel"}, st=time.time_ns(), **fields)
+    finish = end(begin)
+    journal.append(begin, start_of=identity(begin))
+    journal.append(finish, end_of=identity(begin))
+    return finish
+
+
+@pytest.fixture
+def journal(store_path: Path) -> Iterator[Journal]:
+    journal = Journal(StorePaths.of(store_path).journal)
+    yield journal
+    journal.close()
+    store._stores.clear()
+
+
+@pytest.fixture
+def tail(store_path: Path) -> Iterator[Tail]:
+    """A `tail` that follows what is written from now on."""
+    started: list[subprocess.Popen[str]] = []
+
+    def follow(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*otel_llm_command(), "tail", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        until(lambda: is_followed(store_path), "the follower")
+        return process
+
+    yield follow
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def is_followed(store_path: Path) -> bool:
+    """Whether a follower has had its first look: what is written from now on is news to it."""
+    signs = StorePaths.of(store_path).journal.glob("follower-*")
+    return any(sign.stat().st_mtime_ns > 0 for sign in signs)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_events_of_calls_as_they_are_made(journal: Journal, tail: Tail) -> None:
+    process = tail("--json", "-n", "0")
+    time_ns = time.time_ns()
+    begin = start({semconv.USER_ID: "ada", semconv.MODULE: "travel"}, st=time_ns)
+    journal.append(begin, start_of=identity(begin))
+    started = json.loads(line(process))  # while the call runs
+    journal.append(end(begin, {semconv.INPUT_TOKENS: 3}), end_of=identity(begin))
+    ended = json.loads(line(process))
+    assert started == {
+        "id": f"{begin['t']}-{begin['s']}-ProviderStarted", "time_ns": time_ns, "event": "ProviderStarted", "pid": os.getpid(),
+        "operation": "chat", "name": "gpt-4o-mini", "user_id": "ada", "module": "travel", "conversation_id": None,
+        "trace_id": begin["t"], "span_id": begin["s"], "parent_span_id": None, "time": started["time"],
+    }  # fmt: skip
+    assert (ended["event"], ended["status"], ended["input_tokens"]) == ("ProviderCompleted", "ok", 3)
+    assert ended["duration_ms"] == 250
+
+
+def test_lines_for_people(journal: Journal, tail: Tail) -> None:
+    process = tail("-n", "0")
+    tool = {
+        semconv.OPERATION: "execute_tool",
+        semconv.TOOL_NAME: "se\x1b[31march",
+        semconv.STATUS: "error",
+        semconv.ERROR_TYPE: "KeyError",
+    }
+    begin = start(n="execute_tool se\x1b[31march", st=time.time_ns())
+    begin["a"] = tool
+    journal.append(end(begin, {}))
+    shown = line(process)
+    assert "ToolCompleted" in shown
+    assert "error  KeyError  250 ms" in shown
+    assert "\x1b" not in shown
+
+
+def test_the_last_events_of_the_store_come_first_and_none_comes_twice(journal: Journal, tail: Tail) -> None:
+    calls = [call(journal) for _ in range(5)]
+    process = tail("--json", "-n", "3")
+    first = [json.loads(line(process)) for _ in range(3)]
+    assert [one["span_id"] for one in first if one["event"] == "ProviderCompleted"] == [
+        one["s"] for one in calls[-len([o for o in first if o["event"] == "ProviderCompleted"]) :]
+    ]
+    later = call(journal)
+    assert [json.loads(line(process))["span_id"] for _ in range(2)] == [later["s"]] * 2
+
+
+def test_filters(journal: Journal, tail: Tail, run: Run) -> None:
+    process = tail("--json", "-n", "0", "--user", "bob", "--events", "providercompleted")
+    call(journal)
+    wanted = call(journal, "bob")
+    call(journal)
+    last = call(journal, "bob")
+    found = [json.loads(line(process)) for _ in range(2)]
+    assert [(one["event"], one["span_id"]) for one in found] == [
+        ("ProviderCompleted", wanted["s"]),
+        ("ProviderCompleted", last["s"]),
+    ]
+    result = run("tail", "--no-follow", "--user", "bob", "--json")
+    assert {json.loads(text)["user_id"] for text in result.out.splitlines()} == {"bob"}
+    assert len(result.out.splitlines()) == 4
+    assert run("tail", "--no-follow", "--module", "nobody").out == ""
+
+
+def test_bad_input_is_named(run: Run) -> None:
+    result = run("tail", "--events", "ProviderCompleted,Finished")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("otel-llm: --events: there is no event 'Finished'; there are ChainStarted, ")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, "reader gone"])
+def test_it_ends_quietly(journal: Journal, tail: Tail, store_path: Path, how: object) -> None:
+    process = tail("-n", "0")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if how is signal.SIGINT:
+        call(journal)
+        line(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    else:
+        process.stdout.close()
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline:
+            call(journal)
+            time.sleep(0.05)
+        assert process.wait(1) == 0
+    assert process.stderr.read() == ""
+    assert not list(StorePaths.of(store_path).journal.glob("follower-*"))
+
+
+# --- exactly once -----------------------------------------------------------------------------------------------------
+
+
+def spans_of(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(record["k"], record["s"]) for record in records]
+
+
+def test_segments_that_rotate_merge_and_go_while_they_are_followed(store_path: Path) -> None:
+    """Ten writers, segments of a few records, a merge after each: everything once, whenever the follower looks."""
+    paths = StorePaths.of(store_path)
+    written: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
+    with Follower(paths) as follower:
+        for round_ in range(10):
+            journal = Journal(paths.journal, segment_size=1500)
+            open_ = start(st=time.time_ns())  # its start is repeated in each segment
+            journal.append(open_, start_of=identity(open_))
+            written.append(("s", open_["s"]))
+            for _ in range(6):
+                one = call(journal)
+                written += [("s", one["s"]), ("e", one["s"])]
+                if round_ % 2:
+                    ingest.merge(store_path)
+            journal.append(end(open_), end_of=identity(open_))
+            written.append(("e", open_["s"]))
+            journal.close()
+            ingest.merge(store_path)  # nothing else holds these segments back
+            if round_ % 3 == 0:
+                found += spans_of(follower.poll())
+        found += spans_of(follower.poll())
+    assert sorted(found) == sorted(written)
+    ingest.merge(store_path)
+    assert not list(paths.journal.glob("*.jsonl"))
+
+
+def test_a_merge_deletes_what_has_been_read(store_path: Path) -> None:
+    paths = StorePaths.of(store_path)
+    journal = Journal(paths.journal)
+    with Follower(paths) as follower:
+        call(journal)
+        journal.close()
+        ingest.merge(store_path)
+        (segment,) = paths.journal.glob("*.jsonl")
+        old = time.time_ns() - 10**9
+        os.utime(segment, ns=(old, old))
+        assert len(follower.poll()) == 2
+        ingest.merge(store_path)
+        assert not list(paths.journal.glob("*.jsonl"))
+        assert follower.poll() == []
+
+
+def test_a_follower_that_is_dead_or_stuck_holds_nothing_back(store_path: Path) -> None:
+    paths = StorePaths.of(store_path)
+    paths.journal.mkdir()
+    dead = paths.journal / "follower-1-cafe"
+    dead.touch()
+    with Follower(paths) as follower:
+        assert follower._sign is not None
+        os.utime(follower._sign, ns=(1, 1))
+        journal = Journal(paths.journal)
+        call(journal)
+        journal.close()
+        ingest.merge(store_path)
+        assert not list(paths.journal.glob("*.jsonl"))
+        assert not dead.exists()
+
+
+def test_damaged_and_unfinished_lines(store_path: Path) -> None:
+    paths = StorePaths.of(store_path)
+    journal = Journal(paths.journal)
+    call(journal)
+    assert journal.segment is not None
+    with Follower(paths) as follower:
+        one = call(journal)
+        whole = journal.segment.read_bytes()
+        last = whole.splitlines(keepends=True)[-1]
+        with journal.segment.open("ab") as file:
+            file.write(b"garbage\n" + b'{"c":"00000000","k":"e"}\n' + last[:40])
+        assert spans_of(follower.poll()) == [("s", one["s"]), ("e", one["s"])]
+        with journal.segment.open("ab") as file:
+            file.write(b"\n")
+        two = call(journal)
+        assert spans_of(follower.poll()) == [("s", two["s"]), ("e", two["s"])]
+    journal.close()
+
+
+def test_a_call_that_another_span_stands_for_is_not_shown(journal: Journal, tail: Tail) -> None:
+    process = tail("--json", "-n", "0")
+    call(journal, x=1)
+    shown = call(journal)
+    assert json.loads(line(process))["span_id"] == shown["s"]
+
+
+# --- on a terminal ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    shutil.which("tmux") is None, reason="tmux is not installed: `otel-llm tail` was not seen on a terminal"
+)
+def test_on_a_real_terminal(journal: Journal, store_path: Path, tmp_path: Path) -> None:
+    socket = str(tmp_path / "tmux")
+
+    def tmux(*arguments: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-S", socket, "-f", "/dev/null", *arguments], capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def screen(*options: str) -> str:
+        return tmux("capture-pane", "-p", *options, "-t", "tail")
+
+    command = shlex.join([*otel_llm_command(), "tail", "-n", "0", "--store", str(store_path)])
+    shell = f"env -u NO_COLOR TERM=screen-256color {command}; echo ended with $?; sleep 60"
+    tmux("new-session", "-d", "-s", "tail", "-x", "120", "-y", "20", shell)
+    try:
+        until(lambda: is_followed(store_path), "the follower")
+        written = time.monotonic()
+        call(journal)
+        until(lambda: "ProviderCompleted" in screen(), "the line on the screen")
+        assert time.monotonic() - written < 30
+        shown = screen()
+        assert "gpt-4o-mini  250 ms  1,000 + 500 tokens  ada  travel" in shown
+        assert "\x1b[36mProviderCompleted" in screen("-e")  # cyan
+        tmux("send-keys", "-t", "tail", "C-c")
+        until(lambda: "ended with 130" in screen(), "the end")
+        assert "Traceback" not in screen()
+    finally:
+        tmux("kill-server")
+
+
+def test_it_needs_no_database(store_path: Path, journal: Journal) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['duckdb'] = None\n"
+        "from otel_llm.cli import main\n"
+        "sys.exit(main(['tail', '-n', '0', '--events', 'ProviderStarted']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        until(lambda: is_followed(store_path), "the follower")
+        call(journal)
+        assert "ProviderStarted" in line(process)
+    finally:
+        process.kill()
+        process.communicate()

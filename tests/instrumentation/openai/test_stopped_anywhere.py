@@ -1,0 +1,113 @@
+"""Ctrl-C, a notebook's stop button, `sys.exit` in a signal handler: an exception may come up at any line, in ours too."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+import otel_llm
+from otel_llm import call as calls
+from otel_llm.instrumentation.openai import OpenAIInstrumentor
+
+HELLO: Any = [{"role": "user", "content": "Say hello."}]
+OURS = str(Path(otel_llm.__file__).parent)
+
+
+class Watch(SpanProcessor):
+    def __init__(self) -> None:
+        self.started = 0
+        self.ended: list[ReadableSpan] = []
+
+    def on_start(self, span: Span, parent_context: object = None) -> None:
+        self.started += 1
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.ended.append(span)
+
+
+class Stop:
+    """Raises KeyboardInterrupt at the n-th line of ours that runs."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.where = self.line = ""
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(OURS):
+            return None
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self.line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+                raise KeyboardInterrupt
+        return self
+
+
+def client() -> openai.OpenAI:
+    whole = b'{"id": "1", "model": "m", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}'
+    chunks = b"".join(b'data: {"id": "1", "choices": []}\n\n' for _ in range(2)) + b"data: [DONE]\n\n"
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if b'"stream":true' in request.content:
+            return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=chunks)
+        return httpx2.Response(200, headers={"content-type": "application/json"}, content=whole)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    return openai.OpenAI(api_key="x", base_url="http://local/v1", http_client=http)
+
+
+WAYS: dict[str, Callable[[openai.OpenAI], Any]] = {
+    "plain": lambda c: c.chat.completions.create(model="m", messages=HELLO),
+    "stream": lambda c: list(c.chat.completions.create(model="m", messages=HELLO, stream=True)),
+}
+STRIDE = 17
+"""Not every line, for a traced call is slow."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a stop within a finalizer
+@pytest.mark.parametrize("way", WAYS)
+def test_no_span_stays_open(way: str) -> None:
+    watch = Watch()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(watch)
+    instrumentor = OpenAIInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    before = sys.gettrace()
+    try:
+        api = client()
+        WAYS[way](api)  # what is done once is done
+        for at in range(1, 100_000, STRIDE):
+            watch.started, watch.ended = 0, []
+            stop = Stop(at)
+            token = context.attach(context.Context())
+            sys.settrace(stop)
+            try:
+                WAYS[way](api)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            gc.collect()
+            calls.finish_abandoned()
+            assert watch.started == len(watch.ended), stop.where
+            # Only where the detaching itself is stopped does the request's context stay.
+            if "detach" not in stop.line:
+                assert not trace.get_current_span().get_span_context().is_valid, stop.where
+            context.detach(token)
+            if stop.left > 0:
+                break
+        assert at > 100
+    finally:
+        instrumentor.uninstrument()

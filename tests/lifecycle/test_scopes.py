@@ -1,0 +1,345 @@
+"""`chain`, `step` and `tool`: the spans they make, and what the app sees of them, which is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode, get_current_span
+
+from otel_llm import call as calls
+from otel_llm import chain, llm_context, semconv, step, tool
+from otel_llm.lifecycle import Scope
+from tests.instrumentation.conftest import Spans
+
+
+def current() -> int:
+    return get_current_span().get_span_context().span_id
+
+
+def tree(spans: Spans) -> list[tuple[str, str | None]]:
+    """Name and parent's name of each span, in order of start."""
+    found = sorted(spans.all(), key=lambda span: span.start_time or 0)
+    names = {span.context.span_id: span.name for span in found if span.context}
+    return [(span.name, names.get(span.parent.span_id) if span.parent else None) for span in found]
+
+
+def test_spans_of_the_conventions(spans: Spans) -> None:
+    with (
+        llm_context("travel", user_id="ada"),
+        chain("book"),
+        chain("planner", agent=True),
+        step("search"),
+        tool("flights", call_id="call_1"),
+    ):
+        pass
+    assert tree(spans) == [
+        ("invoke_workflow book", None),
+        ("invoke_agent planner", "invoke_workflow book"),
+        ("step search", "invoke_agent planner"),
+        ("execute_tool flights", "step search"),
+    ]
+    innermost, _, agent, workflow = (dict(span.attributes or {}) for span in spans.all())
+    common = {semconv.MODULE: "travel", semconv.USER_ID: "ada", semconv.STATUS: "ok"}
+    assert {name: innermost.pop(name) for name in common} == common
+    del innermost[semconv.REQUEST_ID]
+    assert innermost == {
+        semconv.OPERATION: "execute_tool",
+        semconv.TOOL_NAME: "flights",
+        semconv.TOOL_CALL_ID: "call_1",
+        semconv.TOOL_TYPE: "function",
+    }
+    assert agent[semconv.AGENT_NAME] == "planner"
+    assert workflow[semconv.WORKFLOW_NAME] == "book"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ValueError("secret"), "error", StatusCode.ERROR),
+        (KeyboardInterrupt(), "cancelled", StatusCode.ERROR),
+        (asyncio.CancelledError(), "cancelled", StatusCode.ERROR),
+        (GeneratorExit(), "partial", StatusCode.UNSET),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_is_raised_passes_through(spans: Spans, error: BaseException, status: str, code: StatusCode) -> None:
+    with pytest.raises(type(error)) as raised, step("s"):
+        raise error
+    assert raised.value is error
+    span = spans.one()
+    assert (span.attributes or {})[semconv.STATUS] == status
+    assert span.status.status_code is code
+    if status != "partial":
+        assert (span.attributes or {})[semconv.ERROR_TYPE] == type(error).__name__
+    assert "secret" not in span.to_json()
+    assert current() == 0
+
+
+@tool
+def plain_tool(city: str, *, unit: str = "C") -> str:
+    """What it does."""
+    return f"{city} {unit} {current() != 0}"
+
+
+def test_a_decorated_function_stays_what_it_was(spans: Spans) -> None:
+    assert plain_tool("Lisbon", unit="F") == "Lisbon F True"
+    assert plain_tool.__name__ == "plain_tool"
+    assert plain_tool.__doc__ == "What it does."
+    assert list(inspect.signature(plain_tool).parameters) == ["city", "unit"]
+    assert spans.one().name == "execute_tool plain_tool"
+    assert spans.attributes()[semconv.TOOL_NAME] == "plain_tool"
+
+
+def test_methods_and_names(spans: Spans) -> None:
+    class Agent:
+        @chain("named", agent=True)
+        def answer(self) -> Agent:
+            return self
+
+        @staticmethod
+        @step
+        def search() -> int:
+            return 1
+
+    agent = Agent()
+    assert agent.answer() is agent
+    assert agent.search() == 1
+    assert [span.name for span in spans.all()] == ["invoke_agent named", "step search"]
+
+
+async def test_coroutines_overlap(spans: Spans) -> None:
+    seen: list[int] = []
+
+    @step("s")
+    async def work() -> None:
+        own = current()
+        await asyncio.sleep(0)
+        assert current() == own
+        seen.append(own)
+
+    assert inspect.iscoroutinefunction(work)
+    with chain("c"):
+        await asyncio.gather(*(work() for _ in range(10)))
+    assert len(set(seen)) == 10
+    assert tree(spans).count(("step s", "invoke_workflow c")) == 10
+
+
+async def test_async_with(spans: Spans) -> None:
+    async with chain("c"), step("s"):
+        await asyncio.sleep(0)
+    assert tree(spans) == [("invoke_workflow c", None), ("step s", "invoke_workflow c")]
+
+
+# --- generators -------------------------------------------------------------------------------------------------------
+
+
+def test_a_generator_runs_under_its_span_and_the_caller_does_not(spans: Spans) -> None:
+    seen: list[Any] = []
+
+    @step("outer")
+    def values() -> Iterator[Any]:
+        outer = current()
+        got = yield outer
+        seen.append(got)
+        with step("inner"):
+            inner = current()
+            try:
+                yield inner
+            except LookupError as error:
+                seen.append(error)
+            assert current() == inner
+            yield inner
+        assert current() == outer
+        return "returned"
+
+    assert inspect.isgeneratorfunction(values)
+    body = values()
+    assert not spans.all()
+    assert current() == 0
+    with step("caller") as caller:
+        outer = next(body)
+        assert f"{current():016x}" == caller.span_id
+        inner = body.send("sent")
+        assert f"{current():016x}" == caller.span_id
+    assert current() == 0
+    error = LookupError()
+    assert body.throw(error) == inner
+    assert current() == 0
+    with pytest.raises(StopIteration) as stop:
+        next(body)
+    assert stop.value.value == "returned"
+    assert seen == ["sent", error]
+    assert 0 not in (outer, inner)
+    assert outer != inner
+    assert tree(spans) == [("step caller", None), ("step outer", "step caller"), ("step inner", "step outer")]
+    assert all((span.attributes or {})[semconv.STATUS] == "ok" for span in spans.all())
+
+
+async def test_an_async_generator_runs_under_its_span_and_the_caller_does_not(spans: Spans) -> None:
+    @step("outer")
+    async def values() -> AsyncIterator[int]:
+        yield current()
+        with step("inner"):
+            await asyncio.sleep(0)
+            yield current()
+
+    assert inspect.isasyncgenfunction(values)
+    found = []
+    async for value in values():
+        assert current() == 0
+        found.append(value)
+    assert len(set(found)) == 2
+    assert 0 not in found
+    assert tree(spans) == [("step outer", None), ("step inner", "step outer")]
+
+
+@pytest.mark.parametrize("leave", ["close", "drop"])
+def test_a_generator_that_is_left(spans: Spans, leave: str) -> None:
+    cleaned: list[bool] = []
+
+    @chain("c")
+    def values() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            cleaned.append(current() != 0)
+
+    body = values()
+    assert next(body) == 1
+    if leave == "close":
+        body.close()  # type: ignore[attr-defined]
+    del body
+    gc.collect()
+    assert cleaned == [True]
+    assert current() == 0
+    assert spans.attributes()[semconv.STATUS] == "partial"
+
+
+async def test_an_async_generator_that_is_left_or_fails(spans: Spans) -> None:
+    @chain("c")
+    async def values(fail: bool) -> AsyncIterator[int]:
+        yield 1
+        if fail:
+            raise ValueError("mine")
+        yield 2
+
+    left = values(False)
+    await anext(left)
+    await left.aclose()  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="mine"):
+        _ = [value async for value in values(True)]
+    assert sorted((span.attributes or {})[semconv.STATUS] for span in spans.all()) == ["error", "partial"]
+    assert current() == 0
+
+
+def test_a_generator_that_goes_on_in_another_context(spans: Spans) -> None:
+    """A web framework may iterate a streaming response in a thread of its own for each piece."""
+    import contextvars
+
+    @step("s")
+    def values() -> Iterator[int]:
+        with step("inner"):
+            yield current()
+            yield current()
+
+    body = values()
+    found = {contextvars.Context().run(next, body, None) for _ in range(2)}
+    assert len(found) == 1
+    assert next(body, "end") == "end"
+    assert len(spans.all()) == 2
+
+
+# --- what must not break the app --------------------------------------------------------------------------------------
+
+
+def test_nobody_set_up_tracing() -> None:
+    from otel_llm.lifecycle.scopes import tracer
+
+    tracer.use(trace.NoOpTracerProvider())
+    with chain("c") as run, step("s"), tool("t"):
+        assert run.span_id == "0" * 16
+    assert plain_tool("x") == "x C False"
+
+
+def test_a_fault_of_ours_is_not_the_apps(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("ours")
+
+    from otel_llm import faults
+    from otel_llm.lifecycle.scopes import tracer
+
+    monkeypatch.setattr(faults, "report", lambda *_: None)
+    monkeypatch.setattr(tracer, "start_span", broken)
+    with chain("c"):
+        pass
+    assert plain_tool("x") == "x C False"
+
+    @step
+    def values() -> Iterator[int]:
+        yield 1
+
+    assert list(values()) == [1]
+    assert otel.get_current() == {}
+
+
+@pytest.mark.parametrize("make", [chain, step, tool])
+def test_bad_input_is_named(make: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="name of a chain, step or tool is text, not 42"):
+        make(42)
+    with pytest.raises(TypeError, match="decorates a function, not 7"):
+        make("x")(7)
+
+
+def test_a_scope_can_be_entered_again(spans: Spans) -> None:
+    again = step("s")
+    with again, again:
+        pass
+    with again:
+        pass
+    assert isinstance(again, Scope)
+    assert tree(spans) == [("step s", None), ("step s", "step s"), ("step s", None)]
+
+
+async def test_tasks_may_share_a_scope(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    shared = step("s")
+    ended: list[int] = []
+
+    async def work(turns: int) -> None:
+        with shared:
+            own = current()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert current() == own
+        assert current() == 0
+        assert spans.all()[-1].context.span_id == own  # type: ignore[union-attr]
+        ended.append(turns)
+
+    await asyncio.gather(*(work(turns) for turns in (1, 3, 2)))
+    assert ended == [1, 2, 3]
+    assert len(spans.all()) == 3
+    assert not caplog.records
+
+
+def test_a_forked_child_leaves_the_span_to_its_parent(spans: Spans) -> None:
+    with chain("c") as run:
+        child = os.fork()
+        if not child:
+            code = 3
+            try:
+                assert run.span is not None
+                run.__exit__(None, None, None)
+                code = 0 if run.span.is_recording() else 1
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(spans.all()) == 1
+    calls.finish_abandoned()

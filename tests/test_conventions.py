@@ -1,0 +1,294 @@
+"""Our spans against the OpenTelemetry GenAI conventions, attribute by attribute: name, type, requirement level.
+
+The tables are those of https://github.com/open-telemetry/semantic-conventions-genai (status Development, no releases), as of
+October 2026: docs/gen-ai/client-inference.md at ac48b1f9, docs/gen-ai/client-embeddings.md at 88eccb15, model/gen-ai/spans.yaml at
+002c8a6e for tools, agents, workflows and retrieval, its `openai.inference.client` for what is OpenAI's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind
+
+from otel_llm import llm_context
+from otel_llm.instrumentation.langchain import LangChainInstrumentor
+from otel_llm.instrumentation.openai import OpenAIInstrumentor
+from otel_llm.settings import reload
+from tests.conftest import LocalOpenAI
+from tests.instrumentation.conftest import Spans
+from tests.instrumentation.langchain.conftest import create_agent, needs_agents
+
+STRING, INT, DOUBLE, BOOLEAN, STRINGS, ANY = "string", "int", "double", "boolean", "string[]", "any"
+REQUIRED, CONDITIONAL, RECOMMENDED, OPT_IN = "required", "conditionally required", "recommended", "opt-in"
+Table = dict[str, tuple[str, str]]
+
+CALL: Table = {
+    "gen_ai.operation.name": (STRING, REQUIRED),
+    "gen_ai.provider.name": (STRING, REQUIRED),
+    "gen_ai.request.model": (STRING, CONDITIONAL),
+    "error.type": (STRING, CONDITIONAL),
+    "server.address": (STRING, RECOMMENDED),
+    "server.port": (INT, CONDITIONAL),
+    "gen_ai.response.model": (STRING, RECOMMENDED),
+    "gen_ai.usage.input_tokens": (INT, RECOMMENDED),
+}
+INFERENCE: Table = CALL | {
+    "gen_ai.conversation.id": (STRING, CONDITIONAL),
+    "gen_ai.output.type": (STRING, CONDITIONAL),
+    "gen_ai.prompt.name": (STRING, CONDITIONAL),
+    "gen_ai.prompt.version": (STRING, CONDITIONAL),
+    "gen_ai.request.choice.count": (INT, CONDITIONAL),
+    "gen_ai.request.seed": (INT, CONDITIONAL),
+    "gen_ai.request.stream": (BOOLEAN, CONDITIONAL),
+    "gen_ai.request.top_k": (INT, CONDITIONAL),
+    "gen_ai.conversation.compacted": (BOOLEAN, RECOMMENDED),
+    "gen_ai.request.frequency_penalty": (DOUBLE, RECOMMENDED),
+    "gen_ai.request.max_tokens": (INT, RECOMMENDED),
+    "gen_ai.request.presence_penalty": (DOUBLE, RECOMMENDED),
+    "gen_ai.request.previous_response.id": (STRING, RECOMMENDED),
+    "gen_ai.request.reasoning.level": (STRING, RECOMMENDED),
+    "gen_ai.request.stop_sequences": (STRINGS, RECOMMENDED),
+    "gen_ai.request.temperature": (DOUBLE, RECOMMENDED),
+    "gen_ai.request.top_p": (DOUBLE, RECOMMENDED),
+    "gen_ai.response.finish_reasons": (STRINGS, RECOMMENDED),
+    "gen_ai.response.id": (STRING, RECOMMENDED),
+    "gen_ai.response.time_to_first_chunk": (DOUBLE, RECOMMENDED),
+    "gen_ai.usage.audio.input_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.audio.output_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.cache_read.input_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.cache_write.input_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.image.input_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.image.output_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.output_tokens": (INT, RECOMMENDED),
+    "gen_ai.usage.reasoning.output_tokens": (INT, RECOMMENDED),
+    "gen_ai.input.messages": (ANY, OPT_IN),
+    "gen_ai.output.messages": (ANY, OPT_IN),
+    "gen_ai.system_instructions": (ANY, OPT_IN),
+    "gen_ai.tool.definitions": (ANY, OPT_IN),
+    "openai.request.service_tier": (STRING, CONDITIONAL),
+    "openai.response.service_tier": (STRING, CONDITIONAL),
+    "openai.response.system_fingerprint": (STRING, RECOMMENDED),
+    "openai.api.type": (STRING, RECOMMENDED),
+}
+EMBEDDINGS: Table = CALL | {
+    "gen_ai.embeddings.dimension.count": (INT, RECOMMENDED),
+    "gen_ai.request.encoding_formats": (STRINGS, RECOMMENDED),
+}
+TOOL: Table = {
+    "gen_ai.operation.name": (STRING, REQUIRED),
+    "gen_ai.tool.name": (STRING, REQUIRED),
+    "error.type": (STRING, CONDITIONAL),
+    "gen_ai.tool.call.id": (STRING, RECOMMENDED),
+    "gen_ai.tool.description": (STRING, RECOMMENDED),
+    "gen_ai.tool.type": (STRING, RECOMMENDED),
+    "gen_ai.tool.call.arguments": (ANY, OPT_IN),
+    "gen_ai.tool.call.result": (ANY, OPT_IN),
+}
+AGENT: Table = {
+    "gen_ai.operation.name": (STRING, REQUIRED),
+    "gen_ai.provider.name": (STRING, REQUIRED),
+    "error.type": (STRING, CONDITIONAL),
+    "gen_ai.agent.name": (STRING, CONDITIONAL),
+    "gen_ai.conversation.id": (STRING, CONDITIONAL),
+}
+WORKFLOW: Table = {
+    "gen_ai.operation.name": (STRING, REQUIRED),
+    "error.type": (STRING, CONDITIONAL),
+    "gen_ai.workflow.name": (STRING, CONDITIONAL),
+}
+RETRIEVAL: Table = {
+    "gen_ai.operation.name": (STRING, REQUIRED),
+    "error.type": (STRING, CONDITIONAL),
+    "gen_ai.data_source.id": (STRING, CONDITIONAL),
+    "gen_ai.provider.name": (STRING, CONDITIONAL),
+}
+
+ATTRIBUTION = {"gen_ai.agent.name", "gen_ai.workflow.name", "gen_ai.conversation.id"}
+"""What we put on every span, beyond its table: whom it runs for. `llm_usage` has columns for it."""
+NOT_KNOWN = {"invoke_agent": {"gen_ai.provider.name"}}
+"""Required, and left out: an agent of LangChain's has no provider, its models have, perhaps several."""
+
+
+def check(span: ReadableSpan, table: Table, kind: SpanKind) -> None:
+    attributes = dict(span.attributes or {})
+    operation = attributes["gen_ai.operation.name"]
+    wrong = []
+    for name, (_, level) in table.items():
+        if level == REQUIRED and name not in attributes and name not in NOT_KNOWN.get(operation, ()):
+            wrong.append(f"{name} is required")
+    for name, value in attributes.items():
+        if not name.startswith(("gen_ai.", "openai.", "server.", "error.")) or name in ATTRIBUTION - set(table):
+            continue
+        if name not in table:
+            wrong.append(f"{name} is not in the table")
+        elif not _has_type(value, table[name][0]):
+            wrong.append(f"{name}={value!r} is no {table[name][0]}")
+    assert not wrong, (span.name, wrong)
+    assert span.kind is kind
+
+
+def _has_type(value: Any, kind: str) -> bool:
+    match kind:
+        case "string[]":
+            return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        case "any":  # as JSON, where the SDK has no structured attributes on spans
+            return isinstance(value, str) and json.loads(value) is not None
+    return type(value) is {"string": str, "int": int, "double": float, "boolean": bool}[kind]
+
+
+@pytest.fixture
+def told(openai_server: LocalOpenAI, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
+    reload()
+    spans = Spans()
+    instrumentors: tuple[Any, ...] = (OpenAIInstrumentor(), LangChainInstrumentor())
+    for instrumentor in instrumentors:
+        instrumentor.instrument(tracer_provider=spans.provider)
+    yield spans
+    for instrumentor in instrumentors:
+        instrumentor.uninstrument()
+    spans.provider.shutdown()
+    monkeypatch.undo()
+    reload()
+
+
+@pytest.fixture
+def client(openai_server: LocalOpenAI) -> openai.OpenAI:
+    return openai.OpenAI(base_url=openai_server.base_url, api_key="x", max_retries=0)
+
+
+@pytest.fixture
+def model(openai_server: LocalOpenAI) -> ChatOpenAI:
+    return ChatOpenAI(base_url=openai_server.base_url, api_key="x", model="gpt-4o-mini", temperature=0)
+
+
+HELLO: Any = [{"role": "user", "content": "Say hello."}]
+FUNCTION: Any = {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
+EVERYTHING: Any = {
+    "model": "gpt-4o-mini",
+    "messages": HELLO,
+    "temperature": 0,
+    "top_p": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 1,
+    "max_tokens": 100,
+    "seed": 7,
+    "n": 2,
+    "stop": "never",
+    "service_tier": "default",
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "response_format": {"type": "text"},
+}
+
+
+def test_chat(told: Spans, client: openai.OpenAI) -> None:
+    with llm_context("shop", user_id="ann", conversation_id="c-1"):
+        client.chat.completions.create(**EVERYTHING)
+    span = told.one()
+    check(span, INFERENCE, SpanKind.CLIENT)
+    assert span.name == "chat gpt-4o-mini"
+    attributes = dict(span.attributes or {})
+    here = {
+        *(name for name, (_, level) in INFERENCE.items() if level == REQUIRED),
+        "gen_ai.request.model", "server.address", "server.port", "gen_ai.conversation.id", "gen_ai.output.type",
+        "gen_ai.request.choice.count", "gen_ai.request.seed", "gen_ai.request.temperature", "gen_ai.request.top_p",
+        "gen_ai.request.frequency_penalty", "gen_ai.request.presence_penalty", "gen_ai.request.max_tokens",
+        "gen_ai.request.stop_sequences", "gen_ai.response.id", "gen_ai.response.model", "gen_ai.response.finish_reasons",
+        "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.usage.cache_read.input_tokens",
+        "gen_ai.usage.reasoning.output_tokens", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions",
+        "openai.api.type", "openai.request.service_tier", "openai.response.service_tier",
+        "openai.response.system_fingerprint",
+    }  # fmt: skip
+    assert here - set(attributes) == set()
+    assert "gen_ai.request.stream" not in attributes
+
+
+def test_a_stream(told: Spans, client: openai.OpenAI) -> None:
+    for _ in client.chat.completions.create(**EVERYTHING, stream=True, stream_options={"include_usage": True}):
+        pass
+    span = told.one()
+    check(span, INFERENCE, SpanKind.CLIENT)
+    assert {"gen_ai.request.stream", "gen_ai.response.time_to_first_chunk"} <= set(span.attributes or {})
+
+
+def test_responses(told: Spans, client: openai.OpenAI) -> None:
+    client.responses.create(
+        model="gpt-4o-mini", input="hello", instructions="Be brief.", temperature=1, reasoning={"effort": "low"},
+        previous_response_id="resp_1", max_output_tokens=50, tools=[{"type": "function", "strict": None, **FUNCTION}],
+    )  # fmt: skip
+    span = told.one()
+    check(span, INFERENCE, SpanKind.CLIENT)
+    assert {
+        "gen_ai.system_instructions",
+        "gen_ai.request.reasoning.level",
+        "gen_ai.request.previous_response.id",
+    } <= set(span.attributes or {})
+
+
+def test_a_failed_chat(told: Spans, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError):
+        client.chat.completions.create(model="error-429", messages=HELLO)
+    span = told.one()
+    check(span, INFERENCE, SpanKind.CLIENT)
+    assert (span.attributes or {})["error.type"] == "429"
+    assert span.status.status_code.name == "ERROR"
+
+
+def test_text_completion(told: Spans, client: openai.OpenAI) -> None:
+    client.completions.create(model="gpt-3.5-turbo-instruct", prompt="hello", temperature=0)
+    check(told.one(), INFERENCE, SpanKind.CLIENT)
+
+
+def test_embeddings(told: Spans, client: openai.OpenAI) -> None:
+    client.embeddings.create(model="text-embedding-3-small", input="hello", dimensions=8, encoding_format="float")
+    span = told.one()
+    check(span, EMBEDDINGS, SpanKind.CLIENT)
+    assert {*EMBEDDINGS} - {"error.type"} <= set(span.attributes or {})
+
+
+@tool
+def look(at: str) -> str:
+    """Looks."""
+    return "seen"
+
+
+class Shelf(BaseRetriever):
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        return [Document("a page")]
+
+
+@needs_agents
+def test_agent_and_tool(told: Spans, model: ChatOpenAI) -> None:
+    agent = create_agent(model, [look], name="helper")
+    with llm_context("shop", conversation_id="c-1"):
+        agent.invoke({"messages": [HumanMessage("hello")]})
+    by_operation = {str((span.attributes or {})["gen_ai.operation.name"]): span for span in told.all()}
+    check(by_operation["chat"], INFERENCE, SpanKind.CLIENT)
+    check(by_operation["execute_tool"], TOOL, SpanKind.INTERNAL)
+    check(by_operation["invoke_agent"], AGENT, SpanKind.INTERNAL)
+    assert by_operation["invoke_agent"].name == "invoke_agent helper"
+    assert by_operation["execute_tool"].name == "execute_tool look"
+    assert set(TOOL) - {"error.type"} <= set(by_operation["execute_tool"].attributes or {})
+
+
+def test_workflow_and_retrieval(told: Spans, model: ChatOpenAI) -> None:
+    chain = Shelf() | RunnableLambda(lambda found: found[0].page_content) | model
+    chain.with_config(run_name="ask").invoke("hello")
+    by_operation = {str((span.attributes or {})["gen_ai.operation.name"]): span for span in told.all()}
+    check(by_operation["invoke_workflow"], WORKFLOW, SpanKind.INTERNAL)
+    check(by_operation["retrieval"], RETRIEVAL, SpanKind.INTERNAL)
+    check(by_operation["chat"], INFERENCE, SpanKind.CLIENT)
+    assert by_operation["invoke_workflow"].name == "invoke_workflow ask"
