@@ -71,8 +71,7 @@ def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tup
         _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
         loaded, refused = _load_good(connection, paths, lines)
     if loaded.rows:
-        _fill_prices(connection)
-        connection.execute("EXECUTE fill_usage")
+        price(connection)
     return loaded, refused
 
 
@@ -168,9 +167,7 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
         _fill_usage_again(connection)
     written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
     if duplicates.settle(connection, batch.first_us, batch.shared):
-        connection.execute("TRUNCATE price")
-        _fill_prices(connection)
-        _fill_usage_again(connection)
+        _price_again(connection)
     connection.execute(sql.insert_usage("llm_usage"))
     return int(written)
 
@@ -186,20 +183,27 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     _fill_usage_again(connection)
     connection.execute(sql.insert_spans("new_spans"))
     if duplicates.settle(connection, batch.first_us, batch.shared, stored):
-        connection.execute("TRUNCATE price")
-        _fill_prices(connection)
-        _fill_usage_again(connection)
+        _price_again(connection)
     connection.execute(sql.insert_usage("new_llm_usage"))
 
 
 _prices = PriceBook()
 
 
-def _fill_prices(connection: DuckDBPyConnection) -> None:
+def price(connection: DuckDBPyConnection) -> None:
+    """Fills `usage_batch`, which is empty, with the calls in `batch` and what they cost."""
     _prices.overrides = settings().prices
     prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
     if prices:
         connection.execute(sql.insert_prices(len(prices)), [value for price in prices for value in price])
+    connection.execute("EXECUTE fill_usage")
+
+
+def _price_again(connection: DuckDBPyConnection) -> None:
+    """After rows of the batch have become others."""
+    connection.execute("TRUNCATE price")
+    connection.execute("TRUNCATE usage_batch")
+    price(connection)
 
 
 def _fill_usage_again(connection: DuckDBPyConnection) -> None:

@@ -329,6 +329,8 @@ def insert_prices(rows: int) -> str:
     return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
 
 
+_CACHE_HIT: Final = "cache hit, not billed"
+
 _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 
 
@@ -364,7 +366,7 @@ def _unpriced() -> str:
     )
     written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
     return f"""CASE
-        WHEN cache_hit THEN 'cache hit, not billed'
+        WHEN cache_hit THEN {literal(_CACHE_HIT)}
         WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
         WHEN input_tokens IS NULL THEN 'no input usage reported'
         WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
@@ -374,6 +376,26 @@ def _unpriced() -> str:
         WHEN output_tokens > 0 AND NOT prices_output
             THEN 'no output price for ' || coalesce(response_model, request_model)
         END"""
+
+
+def calls_again(wanted: str) -> str:
+    """Puts stored calls into the table `batch`, with all that their price depends on, to be priced again.
+
+    `wanted` is a condition with the parameters $1 and $2; $3 and $4 are times as text, from and to before. What older versions
+    did not keep of a call is read from its span, where that is there still.
+    """
+    columns = ", ".join(
+        ("trace_id", "span_id", "started_at", "operation", "provider", "request_model", "response_model")
+    )
+    tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
+    return f"""INSERT INTO batch BY NAME
+    SELECT {columns}, {", ".join(TOKENS)}, true AS model_call,
+        coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
+            WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
+        coalesce(price_source = {literal(_CACHE_HIT)}, false) AS cache_hit,
+        epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot
+    FROM llm_usage AS calls
+    WHERE {wanted} AND ($3 IS NULL OR started_at >= $3::TIMESTAMPTZ) AND ($4 IS NULL OR started_at < $4::TIMESTAMPTZ)"""
 
 
 def insert_usage(table: str) -> str:
