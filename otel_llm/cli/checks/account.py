@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from otel_llm.cli.access import locate, reading
 from otel_llm.cli.checks import Section, Size
 from otel_llm.cli.errors import CommandError, one_line
+from otel_llm.cli.output import counted
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from otel_llm.store.paths import StorePaths
 
 _LITTLE_SPACE = 100 * 2**20
+_REPORTED_TWICE = """SELECT scope_name, count(*) FROM spans ANTI JOIN llm_usage USING (trace_id, span_id)
+    WHERE NOT starts_with(scope_name, 'otel_llm.') AND operation IN ('chat', 'text_completion', 'embeddings', 'generate_content')
+    GROUP BY 1 ORDER BY 1"""
+"""Spans of model calls that are not in the account: another span stands there for the same call."""
 
 
 @dataclass(slots=True)
@@ -81,6 +86,7 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
             section.facts["in use"] = Size(used(connection))
             section.facts["kept"] = _kept()
             section.facts |= _contents(connection)
+            twice = connection.execute(_REPORTED_TWICE).fetchall()
             segments, size = _pending(connection, paths)
             section.facts["pending segments"] = segments
             section.facts["pending"] = Size(size)
@@ -90,6 +96,11 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
             "close the program that holds the store, or move the file aside; what is recorded waits in the journal",
         )
         return
+    for scope, number in twice:
+        section.remark(
+            f"{scope} has reported {counted(number, 'call')} in the store too: counted once, both spans are kept",
+            "the remarks on instrumentation say how to turn it off",
+        )
     if not section.facts["calls"]:
         section.remark("no model call has been recorded yet", "opentelemetry-instrument python app.py")
 
@@ -114,9 +125,13 @@ def _contents(connection: duckdb.DuckDBPyConnection) -> dict[str, object]:
     ).fetchall()[0]
     by_status = connection.execute("SELECT status, count(*) FROM llm_usage GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
     spans = connection.execute("SELECT count(*) FROM spans").fetchall()[0][0]
+    by_scope = connection.execute(
+        "SELECT coalesce(instrumentation, 'unknown'), count(*) FROM llm_usage GROUP BY 1 ORDER BY 2 DESC, 1"
+    ).fetchall()
     return {
         "calls": calls,
         "by status": dict(by_status),
+        "recorded by": dict(by_scope),
         "unpriced": unpriced,
         "spans": spans,
         "first call": first,

@@ -87,11 +87,19 @@ def instrumentation() -> Section:
         elif not off and any(client in f"{entry.name} {entry.value}" for client in _CLIENTS):
             section.facts[entry.name] = f"{_owner(entry)}, not ours"
             others.append(entry)
-    for entry in others if active else ():
-        section.problem(
-            f"{_owner(entry)} instruments {entry.name} as well: each call is recorded twice",
-            f"{_DISABLED}={','.join(sorted({*disabled, *(other.name for other in others)}))}",
-        )
+    for entry in others:
+        if active:
+            section.remark(
+                f"{_owner(entry)} instruments {entry.name} as well: each call is counted once, as we record it, and has two "
+                "spans in Jaeger or any OTLP backend",
+                f"{_DISABLED}={','.join(sorted({*disabled, *(other.name for other in others)}))} for one span a call",
+            )
+        elif installed:
+            section.remark(
+                f"ours are turned off, so calls are counted as {_owner(entry)} reports them: without module, user and attempts, "
+                "and only as far as spans are sampled and exported",
+                f"take ours out of {_DISABLED}",
+            )
     if not installed:
         section.problem("there is no client to instrument", "pip install 'otel-llm[openai]' or 'otel-llm[langchain]'")
     return section

@@ -7,6 +7,7 @@ import pytest
 
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.instrumentation.conftest import Spans
+from tests.instrumentation.openai.clients import MISSING
 
 
 @pytest.fixture
@@ -27,3 +28,12 @@ def client(openai_server) -> openai.OpenAI:
 async def async_client(openai_server):
     async with openai.AsyncOpenAI(base_url=openai_server.base_url, api_key="local") as client:
         yield client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the cases that an old client cannot run."""
+    for item in items:
+        case = item.name.partition("[")[2]
+        for name, reason in MISSING.items():
+            if name in case:
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from otel_llm import call as calls
 from otel_llm import semconv as s
+from tests.instrumentation.openai.clients import http, needs
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 MODEL = "gpt-4o-mini"
@@ -243,12 +244,10 @@ async def test_cancelled(instrumented, async_client, openai_server):
 
 @pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit])
 def test_a_base_exception_passes_through_and_ends_the_span(exit_, instrumented, openai_server):
-    import httpx2
-
     def interrupt(request):
         raise exit_
 
-    client = openai.OpenAI(api_key="local", http_client=httpx2.Client(transport=httpx2.MockTransport(interrupt)))
+    client = openai.OpenAI(api_key="local", http_client=http.Client(transport=http.MockTransport(interrupt)))
     with pytest.raises(exit_):
         client.chat.completions.create(model=MODEL, messages=HELLO)
     assert instrumented.attributes()[s.STATUS] == "cancelled"
@@ -264,6 +263,7 @@ def test_a_broken_stream_is_an_error_with_what_had_arrived(instrumented, client)
     assert s.RESPONSE_ID in found
 
 
+@needs("responses")
 def test_a_failed_response_is_an_error(instrumented, client):
     list(client.responses.create(model="stream-failed", input="Hello.", stream=True))
     assert instrumented.attributes()[s.STATUS] == "error"
