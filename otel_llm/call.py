@@ -62,6 +62,10 @@ finders: list[Callable[[], Place | None]] = []
 """Asked in turn for the place of a new call: frameworks whose runs are not attached to the OpenTelemetry context register here."""
 
 
+guides: list[Callable[[], Callable[[], Place | None] | None]] = []
+"""Asked for what finds the place of a call that is made elsewhere, in a thread say, by work that was begun here."""
+
+
 watchers: list[Callable[[Span], None]] = []
 """Told of the span of a running call when more is known of it, which counts if the process dies before its end."""
 
@@ -360,6 +364,43 @@ def in_flight(current: otel.Context | None = None) -> ModelCall | None:
     return call if isinstance(call, ModelCall) else None
 
 
+class Aside:
+    """A request to a provider that is no call of a model: nothing goes out with it either."""
+
+    __slots__ = ("finished", "propagates")
+
+    def __init__(self, propagates: bool) -> None:
+        self.propagates = propagates
+        self.finished = False
+
+    def context(self) -> otel.Context:
+        """The context for the request itself."""
+        return otel.set_value(_KEY, self)
+
+
+def enter(request: ModelCall | Aside) -> otel.Context:
+    """Makes the context of `request` the current one. Returns the one before, for `leave`."""
+    outside = otel.get_current()
+    otel.attach(request.context())
+    return outside
+
+
+def leave(request: ModelCall | Aside, outside: otel.Context) -> None:
+    """Undoes `enter`; changes nothing where it is not inside: a coroutine that is dropped is closed wherever that happens."""
+    if otel.get_value(_KEY) is request:
+        otel.attach(outside)
+
+
+def withholds(current: otel.Context | None = None) -> bool:
+    """Whether what is sent in this context may go to a model provider that is to get no trace context and no baggage."""
+    request = otel.get_value(_KEY, current)
+    # A thread that was started during a request keeps its context; once that is over, it is no request any more.
+    if isinstance(request, ModelCall | Aside) and not request.finished:
+        return not request.propagates
+    # Offered, and a client may be asking that nothing of ours is on.
+    return any(call.is_waiting for call in _offered.get())
+
+
 def find_place() -> Place | None:
     """The place of a call that begins here, by the frameworks that know better than the OpenTelemetry context."""
     for finder in finders:
@@ -368,6 +409,10 @@ def find_place() -> Place | None:
         except Exception as fault:
             faults.report("find the parent of a call", fault)
             continue
+        if place is not None and nearer(place.span) is place.span:
+            return place
+    if (find := _brought.get()) is not None:
+        place = find()
         if place is not None and nearer(place.span) is place.span:
             return place
     return None
@@ -387,6 +432,39 @@ def _is_older(span: Span, other: Span) -> bool:
         return False
     own, others = getattr(span, "start_time", None), getattr(other, "start_time", None)
     return own is not None and others is not None and others > own
+
+
+# --- work that is done elsewhere -------------------------------------------------------------------------------------
+_brought: ContextVar[Callable[[], Place | None] | None] = ContextVar("otel_llm_brought_place", default=None)
+
+
+class Belongings(NamedTuple):
+    """What work takes with it to another thread, besides the OpenTelemetry context."""
+
+    find: Callable[[], Place | None] | None
+    offered: tuple[ModelCall, ...]
+
+    def unpack(self) -> tuple[Any, Any]:
+        """Makes them count in this thread; returns what `put_back` wants."""
+        return _brought.set(self.find), _offered.set(self.offered)
+
+
+def belongings() -> Belongings | None:
+    """What work that is begun here takes with it; None where there is nothing."""
+    find = _brought.get()
+    for guide in guides:
+        try:
+            find = guide() or find
+        except Exception as fault:
+            faults.report("find the parent of work in a thread", fault)
+    offered = _offered.get()
+    return Belongings(find, offered) if find is not None or offered else None
+
+
+def put_back(tokens: tuple[Any, Any]) -> None:
+    """Undoes `Belongings.unpack`."""
+    _brought.reset(tokens[0])
+    _offered.reset(tokens[1])
 
 
 # --- one call seen by two layers -------------------------------------------------------------------------------------

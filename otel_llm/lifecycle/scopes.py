@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 
 from otel_llm import call as calls
 from otel_llm import context, faults, semconv
-from otel_llm.generators import Inside, wrap_async_generator, wrap_generator
+from otel_llm.generators import generator_function
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.version import __version__
 
@@ -148,10 +148,8 @@ class Scope:
         attributes = {**self._attributes, **_named(self._operation, name)}
         fresh = partial(Scope, self._operation, name, attributes)  # calls may overlap
         wrapper: Any
-        if inspect.isasyncgenfunction(function):
-            return cast("Callable[_P, _R]", wrap_async_generator(function, lambda: _Body(fresh())))
-        if inspect.isgeneratorfunction(function):
-            return cast("Callable[_P, _R]", wrap_generator(function, lambda: _Body(fresh())))
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            return cast("Callable[_P, _R]", generator_function(function, lambda: _Body(fresh())))
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
@@ -177,12 +175,12 @@ class _Body:
         self._scope = scope
         self._process = calls.process()
 
-    def __enter__(self) -> Inside:
+    def __enter__(self) -> otel.Context:
         try:
-            return Inside(self._scope._begin()[1])
+            return self._scope._begin()[1]
         except Exception as fault:
             faults.report(f"open a {self._scope._operation} span", fault)
-            return Inside(otel.get_current())
+            return otel.get_current()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
