@@ -194,8 +194,8 @@ class llm_context:
             values = {**believed, **self._values}
             size = self._size + sum(_most_bytes(name, value) for name, value in believed.items())
         if semconv.REQUEST_ID not in values:
-            values[semconv.REQUEST_ID] = text = f"{_ids.getrandbits(128):032x}"
-            size += _most_bytes(semconv.REQUEST_ID, text)
+            values[semconv.REQUEST_ID] = f"{_ids.getrandbits(128):032x}"
+            size += _REQUEST_ID_BYTES
         if len(values) > _MOST:
             values = _bounded(values)
         layer = _Layer(self, outer, values, size)
@@ -344,6 +344,9 @@ def _fitting(values: Mapping[str, str]) -> dict[str, str]:
 def _most_bytes(name: str, text: str) -> int:
     """Bytes that an entry takes in the header at most: `%` and two digits for each byte, four bytes for a character."""
     return (3 if name.isascii() and text.isascii() else 12) * (len(name) + len(text)) + 2
+
+
+_REQUEST_ID_BYTES = _most_bytes(semconv.REQUEST_ID, 32 * "0")
 
 
 @cache

@@ -449,6 +449,32 @@ async def test_a_function_that_returns_something_to_run():
     assert hide(lambda: thing)() is thing
 
 
+def test_dropped_in_the_middle_of_an_await_it_changes_nothing_where_it_is_closed():
+    """The garbage collector closes it wherever it runs: in a thread or a task with a context of its own."""
+    import contextvars
+
+    loop = asyncio.new_event_loop()
+
+    async def waits() -> None:
+        await asyncio.Future(loop=loop)
+
+    @llm_context("m", user_id="dropped")
+    async def generates() -> AsyncIterator[None]:
+        yield await asyncio.Future(loop=loop)
+
+    async def consumes() -> None:
+        async for _ in generates():
+            pass
+
+    for coroutine in (llm_context("m", user_id="dropped")(lambda: waits())(), consumes()):
+        contextvars.Context().run(coroutine.send, None)
+        with llm_context(user_id="here"):
+            inside = otel.get_current()
+            coroutine.close()
+            assert otel.get_current() is inside
+    loop.close()
+
+
 def test_a_class_is_refused():
     with pytest.raises(TypeError, match="functions and methods, not the class"):
         llm_context("m")(Service)

@@ -20,6 +20,7 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
+from otel_llm import call as calls
 from otel_llm import carry, llm_context, semconv
 from otel_llm.context import attributes
 from otel_llm.instrumentation import concurrency
@@ -168,6 +169,20 @@ def test_arguments_results_and_exceptions_of_a_pool_are_the_app_s(inside):
         assert leaking.result() and pool.submit(seen).result() == inside
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(task)
+
+
+def test_afterwards_the_thread_is_as_it_was(inside):
+    """Whatever the task has left open, and however it ends."""
+    carried = otel.get_current()
+    for task in (lambda: llm_context(user_id="left open").__enter__(), lambda: 1 / 0):
+        with llm_context(user_id="worker"):
+            before = otel.get_current()
+            try:
+                carry.run_here(carried, calls.Belongings(lambda: None, ()), task)
+            except ZeroDivisionError:
+                pass
+            assert otel.get_current() is before
+            assert calls.belongings() is None
 
 
 def test_only_our_context_is_carried(inside):
