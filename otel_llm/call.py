@@ -457,7 +457,7 @@ def belongings() -> Belongings | None:
             find = guide() or find
         except Exception as fault:
             faults.report("find the parent of work in a thread", fault)
-    offered = _offered.get()
+    offered = tuple(call for call in _offered.get() if call.is_waiting)
     return Belongings(find, offered) if find is not None or offered else None
 
 
