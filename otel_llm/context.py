@@ -10,6 +10,7 @@ import inspect
 import os
 import random
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache, wraps
 from logging import getLogger
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
