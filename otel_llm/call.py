@@ -15,10 +15,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import context as otel
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
@@ -27,8 +27,6 @@ from opentelemetry.trace import get_current_span as current_span
 from otel_llm import context, faults, metrics, semconv, toolcalls
 from otel_llm.settings import settings
 from otel_llm.usage import Usage
-
-_T = TypeVar("_T")
 
 _KEY = otel.create_key("otel-llm-call")
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
@@ -82,6 +80,7 @@ class ModelCall:
         "attempts",
         "facts",
         "first_chunk_ns",
+        "is_followed",
         "last_chunk_ns",
         "model",
         "propagates",
@@ -117,6 +116,8 @@ class ModelCall:
         self.last_chunk_ns: int | None = None
         self.attempts: int | None = None
         self.model = model
+        self.is_followed = False
+        """Whether somebody follows its answer, and ends it when that is dropped."""
         self.propagates = False
         """Whether the provider may see our trace context (`OTEL_LLM_PROPAGATE_TO`)."""
         self._adopted = threading.Lock()
@@ -294,10 +295,12 @@ class ModelCall:
             later(partial(self.finish, status, usage=usage, attributes=attributes))
 
     def __del__(self) -> None:
-        # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines.
+        # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines. (Where its answer
+        # is followed, whoever follows it knows more of how it ended, and finishes it.)
         try:
-            if self._process is _process and self.span.is_recording():
-                _lost.append(self)
+            given_up = not self.is_followed or self._done.locked()
+            if given_up and self._process is _process and self.span.is_recording():
+                later(self._let_go)
         except Exception:
             pass  # it never got a span, or the interpreter is shutting down
 
@@ -314,7 +317,6 @@ def _failed(span: Span, error: BaseException) -> Status:
 
 
 _abandoned: deque[Callable[[], None]] = deque()
-_lost: deque[ModelCall] = deque()
 
 
 def later(finish: Callable[[], None]) -> None:
@@ -324,18 +326,12 @@ def later(finish: Callable[[], None]) -> None:
 
 def finish_abandoned() -> None:
     """Ends what was dropped unfinished. The store's background thread, the next call and `flush()` do this."""
-    for finish in _drain(_abandoned):
-        finish()
-    for call in _drain(_lost):  # after those: a stream that was dropped with its call knows more of how it ended
-        call._let_go()
-
-
-def _drain(queue: deque[_T]) -> Iterator[_T]:
-    while queue:
+    while _abandoned:
         try:
-            yield queue.popleft()
+            finish = _abandoned.popleft()
         except IndexError:  # another thread was quicker
             return
+        finish()
 
 
 _process = object()
@@ -351,7 +347,6 @@ def _after_fork_in_child() -> None:
     global _process
     _process = object()
     _abandoned.clear()
-    _lost.clear()
 
 
 if hasattr(os, "register_at_fork"):
