@@ -142,12 +142,28 @@ COMPACT: Final = "compact"
 DECISION: Final = "decision"
 BATCH: Final = "batch"
 LIVE_SESSION: Final = "live_session"
+RETRIEVE: Final = "retrieve"
+"""The result of a background response, asked for by another process than the one that created it."""
 
 CHAIN_OPERATIONS: Final = frozenset({INVOKE_WORKFLOW, INVOKE_AGENT, CREATE_AGENT})
 """Operations that are a run of several others."""
 
 TREE_OPERATIONS: Final = frozenset({EXECUTE_TOOL, INVOKE_AGENT, CREATE_AGENT, INVOKE_WORKFLOW, RETRIEVAL, STEP})
 """Operations that run no model themselves: they are in `spans`, never in `llm_usage`. Any other operation is a model call."""
+
+# --- names that only others write ------------------------------------------------------------------------------------
+INVOCATION_PARAMETERS: Final = "llm.invocation_parameters"
+"""OpenInference: the request without its messages, as JSON."""
+OUTPUT_VALUE: Final = "output.value"
+"""OpenInference: the whole answer, as JSON."""
+FIRST_CHUNK_EVENTS: Final = (
+    "First Token Stream Event",
+    "gen_ai.content.completion.chunk",
+    "llm.content.completion.chunk",
+)
+"""Events of others whose first one tells when the first chunk came."""
+FOREIGN_OPERATIONS: Final[dict[str, str]] = {"execute_task": STEP}
+"""Values of `gen_ai.operation.name` that are none of the convention's, in ours."""
 
 # --- names that others write, newest first ---------------------------------------------------------------------------
 ALIASES: Final[dict[str, tuple[str, ...]]] = {
@@ -156,6 +172,9 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     RESPONSE_MODEL: ("llm.response.model",),
     INPUT_TOKENS: ("gen_ai.usage.prompt_tokens", "llm.token_count.prompt", "llm.usage.prompt_tokens"),
     OUTPUT_TOKENS: ("gen_ai.usage.completion_tokens", "llm.token_count.completion", "llm.usage.completion_tokens"),
+    FINISH_REASONS: ("llm.finish_reason",),
+    OPENAI_RESPONSE_SERVICE_TIER: ("gen_ai.openai.response.service_tier",),
+    INVOCATION_PARAMETERS: ("embedding.invocation_parameters",),
     CACHE_READ_TOKENS: (
         "gen_ai.usage.cache_read_input_tokens",
         "llm.token_count.prompt_details.cache_read",
@@ -190,6 +209,7 @@ FOREIGN_KINDS: Final[dict[str, dict[str, str]]] = {
         "AGENT": INVOKE_AGENT,
         "TOOL": EXECUTE_TOOL,
         "RETRIEVER": RETRIEVAL,
+        "PROMPT": STEP,
     },
     "llm.request.type": {"chat": CHAT, "completion": TEXT_COMPLETION, "embedding": EMBEDDINGS},
     "traceloop.span.kind": {

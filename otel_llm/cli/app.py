@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "ps": ("ps", "List the model calls that are running, in every process."),
     "tail": ("tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
     "prices": ("prices", "Show what models cost per million tokens, and where the price comes from."),
+    "reprice": ("reprice", "Price calls again whose price was not known."),
     "export": ("export", "Write a table to a Parquet, CSV or JSON file."),
     "replay": ("replay", "Send stored spans to Jaeger or any OTLP backend again."),
     "backup": ("copies", "Copy the whole store to FILE."),

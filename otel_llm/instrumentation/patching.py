@@ -37,6 +37,17 @@ class Patches:
         setattr(owner, name, ours)
         self._done.append((owner, name, original, ours))
 
+    def is_bypassed(self, owner: type, name: str) -> bool:
+        """Whether `owner.name` is another's wrapper round an inherited attribute as it was before we wrapped it."""
+        step = vars(owner).get(name)
+        ours = {id(patched): original for _, _, original, patched in self._done}
+        inherited = {id(original) for original in ours.values()}
+        while step is not None and id(step) not in ours:
+            if id(step) in inherited:
+                return True
+            step = getattr(step, "__wrapped__", None)
+        return False
+
     def _is_active(self) -> bool:
         return not self._undone
 

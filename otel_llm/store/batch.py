@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
-from otel_llm.store import sql
+from otel_llm.store import duplicates, sql
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.price import PriceBook
 
@@ -34,6 +34,8 @@ class Batch:
     first_us: int
     """When its first span began, in microseconds since 1970; its last one at `last_us`."""
     last_us: int
+    shared: bool = False
+    """There are calls in it that other instrumentations or processes may have reported too."""
 
 
 _MAX_TRIALS: Final = 200
@@ -69,8 +71,7 @@ def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tup
         _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
         loaded, refused = _load_good(connection, paths, lines)
     if loaded.rows:
-        _fill_prices(connection)
-        connection.execute("EXECUTE fill_usage")
+        price(connection)
     return loaded, refused
 
 
@@ -100,13 +101,11 @@ def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Ba
 
 
 def _measure(connection: DuckDBPyConnection) -> Batch:
-    rows, interrupted, different, first_us, last_us = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    rows, interrupted, different, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
     if different < rows:
         connection.execute(sql.DROP_REPEATED)
-        rows, interrupted, _, first_us, last_us = connection.execute("EXECUTE measure_batch").fetchall()[0]
-    if interrupted:
-        connection.execute(sql.COUNT_INTERRUPTED_ONCE)
-    return Batch(rows, interrupted, first_us or 0, last_us or 0)
+        rows, interrupted, _, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    return Batch(rows, interrupted, first_us or 0, last_us or 0, shared)
 
 
 @contextmanager
@@ -167,6 +166,8 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
             connection.execute(sql.drop_known(table, *span))
         _fill_usage_again(connection)
     written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
+    if duplicates.settle(connection, batch.first_us, batch.shared):
+        _price_again(connection)
     connection.execute(sql.insert_usage("llm_usage"))
     return int(written)
 
@@ -181,17 +182,28 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
         connection.execute(sql.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
     _fill_usage_again(connection)
     connection.execute(sql.insert_spans("new_spans"))
+    if duplicates.settle(connection, batch.first_us, batch.shared, stored):
+        _price_again(connection)
     connection.execute(sql.insert_usage("new_llm_usage"))
 
 
 _prices = PriceBook()
 
 
-def _fill_prices(connection: DuckDBPyConnection) -> None:
+def price(connection: DuckDBPyConnection) -> None:
+    """Fills `usage_batch`, which is empty, with the calls in `batch` and what they cost."""
     _prices.overrides = settings().prices
     prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
     if prices:
         connection.execute(sql.insert_prices(len(prices)), [value for price in prices for value in price])
+    connection.execute("EXECUTE fill_usage")
+
+
+def _price_again(connection: DuckDBPyConnection) -> None:
+    """After rows of the batch have become others."""
+    connection.execute("TRUNCATE price")
+    connection.execute("TRUNCATE usage_batch")
+    price(connection)
 
 
 def _fill_usage_again(connection: DuckDBPyConnection) -> None:

@@ -181,7 +181,7 @@ def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
             _forget_removed(connection, paths, known)
             if loaded is not None and _goes_on_from(loaded.takes, known):
                 _store(connection, paths, loaded, known, result)
-        _forget_loaded()
+        forget_loaded()
         offsets = known
 
 
@@ -192,7 +192,7 @@ def _load(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int]) -> _Loa
     held = _loaded
     if held and held.paths == paths and held.connection is connection and _goes_on_from(held.takes, offsets):
         return held
-    _forget_loaded()
+    forget_loaded()
     takes = plan(paths, offsets, goals)
     if not takes:
         return None
@@ -207,7 +207,8 @@ def _load(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int]) -> _Loa
     return _loaded
 
 
-def _forget_loaded() -> None:
+def forget_loaded() -> None:
+    """The workbench is about to be used for something else."""
     global _loaded
     _loaded = None
 

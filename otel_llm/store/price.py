@@ -8,6 +8,7 @@ The user's table (`OTEL_LLM_PRICES`, TOML) goes before the library's. The first 
     [[price]]
     provider = "azure.ai.openai"   # as in llm_usage; * and ? match; may be left out
     model = "my-deployment*"       # response model or request model; * and ? match
+    tier = "batch"                 # of calls in this service tier only; left out, of calls in any
     input = 0.15                   # USD per million tokens, as is everything but `call`
     output = 0.60
     cache_read = 0.075             # of these, what is left out is priced like the whole it is part of
@@ -78,6 +79,14 @@ _USAGE_KEYS: Final = {
 }
 """Our token columns in genai-prices' words."""
 
+_OWN_PRICE: Final = {
+    "batch": {"processing": "batch"},
+    "flex": {"service_tier": "flex"},
+    "priority": {"service_tier": "priority"},
+    "fast": {"service_tier": "fast"},
+}
+"""Service tiers that cost less or more, in genai-prices' words. Where it has no price for one, the standard price is not it."""
+
 _WHOLE_OF: Final = {
     column: "output_tokens"
     if column in ("reasoning_tokens", "audio_output_tokens", "image_output_tokens")
@@ -114,6 +123,7 @@ class Quote:
 class _Override:
     provider: str
     model: str
+    tier: str | None
     rate: Rate
 
 
@@ -160,6 +170,8 @@ class PriceBook:
         """The prices at `at_ns` by response model first, then request model. Raises nothing."""
         models = [model for model in dict.fromkeys((response_model, request_model)) if model]
         for entry in self._table:
+            if entry.tier not in (None, tier):
+                continue
             if fnmatchcase(provider or "", entry.provider) and any(fnmatchcase(model, entry.model) for model in models):
                 return Quote("override", (entry.rate,))
         if not models:
@@ -177,6 +189,7 @@ class PriceBook:
     def _read_overrides(self) -> None:
         """Reads the user's table where it is new or has changed."""
         if self.overrides is None:
+            self._table, self._table_read = (), None
             return
         try:
             stat = self.overrides.stat()
@@ -211,7 +224,7 @@ def _parse_overrides(path: Path) -> tuple[_Override, ...]:
 
 def _override(table: Mapping[str, Any]) -> _Override:
     known = {column.removesuffix("_tokens"): column for column in TOKENS}
-    unknown = sorted(set(table) - set(known) - {"provider", "model", "call"})
+    unknown = sorted(set(table) - set(known) - {"provider", "model", "tier", "call"})
     if unknown:
         raise ValueError(f"unknown key {unknown[0]}")
     if "model" not in table or "input" not in table:
@@ -221,7 +234,8 @@ def _override(table: Mapping[str, Any]) -> _Override:
     whole = {"input_tokens": prices["input_tokens"], "output_tokens": output}
     per_token = whole | {part: prices[part] - whole[_WHOLE_OF[part]] for part in _WHOLE_OF if part in prices}
     rate = Rate(per_token, per_call=_amount(table.get("call", 0)), prices_output="output" in table)
-    return _Override(str(table.get("provider", "*")), str(table["model"]), rate)
+    tier = table.get("tier")
+    return _Override(str(table.get("provider", "*")), str(table["model"]), None if tier is None else str(tier), rate)
 
 
 def _amount(value: object) -> Decimal:
@@ -246,20 +260,47 @@ def _library_quote(provider: str | None, model: str, tier: str | None, at_ns: in
 
 
 def _rates(provider: Provider, model: ModelInfo, tier: str | None, at_ns: int, source: str) -> Quote | None:
-    from genai_prices.types import TieredPrices
-
-    context = {"service_tier": tier} if tier else None
-    price = model.get_prices(datetime.fromtimestamp(at_ns // 10**9, UTC), context)
+    at = datetime.fromtimestamp(at_ns // 10**9, UTC)
+    own = _OWN_PRICE.get(tier) if tier else None
+    context = own or ({"service_tier": tier} if tier else None)
+    if own is not None and not _is_priced(model, own, at):
+        return Quote(f"no {tier} price for {provider.id}/{model.id}")
+    price = model.get_prices(at, context)
     prices = {name: value for name, value in vars(price).items() if not name.startswith("_") and value is not None}
     if "input_mtok" not in prices:
         return None  # priced by the second, the character, the page: tokens do not tell
+    key = repr(sorted(prices.items()))
+    if (rates := _computed.get(key)) is None:
+        if len(_computed) >= _MAX_COMPUTED:
+            _computed.clear()
+        rates = _computed[key] = _by_size(price, prices)
+    return Quote(source, rates)
+
+
+_MAX_COMPUTED: Final = 4096
+_computed: dict[str, tuple[Rate, ...]] = {}
+"""The rates of each price, by all its amounts: the same price holds for many half hours, and a look at one takes milliseconds."""
+
+
+def _is_priced(model: ModelInfo, context: Mapping[str, str], at: datetime) -> bool:
+    """Whether the library has a price of its own for calls of this kind at this time."""
+    return any(
+        variant.when.items() <= context.items() and (variant.constraint is None or variant.constraint.active(at))
+        for variant in getattr(model, "price_variants", None) or ()
+        if variant.when
+    )
+
+
+def _by_size(price: ModelPrice, prices: Mapping[str, Any]) -> tuple[Rate, ...]:
+    from genai_prices.types import TieredPrices
+
     starts = {tier.start for value in prices.values() if isinstance(value, TieredPrices) for tier in value.tiers}
     bounds = [-1, *sorted(starts), MAX_TOKENS]
     rates = []
     for above, up_to in pairwise(bounds):
         flat = type(price)(**{name: _at(value, above) for name, value in prices.items()})
         rates.append(_linear(flat, above, up_to, any(name.startswith("output_") for name in prices)))
-    return Quote(source, tuple(rates))
+    return tuple(rates)
 
 
 def _at(value: Any, above: int) -> Any:

@@ -115,6 +115,9 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
     stored = '"' + str(row[0]).replace('"', '""') + '".main'
     for table in ("spans", "llm_usage"):
         connection.execute(f"CREATE TEMP TABLE new_{table} AS FROM {stored}.{table} LIMIT 0")
+    # The file may be of an earlier version, and cannot be migrated now.
+    connection.execute("ALTER TABLE new_llm_usage ADD COLUMN IF NOT EXISTS service_tier VARCHAR")
+    connection.execute("CREATE TEMP TABLE hidden (trace_id VARCHAR, span_id VARCHAR)")
     batch.prepare(connection)
     goals = ingest.sizes(paths)
     while takes := ingest.plan(paths, offsets, goals):
@@ -123,11 +126,14 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
             offsets[take.segment.name] = (take.chunk.next, take.finished)
         if loaded.rows:
             batch.overlay(connection, loaded, stored)
-    for table in ("spans", "llm_usage"):
+    for table, replaced in (
+        ("spans", "new_spans"),
+        ("llm_usage", "(FROM hidden UNION ALL SELECT trace_id, span_id FROM new_spans)"),
+    ):
         connection.execute(
             f"""CREATE TEMP VIEW {table} AS
             SELECT * FROM {stored}.{table} AS stored WHERE NOT EXISTS (
-                FROM new_spans WHERE new_spans.trace_id = stored.trace_id AND new_spans.span_id = stored.span_id)
-            UNION ALL FROM new_{table}"""
+                FROM {replaced} AS new WHERE new.trace_id = stored.trace_id AND new.span_id = stored.span_id)
+            UNION ALL BY NAME FROM new_{table}"""
         )
     connection.execute(database.views_sql().replace("CREATE OR REPLACE VIEW", "CREATE OR REPLACE TEMP VIEW"))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import orjson
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode
 
@@ -27,7 +28,7 @@ _CONTENT: Final = re.compile(
     r"|gen_ai\.tool\.(definitions|call\.(arguments|result))|gen_ai\.retrieval\.(documents|query\.text)"
     r"|gen_ai\.(user|system|assistant|tool|choice)\.message.*|content|message"
     r"|(input|output)\.value|llm\.(input_messages|output_messages|prompts|completions|tools|prompt_template|function_call)(\..*)?"
-    r"|traceloop\.entity\.(input|output)|retrieval\.documents(\..*)?|(embedding\.(text|embeddings).*)|tool\.parameters"
+    r"|traceloop\.entity\.(input|output)|gen_ai\.task\.(input|output)|retrieval\.documents(\..*)?|(embedding\.(text|embeddings).*)|tool\.parameters"
     r"|exception\.(message|stacktrace)"
 )
 """Attributes, ours and others', that hold what was said. An exception's text can quote the prompt."""
@@ -36,6 +37,13 @@ _SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)
 _DROPPED: Final = re.compile(f"{_CONTENT.pattern}|{_SECRET.pattern}")
 _URLS: Final = ("url.full", "http.url", "http.target")
 """Attributes whose query can hold what a user asked."""
+_INVOCATION: Final = (semconv.INVOCATION_PARAMETERS, *semconv.ALIASES[semconv.INVOCATION_PARAMETERS])
+_NAMES: Final = frozenset(("model", "service_tier"))
+_IN_THE_ANSWER: Final = {
+    semconv.RESPONSE_ID: re.compile(r'"id": ?"((?:chatcmpl|cmpl|resp)[-_][\w-]{1,200})"'),
+    semconv.OPENAI_RESPONSE_SERVICE_TIER: re.compile(r'"service_tier": ?"(\w{1,20})"'),
+}
+"""Facts that OpenInference has nowhere but in the answer, which is content. Quoted in a text, they would be escaped."""
 
 
 def attributes_of(span: ReadableSpan) -> Attributes:
@@ -54,6 +62,7 @@ def is_genai(attributes: Attributes) -> bool:
 def operation_of(attributes: Attributes) -> str | None:
     """What a GenAI span does, as far as its start tells; None where nobody says."""
     operation: str | None = attributes.get(semconv.OPERATION)
+    operation = semconv.FOREIGN_OPERATIONS.get(str(operation), operation)
     if operation is None:
         for kind, operations in semconv.FOREIGN_KINDS.items():
             if kind in attributes:
@@ -87,7 +96,28 @@ def recorded(attributes: Attributes, scope: str = "") -> Attributes:
     for name in _URLS:
         if isinstance(url := kept.get(name), str):
             kept[name] = url.partition("?")[0]
+    for name in _INVOCATION:
+        if name in kept:
+            kept[name] = _without_texts(kept[name])
+    if isinstance(answer := attributes.get(semconv.OUTPUT_VALUE), str):
+        for name, pattern in _IN_THE_ANSWER.items():
+            if name not in kept and (found := pattern.search(answer)) is not None:
+                kept[name] = found[1]
     return kept
+
+
+def _without_texts(parameters: object) -> str:
+    """Invocation parameters (JSON) as JSON, with numbers, flags and names alone: texts and tools are content."""
+    try:
+        asked = orjson.loads(str(parameters))
+    except ValueError:
+        return "{}"
+    kept = {
+        name: value
+        for name, value in (asked.items() if isinstance(asked, dict) else ())
+        if isinstance(value, int | float) or name in _NAMES
+    }
+    return orjson.dumps(kept).decode()
 
 
 def _redacted(value: Any) -> Any:

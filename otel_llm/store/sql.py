@@ -65,7 +65,7 @@ USAGE_COLUMNS: Final = (
     "operation", "provider", "request_model", "response_model", "response_id", "stream", "status", "error_type",
     "finish_reasons", *TOKENS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
     "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
-    "instrumentation", "attempts", "input_messages", "output_messages",
+    "instrumentation", "attempts", "input_messages", "output_messages", "service_tier",
 )  # fmt: skip
 
 _STATUSES: Final = ("ok", "error", "cancelled", "partial", "interrupted")
@@ -107,6 +107,7 @@ _READ: Final[dict[str, str]] = TOKENS | {
     "output_messages": semconv.OUTPUT_MESSAGES,
     "cache_hit": semconv.CACHE_HIT,
     "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
+    "invocation": semconv.INVOCATION_PARAMETERS,
 }
 
 _KINDS: Final = {f"kind_{number}": name for number, name in enumerate(semconv.FOREIGN_KINDS)}
@@ -141,7 +142,8 @@ def _operation() -> str:
             for theirs, ours in semconv.FOREIGN_KINDS[kind].items()
         )
         known.append(f"CASE lower({column}) {cases} ELSE lower({column}) END")
-    return f"coalesce({', '.join(['operation_name', *known])})"
+    theirs = " ".join(f"WHEN {literal(name)} THEN {literal(ours)}" for name, ours in semconv.FOREIGN_OPERATIONS.items())
+    return f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
 
 
 def _model_call() -> str:
@@ -168,6 +170,15 @@ def _texts(column: str) -> str:
     """A list of texts from a JSON array, or from one text."""
     return f"""CASE WHEN {column} LIKE '[%' THEN coalesce(TRY(from_json({column}, '["VARCHAR"]')), [{column}])
                     WHEN {column} IS NOT NULL THEN [{column}] END"""
+
+
+def _first_chunk_ms() -> str:
+    """The time to the first chunk: as it is said, or told by an event that others add."""
+    names = ", ".join(map(literal, semconv.FIRST_CHUNK_EVENTS))
+    events = """from_json(e, '[{"name": "VARCHAR", "time_unix_nano": "BIGINT"}]')"""
+    return f"""coalesce(TRY_CAST(time_to_first_chunk AS DOUBLE) * 1000,
+        CASE WHEN json_extract_string(e, '$[0].name') IN ({names})
+             THEN ([event.time_unix_nano FOR event IN {events} IF event.name IN ({names})][1] - st) / 1e6 END)"""
 
 
 def _tags() -> str:
@@ -204,7 +215,8 @@ WITH header AS (
 ), named AS MATERIALIZED (
     SELECT * EXCLUDE (v), {_read_attributes()} FROM parsed
 ), judged AS (
-    SELECT *, {_operation()} AS operation,
+    SELECT * REPLACE (coalesce(TRY_CAST(invocation AS JSON) ->> '$.model', request_model) AS request_model),
+        TRY_CAST(invocation AS JSON) AS asked, request_model AS named_model, {_operation()} AS operation,
         CASE WHEN k = 's' THEN 'interrupted'
              WHEN own_status IN ({", ".join(map(literal, _STATUSES))}) THEN own_status
              WHEN error_type IS NOT NULL OR sts = 'ERROR' THEN 'error'
@@ -219,9 +231,12 @@ SELECT
     json_extract_string(resource, '$."{semconv.SERVICE_NAME}"') AS service_name,
     a AS attributes, e AS events, l AS links, resource, sc AS scope_name, scv AS scope_version, f AS trace_flags,
     x IS NULL AND {_model_call()} AS model_call,
-    TRY_CAST(time_to_first_chunk AS DOUBLE) * 1000 AS time_to_first_chunk_ms,
-    lower(provider_name) AS provider, request_model, response_model, response_id,
-    coalesce(TRY_CAST(stream AS BOOLEAN), false) AS stream,
+    {_first_chunk_ms()} AS time_to_first_chunk_ms,
+    lower(provider_name) AS provider, request_model,
+    coalesce(response_model, CASE WHEN asked ->> '$.model' IS NOT NULL AND status <> 'error' THEN named_model END)
+        AS response_model,
+    response_id,
+    coalesce(TRY_CAST(stream AS BOOLEAN), TRY_CAST(asked ->> '$.stream' AS BOOLEAN), false) AS stream,
     CASE WHEN error_type IS NULL AND status = 'error' AND contains(CAST(e AS VARCHAR), 'exception.type')
          THEN json_extract_string(e, '$[*].attributes."exception.type"')[1] ELSE error_type END AS error_type,
     {_texts("finish_reasons")} AS finish_reasons,
@@ -233,18 +248,23 @@ SELECT
     TRY_CAST(attempts AS INTEGER) AS attempts,
     {_json("input_messages")} AS input_messages,
     {_json("output_messages")} AS output_messages,
-    coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
-    service_tier,
+    service_tier, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     st // {SLOT_NS} AS price_slot
 FROM judged"""
 
 
-_MEASURE_BATCH: Final = """
+OURS: Final = "otel_llm."
+"""What the scopes of our own instrumentors begin with."""
+
+_MEASURE_BATCH: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
-    min(start_ns) // 1000, max(start_ns) // 1000
+    min(start_ns) // 1000, max(start_ns) // 1000,
+    coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
+        OR NOT starts_with(coalesce(instrumentation, ''), {literal(OURS)}))), false)
 FROM batch
 """
-"""Rows, rows that never ended, different spans, and the microseconds of the first start and the last."""
+"""Rows, rows that never ended, different spans, the microseconds of the first start and the last, and whether there are calls
+that others may have reported too (see `duplicates.py`)."""
 
 DROP_REPEATED: Final = """
 DELETE FROM batch WHERE rowid IN (
@@ -252,17 +272,6 @@ DELETE FROM batch WHERE rowid IN (
     QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY status = 'interrupted', end_ns DESC) > 1)
 """
 """Leaves each span of the batch once, its end before its start."""
-
-
-COUNT_INTERRUPTED_ONCE: Final = """
-UPDATE batch SET model_call = false WHERE status = 'interrupted' AND NOT starts_with(coalesce(scope_name, ''), 'otel_llm.')
-    AND EXISTS (
-    FROM batch AS inside WHERE inside.trace_id = batch.trace_id AND inside.parent_span_id = batch.span_id
-        AND inside.model_call AND starts_with(inside.scope_name, 'otel_llm.'))
-"""
-"""Where a process died inside a call that two instrumentations see, only one of the two spans counts (see `processor.py`).
-
-Two of ours are two calls: a signal handler may make one while another waits for its answer."""
 
 
 def _same_span(table: str, first_us: int, last_us: int) -> str:
@@ -320,6 +329,8 @@ def insert_prices(rows: int) -> str:
     return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
 
 
+_CACHE_HIT: Final = "cache hit, not billed"
+
 _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 
 
@@ -355,7 +366,7 @@ def _unpriced() -> str:
     )
     written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
     return f"""CASE
-        WHEN cache_hit THEN 'cache hit, not billed'
+        WHEN cache_hit THEN {literal(_CACHE_HIT)}
         WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
         WHEN input_tokens IS NULL THEN 'no input usage reported'
         WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
@@ -365,6 +376,26 @@ def _unpriced() -> str:
         WHEN output_tokens > 0 AND NOT prices_output
             THEN 'no output price for ' || coalesce(response_model, request_model)
         END"""
+
+
+def calls_again(wanted: str) -> str:
+    """Puts stored calls into the table `batch`, with all that their price depends on, to be priced again.
+
+    `wanted` is a condition with the parameters $1 and $2; $3 and $4 are times as text, from and to before. What older versions
+    did not keep of a call is read from its span, where that is there still.
+    """
+    columns = ", ".join(
+        ("trace_id", "span_id", "started_at", "operation", "provider", "request_model", "response_model")
+    )
+    tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
+    return f"""INSERT INTO batch BY NAME
+    SELECT {columns}, {", ".join(TOKENS)}, true AS model_call,
+        coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
+            WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
+        coalesce(price_source = {literal(_CACHE_HIT)}, false) AS cache_hit,
+        epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot
+    FROM llm_usage AS calls
+    WHERE {wanted} AND ($3 IS NULL OR started_at >= $3::TIMESTAMPTZ) AND ($4 IS NULL OR started_at < $4::TIMESTAMPTZ)"""
 
 
 def insert_usage(table: str) -> str:
@@ -401,7 +432,6 @@ _BATCH_TYPES: Final = {
     "model_call": "BOOLEAN",
     "stated_usage_source": "VARCHAR",
     "cache_hit": "BOOLEAN",
-    "service_tier": "VARCHAR",
     "price_slot": "BIGINT",
 }
 TABLES: Final = {

@@ -10,6 +10,7 @@ import duckdb
 import pytest
 
 from otel_llm.store import StoreBusy, StoreError, StoreNotFound, copying, retention, upkeep
+from otel_llm.store.database import SCHEMA_VERSION
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
@@ -54,7 +55,7 @@ def test_compact_gives_room_back_and_changes_nothing(paths: StorePaths, store_pa
     assert store_path.stat().st_ino != inode
     assert store_path.stat().st_mode & 0o777 == 0o640
     assert contents(store_path) == before
-    assert (versions(store_path)[-1], views(store_path), storage(store_path)) == (2, VIEWS, "v1.5.0+")
+    assert (versions(store_path)[-1], views(store_path), storage(store_path)) == (SCHEMA_VERSION, VIEWS, "v1.5.0+")
     assert files(paths) == set()
 
 
@@ -208,7 +209,7 @@ def test_a_backup_is_a_whole_store(journal: Journal, paths: StorePaths, store_pa
     before = contents(store_path)
     write_call(journal)
     assert contents(target) == before
-    assert (versions(target)[-1], views(target), storage(target)) == (2, VIEWS, "v1.5.0+")
+    assert (versions(target)[-1], views(target), storage(target)) == (SCHEMA_VERSION, VIEWS, "v1.5.0+")
     assert target.stat().st_mode & 0o777 == 0o600
     assert files(paths) == {"backup.duckdb"}
     assert count(target) == 1

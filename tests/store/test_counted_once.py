@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -12,7 +14,7 @@ from otel_llm.store import Store, connect
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.processor import UsageSpanProcessor
-from tests.store.conftest import count, identity, query, start
+from tests.store.conftest import NOON, USAGE, count, end, identity, query, start
 
 OURS, OFFICIAL, OPENINFERENCE = "otel_llm.instrumentation.openai", "opentelemetry.x.openai", "openinference.x.openai"
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o-mini"}
@@ -57,3 +59,73 @@ def test_the_process_died_inside(outer: str, counted: list[str], journal: Journa
     merge(store_path)
     assert query(store_path, "select instrumentation, status from llm_usage") == [(c, "interrupted") for c in counted]
     assert count(store_path, "spans") == 2
+
+
+# --- in different batches, in different traces -------------------------------------------------------------------------
+def ended(scope: str, number: int, *, since_ms: int = 0, length_ms: int = 100, **more: Any) -> dict[str, Any]:
+    """A call that has ended. It began `since_ms` after the others of the test."""
+    parent = more.pop("inside", None)
+    begin = start(number=number, sc=scope, st=NOON + since_ms * 10**6, **more.pop("fields", {}))
+    if parent is not None:
+        begin |= {"t": parent["t"], "p": parent["s"]}
+    return end(begin, {**USAGE, **more}, et=begin["st"] + length_ms * 10**6)
+
+
+ID = {"gen_ai.response.id": "chatcmpl-1"}
+OTHER_ID = {"gen_ai.response.id": "chatcmpl-2"}
+LANGCHAIN = "openinference.x.langchain"
+
+
+@pytest.mark.parametrize(
+    ("order", "held"),
+    [(1, False), (-1, False), (1, True)],
+    ids=["in order", "the other way round", "laid over a store that is held"],
+)
+@pytest.mark.parametrize(
+    ("one", "other", "counted"),
+    [
+        # The same response, in two traces.
+        (ended(OURS, 1, **ID), ended(OFFICIAL, 2, **ID), [OURS]),
+        (ended(OPENINFERENCE, 1, **ID), ended(LANGCHAIN, 2, **ID), [OPENINFERENCE]),
+        # One that does not name the response.
+        (ended(OURS, 1, since_ms=5, **ID), ended(OFFICIAL, 2), [OURS]),
+        (ended(OPENINFERENCE, 1, since_ms=5), ended(LANGCHAIN, 2), [OPENINFERENCE]),
+        # One inside the other, whatever they say.
+        (ended(OURS, 1, **ID), ended(OFFICIAL, 2, inside=ended(OURS, 1), **{"gen_ai.usage.input_tokens": 7}), [OURS]),
+        (ended(OPENINFERENCE, 2, inside=ended(OFFICIAL, 1), **ID), ended(OFFICIAL, 1), [OPENINFERENCE]),
+        # Two calls: other responses, other times, other tokens, or the same instrumentation.
+        (ended(OURS, 1, **ID), ended(OFFICIAL, 2, **OTHER_ID), [OFFICIAL, OURS]),
+        (ended(OURS, 1, **ID), ended(OFFICIAL, 2, since_ms=101, **ID), [OFFICIAL, OURS]),
+        (ended(OURS, 1), ended(OFFICIAL, 2, **{"gen_ai.usage.input_tokens": 7}), [OFFICIAL, OURS]),
+        (ended(OURS, 1), ended(OFFICIAL, 2, **{"gen_ai.request.model": "o3"}), [OFFICIAL, OURS]),
+        (ended(OFFICIAL, 1), ended(OFFICIAL, 2, since_ms=5), [OFFICIAL, OFFICIAL]),
+        (ended(OURS, 1, **ID), ended(OURS, 2, since_ms=5, **ID), [OURS, OURS]),
+    ],
+)
+def test_reports_of_one_call_in_two_merges(
+    one: dict[str, Any],
+    other: dict[str, Any],
+    counted: list[str],
+    order: int,
+    held: bool,
+    journal: Journal,
+    store_path: Path,
+) -> None:
+    first, second = (one, other)[::order]
+    journal.append(first)
+    merge(store_path)
+    with contextlib.ExitStack() as stack:
+        if held:
+            stack.enter_context(duckdb.connect(str(store_path), read_only=True))
+        journal.append(second)
+        assert query(store_path, "select instrumentation from llm_usage order by 1") == [(name,) for name in counted]
+        assert count(store_path, "spans") == 2
+
+
+def test_many_at_once_are_all_counted(journal: Journal, store_path: Path) -> None:
+    """Calls that run side by side and cannot be told apart: each is reported by two, and each is counted once."""
+    for number in range(1, 41, 2):
+        journal.append(ended(OPENINFERENCE, number, since_ms=number + 1))
+        journal.append(ended(LANGCHAIN, number + 1, since_ms=number, length_ms=102))
+    merge(store_path)
+    assert query(store_path, "select instrumentation, count(*) from llm_usage group by 1") == [(OPENINFERENCE, 20)]

@@ -55,6 +55,7 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
             semconv.SERVER_ADDRESS: "api.openai.com",
             semconv.RECORDED_BY: "otel_llm.openai",
             semconv.ATTEMPTS: 2,
+            semconv.OPENAI_RESPONSE_SERVICE_TIER: "flex",
             semconv.INPUT_MESSAGES: '[{"role":"user"}]',
             semconv.OUTPUT_MESSAGES: [{"role": "assistant"}],
         },
@@ -104,6 +105,7 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
         "attempts": 2,
         "input_messages": '[{"role":"user"}]',
         "output_messages": '[{"role":"assistant"}]',
+        "service_tier": "flex",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -17,25 +17,41 @@ from otel_llm.store.paths import StorePaths
 from tests.store.conftest import count, query, write_call
 
 VIEWS = {"llm_events", "llm_tool_calls", "llm_conversations", "llm_daily"}
-V1 = Path(__file__).with_name("schema_1.sql")
-"""A real store of version 1, as SQL."""
+STORES = {version: Path(__file__).with_name(f"schema_{version}.sql") for version in range(1, database.SCHEMA_VERSION)}
+"""A real store of each earlier version, as SQL."""
+CALLS = {1: 5, 2: 6}
 
 
 @pytest.fixture
-def version_1(store_path: Path) -> Iterator[Path]:
-    """The store of `V1` as a file, in the format that files had then."""
-    with duckdb.connect(str(store_path), config={"storage_compatibility_version": "v1.5.0"}) as connection:
-        connection.execute(V1.read_text())
-    yield store_path
+def make(store_path: Path) -> Callable[[int], Path]:
+    """Makes the store of a version as a file, in the format that files had then."""
+
+    def make(version: int) -> Path:
+        with duckdb.connect(str(store_path), config={"storage_compatibility_version": "v1.5.0"}) as connection:
+            connection.execute(STORES[version].read_text())
+        return store_path
+
+    return make
 
 
-def contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    """The rows of the two tables as text, in order."""
+@pytest.fixture
+def version_1(make: Callable[[int], Path]) -> Path:
+    return make(1)
+
+
+Contents = dict[str, list[tuple[object, ...]]]
+
+
+def contents(path: Path, like: Contents | None = None) -> Contents:
+    """The rows of the two tables as text, in order; with `like`, as far as those have columns."""
     with duckdb.connect(str(path), read_only=True) as connection:
-        return {
+        found = {
             table: connection.execute(f"SELECT COLUMNS(*)::VARCHAR FROM {table} ORDER BY ALL").fetchall()
             for table in ("llm_usage", "spans")
         }
+    if like is None:
+        return found
+    return {table: [row[: len(like[table][0])] for row in rows] for table, rows in found.items()}
 
 
 def versions(path: Path) -> list[int]:
@@ -51,27 +67,42 @@ def test_a_new_store_has_every_step(journal: Journal, store_path: Path) -> None:
     assert sorted(names) == [f"{step:03d}_" for step in range(1, database.SCHEMA_VERSION + 1)]
 
 
-def test_a_file_of_version_1_is_brought_up_to_date(version_1: Path, journal: Journal) -> None:
-    before = contents(version_1)
-    assert (len(before["llm_usage"]), len(before["spans"]), versions(version_1)) == (5, 5, [1])
+@pytest.mark.parametrize("version", STORES)
+def test_a_file_of_an_earlier_version_is_brought_up_to_date(
+    version: int, make: Callable[[int], Path], journal: Journal
+) -> None:
+    path = make(version)
+    before = contents(path)
+    calls = CALLS[version]
+    assert (len(before["llm_usage"]), len(before["spans"]), versions(path)) == (calls, calls, [*range(1, version + 1)])
     write_call(journal)
-    assert merge(version_1).complete
+    assert merge(path).complete
 
-    assert versions(version_1) == [*range(1, database.SCHEMA_VERSION + 1)]
-    after = contents(version_1)
+    assert versions(path) == [*range(1, database.SCHEMA_VERSION + 1)]
+    after = contents(path, before)
     for table, rows in before.items():
         assert len(after[table]) == len(rows) + 1
         assert set(rows) < set(after[table])
-    assert query(version_1, "SELECT count(*) FROM replayed") == [(0,)]
-    assert query(version_1, "SELECT tags FROM llm_usage WHERE user_id = 'o''neil'") == [
-        ({"team": "blue", "priority": "1"},)
-    ]
-    views = query(version_1, "SELECT view_name FROM duckdb_views() WHERE NOT internal")
+    assert query(path, "SELECT count(*) FROM replayed") == [(0,)]
+    tags = query(path, "SELECT DISTINCT tags FROM llm_usage WHERE user_id = 'o''neil'")
+    assert tags == [({"team": "blue", "priority": "1"},)]
+    views = query(path, "SELECT view_name FROM duckdb_views() WHERE NOT internal")
     assert {name for (name,) in views} == VIEWS
 
 
+@pytest.mark.parametrize("version", STORES)
+def test_a_file_of_an_earlier_version_is_read_while_another_holds_it(
+    version: int, make: Callable[[int], Path], journal: Journal
+) -> None:
+    path = make(version)
+    with duckdb.connect(str(path), read_only=True):  # so that it cannot be migrated now
+        write_call(journal)
+        assert count(path) == CALLS[version] + 1
+        assert versions(path)[-1] == version
+
+
 def test_a_file_made_by_the_first_step_alone(store_path: Path, journal: Journal) -> None:
-    """As `test_a_file_of_version_1…`, for every column of the first schema as it is in the package today."""
+    """As `test_a_file_of_an_earlier_version…`, for every column of the first schema as it is in the package today."""
     first = next(file for file in (resources.files("otel_llm.store") / "schema").iterdir() if file.name[:3] == "001")
     with duckdb.connect(str(store_path)) as connection:
         connection.execute(first.read_text())

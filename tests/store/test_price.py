@@ -207,3 +207,95 @@ def test_a_look_up_is_made_once_per_model_and_time() -> None:
     PriceBook().rows(keys)
     assert price._library_quote.cache_info().misses == 1
     assert time.process_time() - began < 5  # a runaway, not a slow machine
+
+
+AUTUMN = 1_793_500_000 * 10**9
+"""When the library had prices of their own for batches and tiers: 2026-11-01."""
+KINDS = {
+    semconv.INPUT_TOKENS: 1_000_000,
+    semconv.OUTPUT_TOKENS: 100_000,
+    semconv.CACHE_READ_TOKENS: 400_000,
+    semconv.REASONING_TOKENS: 50_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "usage", "by_hand"),
+    [
+        # 0.15 and 0.60 USD per million tokens, 0.075 for cached ones; reasoning costs what output costs.
+        ("gpt-4o-mini", None, KINDS, "0.6 * 0.15 + 0.4 * 0.075 + 0.1 * 0.60"),
+        ("gpt-4o-mini", "default", KINDS, "0.6 * 0.15 + 0.4 * 0.075 + 0.1 * 0.60"),
+        ("gpt-4o-mini", "batch", KINDS, "0.6 * 0.075 + 0.4 * 0.075 + 0.1 * 0.30"),
+        ("gpt-4o-mini", "priority", KINDS, "0.6 * 0.25 + 0.4 * 0.125 + 0.1 * 1"),
+        ("gpt-5-mini", "flex", KINDS, "0.6 * 0.125 + 0.4 * 0.0125 + 0.1 * 1"),
+        ("gpt-5-mini", "batch", KINDS, "0.6 * 0.125 + 0.4 * 0.0125 + 0.1 * 1"),
+        ("gpt-4o-mini", "flex", KINDS, None),
+        ("text-embedding-3-small", "batch", {semconv.INPUT_TOKENS: 1_000_000, semconv.OUTPUT_TOKENS: 0}, None),
+        # 5 and 30 USD; beyond 272,000 input tokens 10 and 45.
+        ("gpt-5.5", None, {semconv.INPUT_TOKENS: 272_000, semconv.OUTPUT_TOKENS: 1_000}, "0.272 * 5 + 0.001 * 30"),
+        ("gpt-5.5", None, {semconv.INPUT_TOKENS: 272_001, semconv.OUTPUT_TOKENS: 1_000}, "0.272001 * 10 + 0.001 * 45"),
+        ("gpt-5.5", "flex", {semconv.INPUT_TOKENS: 272_000, semconv.OUTPUT_TOKENS: 1_000}, "0.272 * 2.5 + 0.001 * 15"),
+    ],
+)
+def test_by_hand(
+    model: str, tier: str | None, usage: dict[str, int], by_hand: str | None, journal: Journal, store_path: Path
+) -> None:
+    known = {semconv.REQUEST_MODEL: model, semconv.OPENAI_RESPONSE_SERVICE_TIER: tier}
+    found, source = cost(journal, store_path, usage | known, st=AUTUMN)
+    if by_hand is None:
+        assert (found, source) == (None, f"no {tier} price for openai/{model}")
+        return
+    terms = [[Decimal(factor) for factor in term.split(" * ")] for term in by_hand.split(" + ")]
+    assert found == sum(one * other for one, other in terms)
+
+
+def test_a_batch_before_the_library_knew_what_batches_cost(journal: Journal, store_path: Path) -> None:
+    usage = {semconv.INPUT_TOKENS: 1000, semconv.OUTPUT_TOKENS: 1000, semconv.OPENAI_RESPONSE_SERVICE_TIER: "batch"}
+    assert cost(journal, store_path, usage) == (None, "no batch price for openai/gpt-4o-mini")
+
+
+def test_the_kinds_of_tokens_by_hand(
+    journal: Journal, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind with a price of its own, so that no two can be mixed up; and a tier with one entry for all."""
+    table = tmp_path / "prices.toml"
+    table.write_text(
+        """
+        [[price]]
+        model = "m"
+        tier = "batch"
+        input = 1
+        output = 1
+
+        [[price]]
+        model = "m"
+        input = 1
+        output = 2
+        cache_read = 3
+        cache_write = 5
+        reasoning = 7
+        audio_input = 11
+        audio_output = 13
+        image_input = 17
+        image_output = 19
+        """
+    )
+    monkeypatch.setenv("OTEL_LLM_PRICES", str(table))
+    reload()
+    named = {semconv.REQUEST_MODEL: "m"}
+    parts = {name: 1_000 for column, name in TOKENS.items() if column not in ("input_tokens", "output_tokens")}
+    usage = {semconv.INPUT_TOKENS: 10_000, semconv.OUTPUT_TOKENS: 10_000} | parts
+    by_hand = (6_000 * 1 + 7_000 * 2 + 1_000 * (3 + 5 + 7 + 11 + 13 + 17 + 19)) / Decimal(1_000_000)
+    assert cost(journal, store_path, named | usage) == (by_hand, "override")
+    batch = named | usage | {semconv.OPENAI_RESPONSE_SERVICE_TIER: "batch"}
+    assert cost(journal, store_path, batch) == (Decimal("0.02"), "override")
+
+
+def test_a_price_is_worked_out_once_however_long_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    price._library_quote.cache_clear()
+    price._computed.clear()
+    worked_out: list[object] = []
+    linear = price._linear
+    monkeypatch.setattr(price, "_linear", lambda *arguments: worked_out.append(arguments) or linear(*arguments))
+    PriceBook().rows([("openai", "gpt-4o-mini", None, None, NOON // SLOT_NS + slot) for slot in range(20)])
+    assert len(worked_out) == 1

@@ -6,6 +6,7 @@ Websockets go another way and have a hook of their own, on what reads their mess
 from __future__ import annotations
 
 import atexit
+import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 SCOPE = "otel_llm.instrumentation.openai"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
+
+_CLIENTS = {
+    "openai._client": {"OpenAI": "request", "AsyncOpenAI": "request_async"},
+    "openai.lib.azure": {"AzureOpenAI": "request", "AsyncAzureOpenAI": "request_async"},
+}
+"""The classes that others wrap, and our hook for each."""
 
 
 class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -54,6 +61,7 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             try:
                 self._patches.wrap(module.SyncAPIClient, "request", hooks.request)
                 self._patches.wrap(module.AsyncAPIClient, "request", hooks.request_async)
+                self._wrap_what_bypasses(hooks)
                 for client in (module.SyncAPIClient, module.AsyncAPIClient):
                     # Called once before every further try; 1.68 and older have it under the other name.
                     before_retry = "_sleep_for_retry" if hasattr(client, "_sleep_for_retry") else "_retry_request"
@@ -63,6 +71,14 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
         self._patches.when_imported("openai._base_client", patch)
         WebsocketHooks(tracer).patch(self._patches)
+
+    def _wrap_what_bypasses(self, hooks: Hooks) -> None:
+        """Another instrumentation may have wrapped `request` on a subclass before us: its wrapper calls the plain one."""
+        for module, names in _CLIENTS.items():
+            for name, hook in names.items():
+                client = getattr(sys.modules.get(module), name, None)
+                if isinstance(client, type) and self._patches.is_bypassed(client, "request"):
+                    self._patches.wrap(client, "request", getattr(hooks, hook))
 
     def _uninstrument(self, **_: Any) -> None:
         patches = getattr(self, "_patches", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import wrapt
 from opentelemetry import context as otel
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import Tracer
@@ -20,6 +21,7 @@ from otel_llm.instrumentation.openai._stream import Follower, follow_body, follo
 from otel_llm.settings import settings
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
+_PROXY: Any = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
 class Hooks:
@@ -172,6 +174,8 @@ class _Begun:
         """Finishes the call with its answer, or follows the answer until it is complete."""
         answer = Answer()
         try:
+            while isinstance(result, _PROXY):  # another instrumentation between the client and us
+                result = result.__wrapped__
             own = getattr(result, "__dict__", {})
             if "_iterator" in own:  # openai.Stream, openai.AsyncStream
                 follow_stream(result, Follower(self.call, hides_usage=self.hides_usage))

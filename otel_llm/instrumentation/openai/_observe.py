@@ -1,7 +1,7 @@
 """Requests that are no model call themselves, but whose answer may tell of one: looked at, and recorded where it does.
 
 POST to an endpoint that is not known      -> `Unknown`: a call, where the answer carries usage
-GET, cancel of a background response       -> `Result`: ends the call that created it
+GET, cancel of a background response       -> `Result`: ends the call that created it; `Retrieved`, if another process did
 batches, assistants' runs                  -> `Jobs`: one call for each that has ended, when its object says what it used
 """
 
@@ -54,7 +54,7 @@ class Background:
     """Background responses: calls whose request is over while the provider goes on. Bounded; the oldest gives way.
 
     The span stays open until this process learns how the response ended, so its usage is on the row of the call that created
-    it. A process that did not create the response records nothing when it asks for the result.
+    it. What a process learns of a response that it did not create is recorded as `RETRIEVE`; the store puts it on that row.
     """
 
     MAX: Final = 1_000
@@ -117,6 +117,7 @@ class Once:
 
 
 _jobs = Once()
+_results = Once()
 
 
 Known = Callable[[], tuple[str | None, dict[str, Any]]]
@@ -131,7 +132,7 @@ def observer_of(method: str, url: str, tracer: Tracer, known: Known) -> Observer
     path = urlsplit(url).path
     if found := _RESPONSE.search(path):
         if not is_post or found[2]:
-            return Result(found[1]) if found[1] in background else None
+            return Result(found[1]) if found[1] in background else Retrieved(tracer, found[1], known)
     elif _BATCH.search(path) or _RUN.search(path):
         return Jobs(tracer, known()[1])
     if not is_post or _STORED.search(path):
@@ -188,7 +189,25 @@ class Result(Observer):
             return
         call = background.take(self._response_id)
         if call is not None:
+            _results.first(self._response_id)
             call.finish(answer.status, usage=answer.usage, error_type=answer.error_type, attributes=answer.attributes())
+
+
+class Retrieved(Observer):
+    """Asks for a response that this process did not create; how a background one ended is recorded once."""
+
+    def __init__(self, tracer: Tracer, response_id: str, known: Known) -> None:
+        self._tracer = tracer
+        self._response_id = response_id
+        self._known = known
+
+    def end(self, answer: Answer, status: str, error: BaseException | None) -> None:
+        if not (answer.final and answer.background and answer.id == self._response_id):
+            return
+        if not _results.first(self._response_id):
+            return
+        call = ModelCall(self._tracer, semconv.RETRIEVE, answer.model, self._known()[1])
+        call.finish(answer.status, usage=answer.usage, error_type=answer.error_type, attributes=answer.attributes())
 
 
 class Jobs(Observer):
