@@ -1,4 +1,4 @@
-"""A FastAPI app that says, for each request, who is asking.
+"""A FastAPI app whose middleware says, for each request, who is asking.
 
 opentelemetry-instrument python examples/web.py       # then: curl 'localhost:8000/ask?user=alice&q=Hello'
 """
@@ -9,16 +9,16 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
-from otel_llm import llm_context
+from otel_llm.middleware import LLMContextMiddleware
 
 app = FastAPI()
+app.add_middleware(LLMContextMiddleware, module="web", user_id=lambda request: request.query.get("user"))
 client = AsyncOpenAI()
 
 
 @app.get("/ask")
 async def ask(user: str, q: str) -> dict[str, str | None]:
-    with llm_context("web", user_id=user):
-        answer = await client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": q}])
+    answer = await client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": q}])
     return {"user": user, "answer": answer.choices[0].message.content}
 
 

@@ -29,7 +29,7 @@ from opentelemetry.sdk.environment_variables import (
 )
 from opentelemetry.trace import TracerProvider
 
-from otel_llm import faults, wiring
+from otel_llm import faults, propagation, wiring
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def pre_instrument() -> None:
         if not wiring.is_provider_set():
             set_up_sdk()
         _keep_account(wiring.global_provider(), None)
+        _carry_context()
     except Exception as fault:
         faults.report("set up the account", fault)
 
@@ -125,6 +126,7 @@ def instrument(
             set_up_sdk()
         tracer_provider = wiring.global_provider()
     _keep_account(tracer_provider, None if store is None else Path(store).expanduser().absolute())
+    _carry_context()
     for instrumentor in _instrumentors():
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument(
@@ -142,16 +144,26 @@ def uninstrument() -> None:
             instrumentor.uninstrument()
     if (redaction := sys.modules.get("otel_llm.content.redaction")) is not None:
         redaction.use(None)
+    from otel_llm.instrumentation import concurrency
+
+    concurrency.remove()
     wiring.unwire()
 
 
 def _keep_account(provider: TracerProvider | None, store: Path | None) -> None:
     path = store or settings().store
     if path is None or (store is None and os.environ.get(OTEL_TRACES_EXPORTER, "").strip().lower() == "none"):
-        wiring.withhold()
+        propagation.withhold()
         wiring.observe(provider)
         return
     wiring.wire(provider, path)
+
+
+def _carry_context() -> None:
+    if settings().thread_context:
+        from otel_llm.instrumentation import concurrency
+
+        concurrency.install()
 
 
 def _instrumentors() -> list[Any]:

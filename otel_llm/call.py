@@ -15,10 +15,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import context as otel
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
@@ -27,8 +27,6 @@ from opentelemetry.trace import get_current_span as current_span
 from otel_llm import context, faults, metrics, semconv, toolcalls
 from otel_llm.settings import settings
 from otel_llm.usage import Usage
-
-_T = TypeVar("_T")
 
 _KEY = otel.create_key("otel-llm-call")
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
@@ -62,6 +60,10 @@ finders: list[Callable[[], Place | None]] = []
 """Asked in turn for the place of a new call: frameworks whose runs are not attached to the OpenTelemetry context register here."""
 
 
+guides: list[Callable[[], Callable[[], Place | None] | None]] = []
+"""Asked for what finds the place of a call that is made elsewhere, in a thread say, by work that was begun here."""
+
+
 watchers: list[Callable[[Span], None]] = []
 """Told of the span of a running call when more is known of it, which counts if the process dies before its end."""
 
@@ -78,6 +80,7 @@ class ModelCall:
         "attempts",
         "facts",
         "first_chunk_ns",
+        "is_followed",
         "last_chunk_ns",
         "model",
         "propagates",
@@ -113,6 +116,8 @@ class ModelCall:
         self.last_chunk_ns: int | None = None
         self.attempts: int | None = None
         self.model = model
+        self.is_followed = False
+        """Whether somebody follows its answer, and ends it when that is dropped."""
         self.propagates = False
         """Whether the provider may see our trace context (`OTEL_LLM_PROPAGATE_TO`)."""
         self._adopted = threading.Lock()
@@ -290,10 +295,12 @@ class ModelCall:
             later(partial(self.finish, status, usage=usage, attributes=attributes))
 
     def __del__(self) -> None:
-        # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines.
+        # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines. (Where its answer
+        # is followed, whoever follows it knows more of how it ended, and finishes it.)
         try:
-            if self._process is _process and self.span.is_recording():
-                _lost.append(self)
+            given_up = not self.is_followed or self._done.locked()
+            if given_up and self._process is _process and self.span.is_recording():
+                later(self._let_go)
         except Exception:
             pass  # it never got a span, or the interpreter is shutting down
 
@@ -310,7 +317,6 @@ def _failed(span: Span, error: BaseException) -> Status:
 
 
 _abandoned: deque[Callable[[], None]] = deque()
-_lost: deque[ModelCall] = deque()
 
 
 def later(finish: Callable[[], None]) -> None:
@@ -320,18 +326,12 @@ def later(finish: Callable[[], None]) -> None:
 
 def finish_abandoned() -> None:
     """Ends what was dropped unfinished. The store's background thread, the next call and `flush()` do this."""
-    for finish in _drain(_abandoned):
-        finish()
-    for call in _drain(_lost):  # after those: a stream that was dropped with its call knows more of how it ended
-        call._let_go()
-
-
-def _drain(queue: deque[_T]) -> Iterator[_T]:
-    while queue:
+    while _abandoned:
         try:
-            yield queue.popleft()
+            finish = _abandoned.popleft()
         except IndexError:  # another thread was quicker
             return
+        finish()
 
 
 _process = object()
@@ -347,7 +347,6 @@ def _after_fork_in_child() -> None:
     global _process
     _process = object()
     _abandoned.clear()
-    _lost.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -360,6 +359,43 @@ def in_flight(current: otel.Context | None = None) -> ModelCall | None:
     return call if isinstance(call, ModelCall) else None
 
 
+class Aside:
+    """A request to a provider that is no call of a model: nothing goes out with it either."""
+
+    __slots__ = ("finished", "propagates")
+
+    def __init__(self, propagates: bool) -> None:
+        self.propagates = propagates
+        self.finished = False
+
+    def context(self) -> otel.Context:
+        """The context for the request itself."""
+        return otel.set_value(_KEY, self)
+
+
+def enter(request: ModelCall | Aside) -> otel.Context:
+    """Makes the context of `request` the current one. Returns the one before, for `leave`."""
+    outside = otel.get_current()
+    otel.attach(request.context())
+    return outside
+
+
+def leave(request: ModelCall | Aside, outside: otel.Context) -> None:
+    """Undoes `enter`; changes nothing where it is not inside: a coroutine that is dropped is closed wherever that happens."""
+    if otel.get_value(_KEY) is request:
+        otel.attach(outside)
+
+
+def withholds(current: otel.Context | None = None) -> bool:
+    """Whether what is sent in this context may go to a model provider that is to get no trace context and no baggage."""
+    request = otel.get_value(_KEY, current)
+    # A thread that was started during a request keeps its context; once that is over, it is no request any more.
+    if isinstance(request, ModelCall | Aside) and not request.finished:
+        return not request.propagates
+    # Offered, and a client may be asking that nothing of ours is on.
+    return any(call.is_waiting for call in _offered.get())
+
+
 def find_place() -> Place | None:
     """The place of a call that begins here, by the frameworks that know better than the OpenTelemetry context."""
     for finder in finders:
@@ -368,6 +404,10 @@ def find_place() -> Place | None:
         except Exception as fault:
             faults.report("find the parent of a call", fault)
             continue
+        if place is not None and nearer(place.span) is place.span:
+            return place
+    if (find := _brought.get()) is not None:
+        place = find()
         if place is not None and nearer(place.span) is place.span:
             return place
     return None
@@ -387,6 +427,39 @@ def _is_older(span: Span, other: Span) -> bool:
         return False
     own, others = getattr(span, "start_time", None), getattr(other, "start_time", None)
     return own is not None and others is not None and others > own
+
+
+# --- work that is done elsewhere -------------------------------------------------------------------------------------
+_brought: ContextVar[Callable[[], Place | None] | None] = ContextVar("otel_llm_brought_place", default=None)
+
+
+class Belongings(NamedTuple):
+    """What work takes with it to another thread, besides the OpenTelemetry context."""
+
+    find: Callable[[], Place | None] | None
+    offered: tuple[ModelCall, ...]
+
+    def unpack(self) -> tuple[Any, Any]:
+        """Makes them count in this thread; returns what `put_back` wants."""
+        return _brought.set(self.find), _offered.set(self.offered)
+
+
+def belongings() -> Belongings | None:
+    """What work that is begun here takes with it; None where there is nothing."""
+    find = _brought.get()
+    for guide in guides:
+        try:
+            find = guide() or find
+        except Exception as fault:
+            faults.report("find the parent of work in a thread", fault)
+    offered = tuple(call for call in _offered.get() if call.is_waiting)
+    return Belongings(find, offered) if find is not None or offered else None
+
+
+def put_back(tokens: tuple[Any, Any]) -> None:
+    """Undoes `Belongings.unpack`."""
+    _brought.reset(tokens[0])
+    _offered.reset(tokens[1])
 
 
 # --- one call seen by two layers -------------------------------------------------------------------------------------

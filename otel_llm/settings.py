@@ -80,6 +80,8 @@ class Settings:
     """Further baggage keys that are taken over as tags."""
     propagate_to: tuple[str, ...]
     """Model hosts that may receive `traceparent` and baggage; none by default."""
+    thread_context: bool
+    """Whether the context follows work into threads, pools and processes."""
     prices: Path | None
     profiles: Path | None
     """The TOML file that `LLMProvider.from_env()` reads."""
@@ -131,6 +133,7 @@ def _read() -> Settings:
         trust_baggage=_get(env, "OTEL_LLM_TRUST_BAGGAGE", _bool, "true or false", lambda: False),
         context_keys=frozenset(_list(env.get("OTEL_LLM_CONTEXT_KEYS", ""))),
         propagate_to=tuple(_list(env.get("OTEL_LLM_PROPAGATE_TO", ""))),
+        thread_context=_get(env, "OTEL_LLM_THREAD_CONTEXT", _bool, "true or false", lambda: True),
         prices=_get(env, "OTEL_LLM_PRICES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
         profiles=_get(env, "OTEL_LLM_PROFILES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),

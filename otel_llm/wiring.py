@@ -11,22 +11,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry import context as otel
-from opentelemetry import propagate, trace
-from opentelemetry.propagators.textmap import (
-    CarrierT,
-    Getter,
-    Setter,
-    TextMapPropagator,
-    default_getter,
-    default_setter,
-)
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_llm import call as calls
-from otel_llm import semconv
+from otel_llm import propagation, semconv
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -66,29 +58,6 @@ class AccountSampler(Sampler):
         return self.inner.get_description()
 
 
-class WithholdingPropagator(TextMapPropagator):
-    """Propagates as `inner` does, but not on the request to a model provider: user ids and trace ids stay with us."""
-
-    def __init__(self, inner: TextMapPropagator) -> None:
-        self.inner = inner
-
-    def extract(
-        self, carrier: CarrierT, context: otel.Context | None = None, getter: Getter[CarrierT] = default_getter
-    ) -> otel.Context:
-        return self.inner.extract(carrier, context, getter)
-
-    def inject(
-        self, carrier: CarrierT, context: otel.Context | None = None, setter: Setter[CarrierT] = default_setter
-    ) -> None:
-        call = calls.in_flight(context)
-        if call is None or call.propagates:
-            self.inner.inject(carrier, context, setter)
-
-    @property
-    def fields(self) -> set[str]:
-        return self.inner.fields
-
-
 class _Wiring:
     def __init__(self, provider: TracerProvider, store: Store, processor: UsageSpanProcessor) -> None:
         self.store = store
@@ -114,7 +83,7 @@ def observe(provider: Any) -> None:
 
 def wire(provider: Any, path: Path) -> Store | None:
     """Adds the account at `path` to an SDK TracerProvider, once. Returns its store, None where `provider` is not the SDK's."""
-    withhold()
+    propagation.withhold()
     observe(provider)
     if not isinstance(provider, TracerProvider):
         _logger.warning(
@@ -152,16 +121,7 @@ def unwire() -> None:
             calls.watchers.remove(wiring.processor.update)
             wiring.processor.shutdown()
         _wired.clear()
-        current = propagate.get_global_textmap()
-        if isinstance(current, WithholdingPropagator):
-            propagate.set_global_textmap(current.inner)
-
-
-def withhold() -> None:
-    """Keeps trace context and baggage from being sent to model providers."""
-    current = propagate.get_global_textmap()
-    if not isinstance(current, WithholdingPropagator):
-        propagate.set_global_textmap(WithholdingPropagator(current))
+        propagation.restore()
 
 
 def global_provider() -> TracerProvider | None:

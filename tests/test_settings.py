@@ -21,7 +21,7 @@ def test_defaults(monkeypatch):
     assert found.store is not None
     assert found.store.name == "usage.duckdb"
     assert (found.fsync, found.stream_usage, found.capture) == ("none", "auto", Capture.NO_CONTENT)
-    assert not found.trust_baggage
+    assert not found.trust_baggage and found.thread_context
     assert found.retention is found.max_size is None
 
 
@@ -32,6 +32,7 @@ def test_defaults(monkeypatch):
         ("OTEL_LLM_SEGMENT_AGE", "5min", "segment_age", 300.0),
         ("OTEL_LLM_SEGMENT_SIZE", "1.5MB", "segment_size", 1572864),
         ("OTEL_LLM_FSYNC", "Always", "fsync", "always"),
+        ("OTEL_LLM_THREAD_CONTEXT", "off", "thread_context", False),
         ("OTEL_LLM_STORE", "none", "store", None),
         ("OTEL_LLM_RETENTION", "90d", "retention", 90 * 86400.0),
         ("OTEL_LLM_RETENTION", "4w", "retention", 28 * 86400.0),

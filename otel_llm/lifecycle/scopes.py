@@ -19,8 +19,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 
 from otel_llm import call as calls
 from otel_llm import context, faults, semconv
-from otel_llm.generators import Inside, wrap_async_generator, wrap_generator
+from otel_llm.generators import generator_function
 from otel_llm.lifecycle.hub import SCOPE, hub
+from otel_llm.settings import settings
 from otel_llm.version import __version__
 
 _P = ParamSpec("_P")
@@ -119,7 +120,6 @@ class Scope:
         if hub.subscriptions:
             above = otel.set_value(SCOPE, self, above)
         name = self._name
-        # Content capture, where it is asked for, would add the arguments of a tool here.
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
         )
@@ -148,24 +148,52 @@ class Scope:
         attributes = {**self._attributes, **_named(self._operation, name)}
         fresh = partial(Scope, self._operation, name, attributes)  # calls may overlap
         wrapper: Any
-        if inspect.isasyncgenfunction(function):
-            return cast("Callable[_P, _R]", wrap_async_generator(function, lambda: _Body(fresh())))
-        if inspect.isgeneratorfunction(function):
-            return cast("Callable[_P, _R]", wrap_generator(function, lambda: _Body(fresh())))
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            return cast("Callable[_P, _R]", generator_function(function, lambda: _Body(fresh())))
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with fresh():
-                    return await function(*args, **kwargs)
+                with fresh() as part:
+                    part._was_asked(function, args, kwargs)
+                    return part._answers(await function(*args, **kwargs))
         else:
 
             @wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with fresh():
-                    return function(*args, **kwargs)
+                with fresh() as part:
+                    part._was_asked(function, args, kwargs)
+                    return part._answers(function(*args, **kwargs))
 
         return cast("Callable[_P, _R]", wrapper)
+
+    # --- what a tool is asked and answers, where content is captured -------------------------------------------------
+    def _was_asked(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._operation == semconv.EXECUTE_TOOL and settings().captures_content:
+            self._say(semconv.TOOL_CALL_ARGUMENTS, lambda: _arguments(function, args, kwargs))
+
+    def _answers(self, result: _R) -> _R:
+        if self._operation == semconv.EXECUTE_TOOL and settings().captures_content:
+            self._say(semconv.TOOL_CALL_RESULT, lambda: result)
+        return result
+
+    def _say(self, name: str, value: Callable[[], Any]) -> None:
+        try:
+            from otel_llm import content
+
+            if self.span is not None:
+                self.span.set_attributes(content.on_span({name: value()}))
+        except Exception as fault:  # an object of the app's that is not what it seems
+            faults.report("read what a tool is asked or answers", fault)
+
+
+def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names, without the object of a method."""
+    try:
+        given: dict[str, Any] = inspect.signature(function).bind(*args, **kwargs).arguments
+    except TypeError:  # they do not fit: the call itself is about to say so
+        given = kwargs
+    return {name: value for name, value in given.items() if name not in ("self", "cls")}
 
 
 class _Body:
@@ -177,12 +205,12 @@ class _Body:
         self._scope = scope
         self._process = calls.process()
 
-    def __enter__(self) -> Inside:
+    def __enter__(self) -> otel.Context:
         try:
-            return Inside(self._scope._begin()[1])
+            return self._scope._begin()[1]
         except Exception as fault:
             faults.report(f"open a {self._scope._operation} span", fault)
-            return Inside(otel.get_current())
+            return otel.get_current()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -194,7 +222,6 @@ class _Body:
 def _finish(span: Span, error: BaseException | None, ended_ns: int | None = None) -> None:
     try:
         status = calls.status_of(error)
-        # Content capture, where it is asked for, would add the result of a tool here.
         span.set_attribute(semconv.STATUS, status)
         if status in _FAILED:
             span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)

@@ -17,8 +17,6 @@ from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol, R
 OURS = {
     # The stock distro may be installed as well, and which one `opentelemetry-instrument` takes is a matter of chance.
     "OTEL_PYTHON_DISTRO": "otel_llm",
-    # So may the instrumentations that the benchmarks compare us with; they would make a second span for each call.
-    "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "openai,langchain",
     "OTEL_SERVICE_NAME": "otlp-test",
 }
 # Without `started_at`: DuckDB makes a datetime with a zone only where pytz is installed.

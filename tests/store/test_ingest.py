@@ -314,7 +314,7 @@ def test_a_big_journal_goes_in_by_batches(journal: Journal, store_path: Path, mo
     assert count(store_path) == 50
 
 
-@pytest.mark.parametrize("step", ["_fill_prices", "store"])
+@pytest.mark.parametrize("step", ["price", "store"])
 def test_what_fails_is_repeated_whole(
     step: str, journal: Journal, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         patches = patching.Patches()
         self._installed = (runs, patches)
         calls.finders.append(runs.find_place)
+        calls.guides.append(runs.guide)
 
         def patch(module: str, *wrapped: tuple[str, str, Any]) -> None:
             def apply(imported: Any) -> None:
@@ -88,5 +89,6 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         runs.stop()
         if runs.find_place in calls.finders:
             calls.finders.remove(runs.find_place)
+            calls.guides.remove(runs.guide)
         signals.forget(self)
         del self._installed

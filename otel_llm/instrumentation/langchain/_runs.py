@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -235,6 +235,11 @@ class Runs:
     def find_place(self) -> Place | None:
         """For a call that no model run offered: the place in the run that encloses it."""
         return self.place(self._enclosing())
+
+    def guide(self) -> Callable[[], Place | None] | None:
+        """What `find_place` says here, for use in another thread. Asked then: a place that nothing is recorded in is not shown."""
+        run = self._enclosing()
+        return None if run is None else partial(self.place, run)
 
     def _enclosing(self) -> Run | None:
         """The run that encloses this place in the program, by LangChain's own context variable."""

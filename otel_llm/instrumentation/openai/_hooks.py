@@ -12,7 +12,7 @@ from opentelemetry.trace import Tracer
 
 from otel_llm import call as calls
 from otel_llm import faults, semconv
-from otel_llm.call import ModelCall
+from otel_llm.call import Aside, ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
 from otel_llm.instrumentation.openai._observe import Observer, observer_of
@@ -36,14 +36,15 @@ class Hooks:
         """Around `OpenAI.request`."""
         begun = self._begin(client, args, kwargs)
         if begun is None:
-            return wrapped(*args, **kwargs)
-        token = None
+            with _Unrecorded(client):
+                return wrapped(*args, **kwargs)
+        outside = otel.get_current()
         try:
             try:
-                token = begun.attach()
+                begun.attach()
                 result = wrapped(*begun.args, **kwargs)
             finally:
-                begun.detach(token)
+                begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             fail(begun.call, error)
@@ -54,14 +55,15 @@ class Hooks:
         """Around `AsyncOpenAI.request`."""
         begun = self._begin(client, args, kwargs)
         if begun is None:
-            return await wrapped(*args, **kwargs)
-        token = None
+            with _Unrecorded(client):
+                return await wrapped(*args, **kwargs)
+        outside = otel.get_current()
         try:
             try:
-                token = begun.attach()
+                begun.attach()
                 result = await wrapped(*begun.args, **kwargs)
             finally:
-                begun.detach(token)
+                begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             fail(begun.call, error)
@@ -96,7 +98,7 @@ class Hooks:
             if settings().captures_content:
                 known |= _said(endpoint.operation, body)
             changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
-            propagates = server.address in settings().propagate_to
+            propagates = _propagates(client)
             # From here on there is a span, which only the return ends.
             call = calls.claim(endpoint.operation)
             if call is None:
@@ -105,7 +107,7 @@ class Hooks:
                 call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
             call.attempts = 1
             call.propagates = propagates
-            return _Begun(call, args, changed)
+            return _Begun(call, args, changed, propagates=propagates)
         except Exception as fault:
             faults.report("begin recording an OpenAI call", fault)
             return None
@@ -119,27 +121,54 @@ class Hooks:
             return model if isinstance(model, str) else None, attributes(UNKNOWN, server_of(client), body, stream)
 
         observer = observer_of(options.method, options.url, self._tracer, known)
-        return None if observer is None else _Begun(observer, args, None)
+        return None if observer is None else _Begun(observer, args, None, propagates=_propagates(client))
+
+
+def _propagates(client: Any) -> bool:
+    return server_of(client).address in settings().propagate_to
+
+
+class _Unrecorded:
+    """Round a request that is not recorded: the provider gets nothing of ours with it either."""
+
+    __slots__ = ("_outside", "_request")
+
+    def __init__(self, client: Any) -> None:
+        self._request: Aside | None = None
+        try:
+            self._request = Aside(_propagates(client))
+        except Exception as fault:
+            faults.report("withhold the context from a request", fault)
+
+    def __enter__(self) -> None:
+        if self._request is not None:
+            self._outside = calls.enter(self._request)
+
+    def __exit__(self, *_: object) -> None:
+        if self._request is not None:
+            self._request.finished = True
+            calls.leave(self._request, self._outside)
 
 
 class _Begun:
     """A call under way: the arguments it is really made with, and what becomes of its result."""
 
-    __slots__ = ("args", "call", "hides_usage")
+    __slots__ = ("_request", "args", "call", "hides_usage")
 
-    def __init__(self, call: ModelCall | Observer, args: Any, options: Any | None) -> None:
+    def __init__(self, call: ModelCall | Observer, args: Any, options: Any | None, *, propagates: bool) -> None:
         self.call = call
         self.hides_usage = options is not None
         self.args = args if options is None else (args[0], options, *args[2:])
+        self._request = Aside(propagates) if isinstance(call, Observer) else call
 
-    def attach(self) -> Any:
+    def attach(self) -> None:
         """Makes the call's span current for the request; an observer has none."""
-        return None if isinstance(self.call, Observer) else otel.attach(self.call.context())
+        calls.enter(self._request)
 
-    @staticmethod
-    def detach(token: Any) -> None:
-        if token is not None:
-            otel.detach(token)
+    def detach(self, outside: otel.Context) -> None:
+        if isinstance(self._request, Aside):
+            self._request.finished = True
+        calls.leave(self._request, outside)
 
     def take(self, result: Any) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""

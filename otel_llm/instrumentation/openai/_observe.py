@@ -35,6 +35,8 @@ class Observer:
 
     finished = False
     """Whether `end` has been called; `conclude` sees to it that it is called once."""
+    is_followed = False
+    """Whether somebody follows its answer."""
 
     def answer(self) -> Answer:
         """What gathers the facts of the answer."""

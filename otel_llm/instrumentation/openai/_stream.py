@@ -84,6 +84,7 @@ def follow_stream(stream: Any, follower: Follower) -> None:
     stream.__class__ = _followed_class(cls, _ASYNC_STREAM if is_async else _SYNC_STREAM)
     iterator = stream._iterator
     stream._iterator = _watch_async(iterator, follower) if is_async else _watch(iterator, follower)
+    follower.call.is_followed = True
 
 
 def _watch(chunks: Iterator[_T], follower: Follower) -> Iterator[_T]:
@@ -193,6 +194,7 @@ def follow_body(response: Any, follower: Follower) -> None:
     response.__dict__[_FOLLOWER] = follower
     response.__dict__[_BODY] = body
     response.__class__ = _followed_class(type(response), _RESPONSE)
+    follower.call.is_followed = True
 
 
 def _iter_bytes(base: type) -> Any:

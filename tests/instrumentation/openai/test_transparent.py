@@ -11,7 +11,7 @@ import pytest
 from openai import _base_client
 from opentelemetry import baggage, propagate, trace
 
-from otel_llm import llm_context, wiring
+from otel_llm import llm_context, propagation
 from otel_llm import semconv as s
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
@@ -132,7 +132,7 @@ def test_auto_asks_openai_itself(instrumented):
 def test_nothing_of_ours_is_sent_to_the_provider(instrumented, openai_server):
     """An instrumented HTTP client injects trace context and baggage; on the way to a provider nothing is injected."""
     before = propagate.get_global_textmap()
-    wiring.withhold()
+    propagation.withhold()
 
     def inject(request: http.Request) -> None:
         propagate.inject(request.headers)
