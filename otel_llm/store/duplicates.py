@@ -50,7 +50,10 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
     since = f"make_timestamptz({first_us - _WINDOW_US})"
     if not shared and not any(connection.execute(_may_be_shared(table, since)).fetchall()[0][0] for table in tables):
         return False
-    connection.execute(_seen(tables, since))
+    retrieved = f"SELECT response_id FROM batch WHERE model_call AND operation = {literal(semconv.RETRIEVE)}"
+    # The call that a result belongs to may be of any age; without results, only the last row groups are read.
+    older = f"OR response_id IN ({retrieved})" if connection.execute(f"{retrieved} LIMIT 1").fetchall() else ""
+    connection.execute(_seen(tables, since, older))
     connection.execute(_nested(spans, since))
     connection.execute(_covered())
     (results,) = connection.execute("SELECT count(*) FROM seen WHERE is_result").fetchall()[0]
@@ -77,18 +80,15 @@ def _may_be_shared(table: str, since: str) -> str:
         AND (operation = {literal(semconv.RETRIEVE)} OR NOT starts_with(coalesce(instrumentation, ''), {literal(OURS)})))"""
 
 
-def _seen(tables: list[str], since: str) -> str:
+def _seen(tables: list[str], since: str, older: str) -> str:
     """The calls of the batch, and those stored that may be the same."""
-    retrieve = literal(semconv.RETRIEVE)
     columns = f"""trace_id, span_id, parent_span_id, epoch_us(started_at) AS start_us,
         coalesce(epoch_us(started_at) + CAST(duration_ms * 1000 AS BIGINT), {_NEVER}) AS end_us,
         coalesce(instrumentation, '') AS scope, operation, response_id, request_model, response_model,
         input_tokens, output_tokens, status NOT IN ('ok', 'partial', 'interrupted') AS failed, service_name,
-        operation = {retrieve} AS is_result"""
+        operation = {literal(semconv.RETRIEVE)} AS is_result"""
     stored = " UNION ALL ".join(
-        f"""SELECT false AS is_new, {columns} FROM {table} WHERE started_at >= {since}
-            OR response_id IN (SELECT response_id FROM batch WHERE model_call AND operation = {retrieve})"""
-        for table in tables
+        f"SELECT false AS is_new, {columns} FROM {table} WHERE started_at >= {since} {older}" for table in tables
     )
     return f"""CREATE OR REPLACE TEMP TABLE seen AS
     SELECT *, CASE WHEN starts_with(scope, {literal(OURS)}) THEN 2
