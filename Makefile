@@ -26,7 +26,7 @@ demo: $(DEMO)
 	$(VENV)/bin/python examples/demo.py
 
 test: $(DEV)
-	$(VENV)/bin/pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -24,6 +24,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+# They share a folder and a store, so they run in one process, in their order.
+pytestmark = pytest.mark.xdist_group("documents")
+
 ELSEWHERE = {
     "make demo": "tests/integration/test_demo.py runs examples/demo.py; .ci/run runs `make demo` itself",
     "make test": "this is it",
