@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import textwrap
 import time
@@ -20,6 +19,7 @@ import pytest
 from otel_llm import semconv
 from tests.conftest import EXAMPLES, ROOT, Run
 from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol, ReceivedSpan
+from tests.integration.ports import free_ports
 
 CONFIGURATION = ROOT / "collector-config" / "jaeger.yaml"
 SERVICE = "jaeger-test"
@@ -190,16 +190,6 @@ class Jaeger:
             self._process.kill()
             self._process.wait()
         self._log.close()
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("localhost", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture
