@@ -68,7 +68,8 @@ def split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
             if not (capture.in_span or tells) or (cleaned := _cleaned(name, value)) is None:
                 continue
             if capture.in_span:
-                on_span[name] = as_json(cleaned)
+                # A tool's text is the text: a viewer shows what is no object as it stands, the quotes of JSON included.
+                on_span[name] = cleaned if isinstance(cleaned, str) else as_json(cleaned)
             if tells:
                 in_event[name] = cleaned
         except RedactionFailed as failure:

@@ -225,10 +225,16 @@ def _finish(span: Span, error: BaseException | None, ended_ns: int | None = None
         span.set_attribute(semconv.STATUS, status)
         if status in _FAILED:
             span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
-            span.set_status(_ERROR)
+            span.set_status(_ERROR if error is None or not settings().captures_content else _failed(span, error))
         span.end(ended_ns)
     except Exception as fault:  # a span processor of the app's that raises
         faults.report("end a span", fault)
+
+
+def _failed(span: Span, error: BaseException) -> Status:
+    from otel_llm import content  # only with capture
+
+    return content.failed(span, error)
 
 
 def _named(operation: str, name: str | None) -> dict[str, str]:
