@@ -50,6 +50,39 @@ READ_ELSEWHERE = {
     semconv.CACHE_WRITE_TOKENS: "gen_ai.usage.cache_creation.input_tokens",
 }
 """What Jaeger 2.20 still reads by its older name: ours stands under "Other GenAI Attributes", with its value."""
+READ_LATER = {
+    "gen_ai.agent.name",
+    "gen_ai.usage.cache_write.input_tokens",
+    "gen_ai.usage.audio.input_tokens",
+    "gen_ai.usage.audio.output_tokens",
+    "gen_ai.usage.image.input_tokens",
+    "gen_ai.usage.image.output_tokens",
+}
+"""What has a row of its own in a later state of jaeger-ui (genAiData.test.ts at 01cc788)."""
+ICONS = {
+    "chat": "LLM call",
+    "text_completion": "LLM call",
+    "embeddings": "LLM call",
+    "execute_tool": "Tool call",
+    "invoke_agent": "Agent",
+    "invoke_workflow": "Agent",
+    "retrieval": "Retrieval",
+}
+"""By operation (src/utils/genai/detect.ts). Every other one has the icon "GenAI span"."""
+ROLES = {"system", "user", "assistant", "tool"}
+"""A message of any other role is shown under the heading "message"."""
+PARTS: dict[str, tuple[str, ...]] = {
+    "text": ("content",),
+    "reasoning": ("content",),
+    "tool_call": ("name", "arguments"),
+    "tool_call_response": ("response",),
+    "server_tool_call": ("name", "server_tool_call"),
+    "server_tool_call_response": ("server_tool_call_response",),
+    "blob": ("modality",),
+    "file": ("modality", "file_id"),
+    "uri": ("modality", "uri"),
+}
+"""The fields that are read of a part, by its type; one of another type is shown as JSON. 2.20 reads no `file_id` and no `uri`."""
 
 MODEL_CALLS = """
     import openai
@@ -62,6 +95,50 @@ MODEL_CALLS = """
     ):
         pass
     client.responses.create(model="gpt-5-mini", input="How many?", reasoning={"effort": "low"})
+"""
+
+CONTENT_CALLS = """
+    import openai
+
+    from otel_llm import chain, step, tool
+
+    @tool
+    def divide(a, b):
+        return a / b
+
+    @tool
+    def forecast(city):
+        return {"city": city, "days": [21, 18]} if city == "Lisbon" else "no forecast"
+
+    client = openai.OpenAI(max_retries=0)
+    with chain("answer"), step("look"):
+        client.embeddings.create(model="text-embedding-3-small", input="sheep")
+        forecast("Lisbon")
+        forecast("Atlantis")
+        try:
+            divide(1, 0)
+        except ZeroDivisionError:
+            pass
+        client.chat.completions.create(model="gpt-4o-mini", messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": "Be kind."},
+            {"role": "user", "content": [
+                {"type": "text", "text": "How many sheep?"},
+                {"type": "image_url", "image_url": {"url": "https://example.com/sheep.png?signature=secret"}},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+                {"type": "file", "file": {"file_id": "file-1"}},
+            ]},
+            {"role": "assistant", "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "count", "arguments": '{"what": "sheep"}'}},
+            ]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "17"},
+        ])
+        client.responses.create(model="gpt-5-mini", instructions="Count.", input=[
+            {"role": "user", "content": "How many goats?"},
+            {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Goats, then."}]},
+            {"type": "code_interpreter_call", "id": "ci_1", "status": "completed", "container_id": "c", "code": "6 * 7",
+             "outputs": [{"type": "logs", "logs": "42"}]},
+        ])
 """
 
 
@@ -94,6 +171,7 @@ def test_the_names_that_jaeger_reads_are_ours() -> None:
         "gen_ai.tool.call.arguments",
         "gen_ai.tool.call.result",
     } <= ours
+    assert ours >= READ_LATER
     # An older name is one that others write too, so the account knows it.
     for name, older in READ_ELSEWHERE.items():
         assert older in semconv.ALIASES[name]
@@ -138,6 +216,68 @@ def test_an_agents_trace_carries_what_jaeger_shows(
     (agent,) = operations["invoke_agent"]
     assert missing(agent, {"gen_ai.operation.name": str, "gen_ai.agent.name": str}) == []
     assert (agent.name, agent.parent_span_id) == ("invoke_agent weather-agent", None)
+
+
+def conversation(span: ReceivedSpan) -> list[tuple[str, list[Any]]]:
+    """The messages in the order that Jaeger shows them: role, and what it reads of each part. KeyError where a field is missing."""
+
+    def read(part: dict[str, Any]) -> Any:
+        values = [part[field] for field in PARTS[part["type"]]]
+        return values[0] if len(values) == 1 else tuple(values)
+
+    attributes = span.attributes
+    instructions = [{"role": "system", "parts": json.loads(attributes.get("gen_ai.system_instructions", "[]"))}]
+    messages = [message for message in instructions if message["parts"]]
+    for name in ("gen_ai.input.messages", "gen_ai.output.messages"):
+        messages += json.loads(attributes.get(name, "[]"))
+    return [(message["role"], [read(part) for part in message["parts"]]) for message in messages]
+
+
+def test_content_has_the_shape_that_jaeger_shows(receiver: OtlpReceiver, run_instrumented: Run) -> None:
+    capture = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY"}
+    run_instrumented(textwrap.dedent(CONTENT_CALLS), env={**OURS, **capture, **receiver.environment("grpc")})
+
+    operations = by_operation(receiver.spans)
+    # A step is none of the conventions' operations.
+    assert operations.keys() - ICONS.keys() == {"step"}
+    assert operations.keys() & ICONS.keys() == {"invoke_workflow", "embeddings", "execute_tool", "chat"}
+
+    chat, response = sorted(operations["chat"], key=lambda span: span.start_ns)
+    *asked, (role, (answer,)) = conversation(chat)
+    assert asked == [
+        ("system", ["Be brief."]),
+        ("developer", ["Be kind."]),
+        ("user", ["How many sheep?", ("image", "https://example.com/sheep.png"), "image", ("document", "file-1")]),
+        ("assistant", [("count", {"what": "sheep"})]),
+        ("tool", ["17"]),
+    ]
+    assert role == "assistant"
+    assert isinstance(answer, str)
+    assert {role for role, _ in asked} - ROLES == {"developer"}
+
+    *asked, (role, (answer,)) = conversation(response)
+    assert asked[:3] == [
+        ("system", ["Count."]),
+        ("user", ["How many goats?"]),
+        ("assistant", ["Goats, then."]),
+    ]
+    ((ran, (call, result)),) = asked[3:]
+    assert (ran, call[0], call[1]["code"]) == ("assistant", "code_interpreter", "6 * 7")
+    assert result["outputs"]
+    assert (role, isinstance(answer, str)) == ("assistant", True)
+
+    # Arguments and results are shown as a tree where they begin like JSON's objects and lists, else as they stand.
+    tools = sorted(operations["execute_tool"], key=lambda span: span.start_ns)
+    names = ("gen_ai.tool.name", "gen_ai.tool.call.arguments", "gen_ai.tool.call.result")
+    assert [[span.attributes.get(name) for name in names] for span in tools] == [
+        ["forecast", '{"city":"Lisbon"}', '{"city":"Lisbon","days":[21,18]}'],
+        ["forecast", '{"city":"Atlantis"}', "no forecast"],
+        ["divide", '{"a":1,"b":0}', None],
+    ]
+    assert [(span.status_code, span.status_message) for span in tools[1:]] == [
+        ("UNSET", ""),
+        ("ERROR", "division by zero"),
+    ]
 
 
 # --- a real Jaeger ---------------------------------------------------------------------------------------------------
