@@ -74,6 +74,7 @@ class ModelCall:
     __slots__ = (
         "__weakref__",
         "_adopted",
+        "_chunk_times",
         "_claimed",
         "_done",
         "_process",
@@ -120,6 +121,7 @@ class ModelCall:
         """Whether somebody follows its answer, and ends it when that is dropped."""
         self.propagates = False
         """Whether the provider may see our trace context (`OTEL_LLM_PROPAGATE_TO`)."""
+        self._chunk_times: metrics.ChunkTimes | None = None
         self._adopted = threading.Lock()
         self._claimed = threading.Lock()
         self._process = _process
@@ -180,11 +182,17 @@ class ModelCall:
         """The context for the request itself: this span is current, and `wiring` withholds all of it from the provider."""
         return otel.set_value(_KEY, self, set_span_in_context(self.span))
 
-    def chunk(self) -> None:
-        """Notes the time of a chunk of a stream. Called for each, before the app sees it."""
-        self.last_chunk_ns = now = time.perf_counter_ns()
-        if self.first_chunk_ns is None:
-            self.first_chunk_ns = now
+    def chunk(self, response_model: str | None = None) -> None:
+        """Notes the time of a chunk of a stream. Called for each, before the app sees it.
+
+        `response_model`: what the chunks before have told of it.
+        """
+        before, self.last_chunk_ns = self.last_chunk_ns, time.perf_counter_ns()
+        if self._chunk_times is not None and before is not None:
+            self._chunk_times.record((self.last_chunk_ns - before) / 1e9, response_model)
+        elif self.first_chunk_ns is None:
+            self.first_chunk_ns = now = self.last_chunk_ns
+            self._chunk_times = metrics.chunk_times(self.facts, self.span)
             seconds = self.facts[semconv.TIME_TO_FIRST_CHUNK] = (now - self.started_perf_ns) / 1e9
             self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, seconds)
             self._tell()

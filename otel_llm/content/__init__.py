@@ -29,6 +29,8 @@ NAMES: Final = frozenset(
         semconv.TOOL_DEFINITIONS,
         semconv.TOOL_CALL_ARGUMENTS,
         semconv.TOOL_CALL_RESULT,
+        semconv.RETRIEVAL_QUERY,
+        semconv.RETRIEVAL_DOCUMENTS,
     }
 )
 """The attributes that hold content."""
@@ -51,15 +53,15 @@ def _events_wanted() -> bool:
     return operation_details.wanted()
 
 
-def split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(attributes: Mapping[str, Any], *, has_event: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Takes the content out of `attributes`: what is set on the span, and what goes into the event, redacted and bounded.
 
-    Raises nothing; what cannot be redacted is in neither.
+    Raises nothing; what cannot be redacted is in neither. `has_event`: whether the conventions have an event for the operation.
     """
     on_span: dict[str, Any] = {}
     in_event: dict[str, Any] = {}
     capture = settings().capture
-    tells = capture.in_event and _events_wanted()
+    tells = has_event and capture.in_event and _events_wanted()
     for name, value in attributes.items():
         if name not in NAMES:
             on_span[name] = value
@@ -68,7 +70,7 @@ def split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
             if not (capture.in_span or tells) or (cleaned := _cleaned(name, value)) is None:
                 continue
             if capture.in_span:
-                # A tool's text is the text: a viewer shows what is no object as it stands, the quotes of JSON included.
+                # A text is the text, of a tool or a query: a viewer shows what is no object as it stands, the quotes of JSON included.
                 on_span[name] = cleaned if isinstance(cleaned, str) else as_json(cleaned)
             if tells:
                 in_event[name] = cleaned
@@ -80,8 +82,8 @@ def split(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def on_span(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes as a span takes them: content as JSON, or not at all."""
-    return split(attributes)[0]
+    """The attributes as a span takes them that has no event beside it: content as JSON, or not at all."""
+    return split(attributes, has_event=False)[0]
 
 
 def as_json(value: Any) -> str:
@@ -152,8 +154,24 @@ def _cleaned(name: str, value: Any) -> Any:
         return _one(
             clean_messages([{"role": "assistant", "parts": [{"type": "tool_call", "arguments": value}]}]), "arguments"
         )
+    if name == semconv.RETRIEVAL_QUERY:
+        return _one(clean_messages([{"role": "user", "parts": [{"type": "text", "content": value}]}]), "content")
+    if name == semconv.RETRIEVAL_DOCUMENTS:
+        return _documents(value)
     part = {"type": "tool_call_response", "response": value}
     return _one(clean_messages([{"role": "tool", "parts": [part]}]), "response")
+
+
+def _documents(found: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Retrieved documents, each redacted as a message of its own. The best come first, so it is the last that are left out."""
+    asked = [{"role": "tool", "parts": [{**one, "type": "text"}]} for one in reversed(found)]
+    parts = [part for message in reversed(clean_messages(asked)) for part in message["parts"]]
+    return [
+        {"omitted": part["messages"]}
+        if part.get("type") == "omitted"
+        else {k: v for k, v in part.items() if k != "type"}
+        for part in parts
+    ] or None
 
 
 def _one(messages: list[Message], field: str) -> Any:

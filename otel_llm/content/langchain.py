@@ -1,13 +1,15 @@
-"""What LangChain's messages and results say, as messages of the GenAI conventions."""
+"""What LangChain's messages, runs and results say, as messages of the GenAI conventions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from otel_llm import faults, semconv
-from otel_llm.content.openai import Message, definitions
-from otel_llm.content.parts import Part, parts_of, tool_call, tool_call_response
+from otel_llm import content, faults, semconv
+from otel_llm.content.openai import Message, chat_message, definitions
+from otel_llm.content.parts import SLACK, TRUNCATED, Part, parts_of, plain, tool_call, tool_call_response
+from otel_llm.content.redaction import is_secret, scrub
+from otel_llm.settings import settings
 
 _ROLES: Final = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant", "HumanMessageChunk": "user"}
 
@@ -69,19 +71,134 @@ def output(result: object) -> list[Message]:
                 told = _message(message) if message is not None else None
                 if told is None:
                     told = {"role": "assistant", "parts": parts_of(getattr(generation, "text", None))}
-                for holder in (
-                    getattr(generation, "generation_info", None),
-                    getattr(message, "response_metadata", None),
-                ):
-                    reason = holder.get("finish_reason") if isinstance(holder, Mapping) else None
-                    if isinstance(reason, str):
-                        told["finish_reason"] = reason
-                        break
+                _add_reason(
+                    told, getattr(generation, "generation_info", None), getattr(message, "response_metadata", None)
+                )
                 if told["parts"]:
                     found.append(told)
     except Exception as fault:
         faults.report("read what a LangChain model says", fault)
     return found
+
+
+def _add_reason(told: Message, *holders: object) -> None:
+    for holder in holders:
+        reason = holder.get("finish_reason") if isinstance(holder, Mapping) else None
+        if isinstance(reason, str):
+            told["finish_reason"] = reason
+            return
+
+
+# --- the runs of agents and workflows ---------------------------------------------------------------------------------
+def run_input(inputs: object) -> list[Message]:
+    """The messages that a run is given; what is none is text from the user. Raises nothing."""
+    try:
+        return _given(inputs, "user")
+    except Exception as fault:
+        faults.report("read what a LangChain run is asked", fault)
+        return []
+
+
+def run_output(outputs: object) -> list[Message]:
+    """What a run answers: of a state that holds the whole conversation, its last message. Raises nothing."""
+    try:
+        state = outputs if isinstance(outputs, Mapping) else {}
+        if "output" in state:  # of an `AgentExecutor`, beside its input
+            return _given(state["output"], "assistant")
+        found = _given(outputs, "assistant")
+        history = state.get("messages")
+        if isinstance(history, list | tuple) and history:
+            found = found[-1:]
+            outputs = history[-1]
+        if len(found) == 1:
+            _add_reason(found[0], getattr(outputs, "response_metadata", None))
+        return found
+    except Exception as fault:
+        faults.report("read what a LangChain run answers", fault)
+        return []
+
+
+def _given(value: object, role: str) -> list[Message]:
+    """The messages in what a run takes or gives: text, messages in any of LangChain's forms, or a state that holds some."""
+    held = value.get("messages") if isinstance(value, Mapping) else None
+    if (known := _messages(value)) is not None or (held is not None and (known := _messages(held)) is not None):
+        return [message for message in known if message["parts"]]
+    if not isinstance(value, Mapping):
+        return [] if value is None else [_text_message(value, role)]
+    found: list[Message] = []
+    rest: dict[str, Any] = {}
+    for name, item in value.items():
+        if not isinstance(item, str) and (those := _messages(item)):
+            found += those  # a history
+        elif item is not None and item != "":
+            rest[str(name)] = item
+    if rest:
+        name, item = next(iter(rest.items()))
+        is_text = len(rest) == 1 and isinstance(item, str) and not is_secret(name)
+        found.append(_text_message(item if is_text else rest, role))
+    return found
+
+
+def _text_message(value: object, role: str) -> Message:
+    """A text; values of any other kind as JSON, without what stands in fields of secrets."""
+    if not isinstance(value, str):
+        longest = settings().content_limit + SLACK
+        value = content.as_json(scrub(plain(value, longest), longest, TRUNCATED))
+    return {"role": role, "parts": parts_of(value)}
+
+
+def _messages(value: object) -> list[Message] | None:
+    """The messages that `value` is; None where it is none."""
+    if isinstance(value, str):
+        return None
+    if callable(to_messages := getattr(value, "to_messages", None)):  # a prompt
+        value = to_messages()
+    if _is_message(value):
+        return [_message(value)]
+    if isinstance(value, Mapping):
+        return [chat_message(value)] if isinstance(value.get("role"), str) and "content" in value else None
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(one, str) for one in value):
+        role, text = value
+        return [{"role": _ROLES.get(role, role), "parts": parts_of(text)}]
+    if isinstance(value, list | tuple):
+        found: list[Message] = []
+        for one in value:
+            if (those := _messages(one)) is None:
+                return None
+            found += those
+        return found
+    return None
+
+
+def _is_message(value: object) -> bool:
+    return (
+        isinstance(getattr(value, "type", None), str)
+        and hasattr(value, "content")
+        and hasattr(value, "additional_kwargs")
+    )
+
+
+def documents(found: object) -> list[dict[str, Any]]:
+    """What a retriever found, in the form of the conventions. Raises nothing."""
+    told: list[dict[str, Any]] = []
+    try:
+        for one in found if isinstance(found, list | tuple) else ():
+            metadata = getattr(one, "metadata", None)
+            metadata = metadata if isinstance(metadata, Mapping) else {}
+            document: dict[str, Any] = {}
+            identity = getattr(one, "id", None) or metadata.get("id")
+            if identity is not None:
+                document["id"] = str(identity)
+            score = metadata.get("score", metadata.get("relevance_score"))
+            if isinstance(score, int | float):
+                document["score"] = float(score)
+            document["content"] = getattr(one, "page_content", None) or ""
+            if metadata:
+                document["metadata"] = metadata
+            told.append(document)
+    except Exception as fault:
+        faults.report("read what a LangChain retriever found", fault)
+    return told
 
 
 def tool_output(output: object) -> object:

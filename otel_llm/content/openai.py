@@ -22,21 +22,44 @@ from otel_llm.usage import fields
 
 Message = dict[str, Any]
 
-_ASKED: Final = frozenset({semconv.CHAT, semconv.TEXT_COMPLETION, semconv.COMPACT, semconv.IMAGE_GENERATION})
-"""Operations whose request is recorded. What is embedded, transcribed or spoken is not."""
+_ASKED: Final = frozenset(
+    {
+        semconv.CHAT,
+        semconv.TEXT_COMPLETION,
+        semconv.COMPACT,
+        semconv.IMAGE_GENERATION,
+        semconv.SPEECH,
+        semconv.TRANSCRIPTION,
+        semconv.TRANSLATION,
+    }
+)
+"""Operations whose request is recorded. What is embedded is not: the conventions have no attribute for it."""
+_LAST_IMAGE_EVENTS: Final = frozenset({"image_generation.completed", "image_edit.completed"})
+_TRANSCRIBED: Final = frozenset({None, "transcript.text.done"})
+"""The types of what holds a whole transcript as `text`: that of a plain answer, and that of a stream's last event."""
 _SERVER_CALL_FIELDS: Final = ("status", "name", "server_label", "arguments", "queries", "action", "code", "input")
 _SERVER_ANSWER_FIELDS: Final = ("output", "results", "outputs", "error")
 
 
-def request(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a request, by attribute name. Raises nothing."""
+def request(operation: str, body: Mapping[str, Any], files: object = None) -> dict[str, Any]:
+    """The content of a request, by attribute name. Raises nothing.
+
+    Args:
+        operation: `gen_ai.operation.name`.
+        body: what is sent as JSON, or as the fields of a form.
+        files: what is uploaded with a form, as `httpx` takes it.
+    """
     found: dict[str, Any] = {}
     if operation not in _ASKED:
         return found
     try:
         if instructions := parts_of(body.get("instructions")):
             found[semconv.SYSTEM_INSTRUCTIONS] = instructions
-        if messages := _asked(body):
+        messages = _asked(body)
+        if uploaded := _uploaded(operation, files):
+            told = [part for message in messages for part in message["parts"]]
+            messages = [{"role": "user", "parts": [*uploaded, *told]}]
+        if messages:
             found[semconv.INPUT_MESSAGES] = messages
         if tools := definitions(body.get("tools") or body.get("functions")):
             found[semconv.TOOL_DEFINITIONS] = tools
@@ -47,12 +70,12 @@ def request(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _asked(body: Mapping[str, Any]) -> list[Message]:
     if isinstance(messages := body.get("messages"), list | tuple):
-        return [_message(fields(message)) for message in messages]
+        return [chat_message(fields(message)) for message in messages]
     given = body.get("input")
     if isinstance(given, str):
         return [{"role": "user", "parts": parts_of(given)}]
     if isinstance(given, list | tuple):
-        return [message for item in given if (message := _item(fields(item))) is not None]
+        return [message for item in given if (message := item_message(fields(item))) is not None]
     prompt = body.get("prompt")
     if isinstance(prompt, str):
         prompt = [prompt]
@@ -63,11 +86,24 @@ def _asked(body: Mapping[str, Any]) -> list[Message]:
     return []
 
 
+def _uploaded(operation: str, files: object) -> list[Part]:
+    """Placeholders for the files of a form."""
+    modality = "image" if operation == semconv.IMAGE_GENERATION else "audio"
+    named = files.items() if isinstance(files, Mapping) else files if isinstance(files, list | tuple) else ()
+    found = []
+    for _, file in named:
+        content, kind = file, None
+        if isinstance(file, tuple):  # name, content, MIME type
+            content, kind = file[1], file[2] if len(file) > 2 else None
+        found.append(blob(modality, content if isinstance(content, bytes | bytearray) else None, kind))
+    return found
+
+
 def _tokens(given: object) -> list[Part]:
     return [{"type": "tokens", "count": len(given)}] if isinstance(given, list | tuple) else []
 
 
-def _message(found: Mapping[str, Any]) -> Message:
+def chat_message(found: Mapping[str, Any]) -> Message:
     """A message of the chat API, asked or answered."""
     role = found.get("role")
     message: Message = {"role": role if isinstance(role, str) else "assistant", "parts": []}
@@ -96,11 +132,11 @@ def _called(call: Mapping[str, Any]) -> Part:
     return tool_call(call.get("id"), function.get("name"), function.get("arguments", function.get("input")))
 
 
-def _item(found: Mapping[str, Any]) -> Message | None:
+def item_message(found: Mapping[str, Any]) -> Message | None:
     """An item of the Responses API."""
     kind = found.get("type")
     if kind == "message" or (kind is None and "role" in found):
-        return _message({"role": found.get("role"), "content": found.get("content")})
+        return chat_message({"role": found.get("role"), "content": found.get("content")})
     if not isinstance(kind, str):
         return None
     if kind in ("function_call_output", "custom_tool_call_output"):
@@ -174,7 +210,7 @@ def definitions(tools: object) -> list[Part]:
 class Output:
     """What a model says, gathered from one object or from the chunks of a stream. Bounded by the content limit."""
 
-    __slots__ = ("_choices", "_images", "_items", "_longest", "_texts")
+    __slots__ = ("_choices", "_images", "_items", "_longest", "_texts", "_transcript")
 
     def __init__(self) -> None:
         self._longest = settings().content_limit + SLACK
@@ -184,12 +220,15 @@ class Output:
         self._texts: dict[int, _Text] = {}
         """The text so far of items that are not complete."""
         self._images: list[Part] = []
+        self._transcript: _Text | None = None
 
     def see(self, found: Mapping[str, Any]) -> None:
         """Takes what is new from an answer, a chunk or an event. Raises nothing."""
         try:
             kind = found.get("type")
-            if isinstance(kind, str) and kind.startswith("response."):
+            if not isinstance(kind, str):
+                kind = None
+            if kind is not None and kind.startswith("response."):
                 self._see_event(kind, found)
             elif found.get("object") == "response":
                 self._see_response(found)
@@ -198,12 +237,21 @@ class Output:
                     self._see_choice(fields(choice))
             elif isinstance(data := found.get("data"), list | tuple):
                 self._images += [
-                    blob("image", image.get("b64_json"), None)
+                    blob("image", image.get("b64_json"))
                     for item in data
                     if (image := fields(item)).get("b64_json") or image.get("url")
                 ]
+            elif kind in _LAST_IMAGE_EVENTS:
+                self._images.append(blob("image", found.get("b64_json")))
+            elif kind == "transcript.text.delta" or kind in _TRANSCRIBED:
+                self._see_transcript(found)
         except Exception as fault:
             faults.report("read what an OpenAI answer says", fault)
+
+    def _see_transcript(self, found: Mapping[str, Any]) -> None:
+        if (whole := found.get("text")) is not None or self._transcript is None:
+            self._transcript = _Text()
+        self._transcript.add(found.get("delta") if whole is None else whole, self._longest)
 
     def _see_event(self, kind: str, event: Mapping[str, Any]) -> None:
         index = event.get("output_index")
@@ -248,11 +296,13 @@ class Output:
         found = [choice.output() for _, choice in sorted(self._choices.items())]
         items: dict[int, list[Part]] = {}
         for number, item in self._items.items():
-            if (message := _item(fields(item))) is not None:
+            if (message := item_message(fields(item))) is not None:
                 items[number] = message["parts"]
         for number, text in self._texts.items():
             items[number] = parts_of(text.value())
         parts = [part for _, those in sorted(items.items()) for part in those] + self._images
+        if self._transcript is not None:
+            parts += parts_of(self._transcript.value())
         if parts:
             found.append({"role": "assistant", "parts": parts})
             if finish_reason is not None:
@@ -318,7 +368,7 @@ class _Choice:
 
     def output(self) -> Message:
         if self.message is not None:
-            message = _message(fields(self.message))
+            message = chat_message(fields(self.message))
         else:
             told: dict[str, Any] = {
                 "role": self.role,
@@ -326,7 +376,7 @@ class _Choice:
                 "refusal": self.refusal.value(),
                 "reasoning_content": self.reasoning.value(),
             }
-            message = _message(told)
+            message = chat_message(told)
             if transcript := self.transcript.value():
                 message["parts"].append({"type": "blob", "modality": "audio", "transcript": transcript})
             for _, (known, arguments) in sorted(self.tools.items()):

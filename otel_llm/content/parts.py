@@ -156,7 +156,9 @@ def _binary(kind: str, modality: str, found: Mapping[str, Any]) -> Part:
         and mime_type.partition("/")[0] in ("image", "audio", "video")
     ):
         modality = mime_type.partition("/")[0]
-    url = inner if isinstance(inner, str) else find("url", "image_url", "file_url")
+    own = inner if isinstance(inner, str) else None  # an address, or what it would lead to
+    is_address = own is not None and (own.startswith("data:") or "://" in own[:64])
+    url = own if is_address else find("url", "image_url", "file_url")
     if isinstance(url, str):
         if url.startswith("data:"):
             head, _, data = url.partition(",")
@@ -165,7 +167,7 @@ def _binary(kind: str, modality: str, found: Mapping[str, Any]) -> Part:
         if isinstance(mime_type, str):
             part["mime_type"] = mime_type
         return part
-    data = find("data", "file_data", "base64", "b64_json")
+    data = own or find("data", "file_data", "base64", "b64_json", "audio")
     file_id = find("file_id", "id")
     if data is None and file_id is not None:
         return {"type": "file", "modality": modality, "file_id": file_id}

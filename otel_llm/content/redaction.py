@@ -120,7 +120,7 @@ _NAMED: Final = re.compile(
     ( \b (?:bearer | authorization["']?\s*[:=]\s*["']?(?:basic|bearer)) \s+
     | (?:api[_-]?key | secret[_-]?(?:access[_-]?)?key | client[_-]?secret | password | passwd
         | (?:access|refresh|auth)[_-]?token) ["']? \s* [:=] \s* ["']?
-    ) ( [^\s"',;&<>]{8,} )
+    ) (?! \[redacted:\ api\ key\] ) ( [^\s"',;&<>]{8,} )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -151,7 +151,7 @@ def _scrub(value: Any, longest: int, truncated: str, patterns: bool) -> Any:
         return value[:longest] + truncated if len(value) > longest + len(truncated) else value
     if isinstance(value, dict):
         for name, item in value.items():
-            if patterns and isinstance(item, str | int) and not isinstance(item, bool) and _is_secret(name):
+            if patterns and isinstance(item, str | int) and not isinstance(item, bool) and is_secret(name):
                 value[name] = API_KEY
             else:
                 value[name] = _scrub(item, longest, truncated, patterns)
@@ -166,7 +166,8 @@ def _scrub(value: Any, longest: int, truncated: str, patterns: bool) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether what stands in a field of this name is a secret."""
     return _SECRET_NAME.fullmatch(name) is not None
 
 

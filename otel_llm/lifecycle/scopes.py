@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from contextvars import Token
 from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar, cast, overload
 
 from opentelemetry import context as otel
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from otel_llm import call as calls
-from otel_llm import context, faults, semconv
+from otel_llm import context, faults, metrics, semconv
 from otel_llm.generators import generator_function
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.settings import settings
@@ -45,6 +45,15 @@ class _Tracer:
 tracer = _Tracer()
 
 
+class _Entry(NamedTuple):
+    """A scope that has been entered and not been left."""
+
+    span: Span
+    process: object
+    stopwatch: metrics.Stopwatch | None = None
+    token: Token[otel.Context] | None = None
+
+
 class Scope:
     """A part of a run, as long as its `with` or the decorated function. Made by `chain`, `step` and `tool`."""
 
@@ -54,7 +63,7 @@ class Scope:
         self._operation = operation
         self._name = name
         self._attributes = {semconv.OPERATION: operation, **attributes}
-        self._open: list[tuple[Span, object, Token[otel.Context] | None]] = []
+        self._open: list[_Entry] = []
         self.span: Span | None = None
         """The span, once entered; of the last entry."""
 
@@ -71,27 +80,27 @@ class Scope:
     # --- as a context manager ----------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
         try:
-            span, inner = self._begin()
-            self._open.append((span, calls.process(), otel.attach(inner)))
+            entry, inner = self._begin()
+            self._open.append(entry._replace(token=otel.attach(inner)))
         except Exception as fault:
             faults.report(f"open a {self._operation} span", fault)
-            self._open.append((trace.INVALID_SPAN, None, None))
+            self._open.append(_Entry(trace.INVALID_SPAN, None))
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        span, process, token = self._last()
-        if token is not None:
-            otel.detach(token)
-            self._end(span, process, exc)
+        entry = self._last()
+        if entry.token is not None:
+            otel.detach(entry.token)
+            self._end(entry, exc)
 
-    def _last(self) -> tuple[Span, object, Token[otel.Context] | None]:
+    def _last(self) -> _Entry:
         """The entry that is left here: where several tasks are in one scope, the one whose span is current."""
         if len(self._open) > 1:
             current = trace.get_current_span()
             for entry in reversed(self._open):
-                if entry[0] is current:
+                if entry.span is current:
                     self._open.remove(entry)
                     return entry
         return self._open.pop()
@@ -104,8 +113,8 @@ class Scope:
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
 
-    def _begin(self) -> tuple[Span, otel.Context]:
-        """Starts the span. Returns it and the context for what happens inside."""
+    def _begin(self) -> tuple[_Entry, otel.Context]:
+        """Starts the span. Returns the entry and the context for what happens inside."""
         calls.finish_abandoned()
         current = otel.get_current()
         above = current
@@ -123,18 +132,22 @@ class Scope:
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
         )
-        return span, set_span_in_context(span, current)
+        entry = _Entry(span, calls.process(), metrics.stopwatch(self._operation, attributes))
+        return entry, set_span_in_context(span, current)
 
-    def _end(self, span: Span, process: object, error: BaseException | None) -> None:
+    def _end(self, entry: _Entry, error: BaseException | None) -> None:
         """Ends the span as `error` says."""
-        if process is not calls.process():
+        span = entry.span
+        if entry.process is not calls.process():
             return  # a forked child: the span is its parent's to end
         was_recorded = span.is_recording()
         if isinstance(error, GeneratorExit):
             # Perhaps inside the garbage collector, and so inside a lock that ending a span needs.
-            calls.later(partial(_finish, span, error, time.time_ns()))
+            if entry.stopwatch is not None:
+                entry.stopwatch.halt()
+            calls.later(partial(_finish, entry, error, time.time_ns()))
         else:
-            _finish(span, error)
+            _finish(entry, error)
         if hub.subscriptions and not was_recorded:
             for tap in hub.subscriptions:
                 tap.left(self)  # nobody waits for the events of a span that is not recorded
@@ -199,15 +212,16 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 class _Body:
     """A scope for the body of a generator, which attaches its context itself, step by step."""
 
-    __slots__ = ("_process", "_scope")
+    __slots__ = ("_entry", "_scope")
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._process = calls.process()
+        self._entry: _Entry | None = None
 
     def __enter__(self) -> otel.Context:
         try:
-            return self._scope._begin()[1]
+            self._entry, inner = self._scope._begin()
+            return inner
         except Exception as fault:
             faults.report(f"open a {self._scope._operation} span", fault)
             return otel.get_current()
@@ -215,20 +229,24 @@ class _Body:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._scope.span is not None:
-            self._scope._end(self._scope.span, self._process, exc)
+        if self._entry is not None:
+            self._scope._end(self._entry, exc)
 
 
-def _finish(span: Span, error: BaseException | None, ended_ns: int | None = None) -> None:
+def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = None) -> None:
+    span = entry.span
+    status = calls.status_of(error)
+    error_type = type(error).__name__ if status in _FAILED else None
     try:
-        status = calls.status_of(error)
         span.set_attribute(semconv.STATUS, status)
-        if status in _FAILED:
-            span.set_attribute(semconv.ERROR_TYPE, type(error).__name__)
+        if error_type is not None:
+            span.set_attribute(semconv.ERROR_TYPE, error_type)
             span.set_status(_ERROR if error is None or not settings().captures_content else _failed(span, error))
         span.end(ended_ns)
     except Exception as fault:  # a span processor of the app's that raises
         faults.report("end a span", fault)
+    if entry.stopwatch is not None:
+        entry.stopwatch.stop(error_type, span)
 
 
 def _failed(span: Span, error: BaseException) -> Status:

@@ -89,15 +89,25 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             in_agent=parent is not None and parent.in_agent,
             enclosing_agent=None if parent is None else parent.agent_name,
         )
-        runs.begin_chain(run_id, parent, part)
+        said = {}
+        if part.operation in semconv.CHAIN_OPERATIONS and settings().captures_content:
+            said = _run_said(inputs=inputs)
+        runs.begin_chain(run_id, parent, part, said)
 
     @_safe
-    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self._runs.end(run_id, calls.OK)
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
+        self._runs.end(run_id, calls.OK, attributes=self._said_at_end(run_id, inputs, outputs))
 
     @_safe
-    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        self._fail(run_id, error)
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
+        self._fail(run_id, error, self._said_at_end(run_id, inputs))
+
+    def _said_at_end(self, run_id: UUID, inputs: Any, outputs: Any = None) -> dict[str, Any] | None:
+        """What is known at the end alone: the answer, and what a stream was given, which LangChain does not tell at the start."""
+        if not settings().captures_content:
+            return None
+        run = self._runs.get(run_id)
+        return _run_said(inputs, outputs) if run is not None and run.operation in semconv.CHAIN_OPERATIONS else None
 
     # --- tools -------------------------------------------------------------------------------------------------------
     @_safe
@@ -153,12 +163,15 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         runs = self._runs
-        if _is_wanted(runs):
-            runs.begin_retriever(run_id, runs.parent(parent_run_id), name or _name_of(serialized, "retriever"))
+        if not _is_wanted(runs):
+            return
+        said = _said(semconv.RETRIEVAL_QUERY, query) if settings().captures_content else {}
+        runs.begin_retriever(run_id, runs.parent(parent_run_id), name or _name_of(serialized, "retriever"), said)
 
     @_safe
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self._runs.end(run_id, calls.OK)
+        said = _said(semconv.RETRIEVAL_DOCUMENTS, documents) if settings().captures_content else None
+        self._runs.end(run_id, calls.OK, attributes=said)
 
     @_safe
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -235,30 +248,41 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             model.fail(error, response)
 
     # --- ends --------------------------------------------------------------------------------------------------------
-    def _fail(self, run_id: UUID, error: BaseException) -> None:
+    def _fail(self, run_id: UUID, error: BaseException, said: Mapping[str, Any] | None = None) -> None:
         runs = self._runs
         status, error_type = calls.status_of(error), type(error).__name__
         if status == calls.PARTIAL:  # a generator that is closed, perhaps by the garbage collector
             runs.end_later(run_id, status, None)
             return
         if _is_control_flow(error):
-            runs.end(run_id, calls.OK)
+            runs.end(run_id, calls.OK, attributes=said)
             return
-        run = runs.end(run_id, status, error_type, error=error)
+        run = runs.end(run_id, status, error_type, error=error, attributes=said)
         if run is not None and status == calls.CANCELLED:
             runs.end_under(run, error_type)
 
 
 def _said(name: str, value: Any) -> dict[str, Any]:
-    """Arguments or result of a tool as its span takes them."""
+    """What a tool or a retriever is asked or answers, as its span takes it."""
     from otel_llm import content  # only with capture
-    from otel_llm.content.langchain import tool_output
+    from otel_llm.content.langchain import documents, tool_output
 
     try:
-        return content.on_span({name: tool_output(value)})
+        return content.on_span({name: documents(value) if name == semconv.RETRIEVAL_DOCUMENTS else tool_output(value)})
     except Exception as fault:  # an object of the app's that is not what it seems
-        faults.report("read what a tool is asked or answers", fault)
+        faults.report("read what a tool or a retriever is asked or answers", fault)
         return {}
+
+
+def _run_said(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
+    """What an agent or a workflow is asked and answers, as its span takes it."""
+    from otel_llm import content  # only with capture
+    from otel_llm.content.langchain import run_input, run_output
+
+    if not settings().capture.in_span:
+        return {}  # the conventions have no event for them
+    said = {semconv.INPUT_MESSAGES: run_input(inputs), semconv.OUTPUT_MESSAGES: run_output(outputs)}
+    return content.on_span({name: messages for name, messages in said.items() if messages})
 
 
 def _is_wanted(runs: Runs) -> bool:

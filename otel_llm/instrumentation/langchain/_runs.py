@@ -17,7 +17,7 @@ from opentelemetry import context as otel
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from otel_llm import call as calls
-from otel_llm import context, faults, semconv
+from otel_llm import context, faults, metrics, semconv
 from otel_llm.call import Place
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
@@ -48,6 +48,7 @@ class Run:
         "request",
         "span",
         "started_ns",
+        "stopwatch",
         "workflow_name",
     )
 
@@ -63,6 +64,7 @@ class Run:
         """Name of the step that this run becomes once something is recorded under it."""
         self.context: otel.Context | None = None
         self.started_ns = 0
+        self.stopwatch: metrics.Stopwatch | None = None
         self.manager: weakref.ref[Any] | None = None
         """LangChain's run manager, which alone can end the run: once it is gone, the run was abandoned."""
         self.is_open = True
@@ -137,8 +139,8 @@ class Runs:
         self._runs[run_id] = run
         return run
 
-    def begin_chain(self, run_id: UUID, parent: Run | None, part: Part) -> None:
-        """A chain, agent, graph, node or function, shown as `part` says."""
+    def begin_chain(self, run_id: UUID, parent: Run | None, part: Part, said: Mapping[str, Any]) -> None:
+        """A chain, agent, graph, node or function, shown as `part` says, with `said` on its span."""
         run = self.begin(run_id, parent, part.name)
         if part.shown is Shown.ALWAYS:
             if part.operation == semconv.INVOKE_AGENT:
@@ -146,16 +148,16 @@ class Runs:
                 run.agent_name = part.name or run.agent_name
             elif part.operation == semconv.INVOKE_WORKFLOW:
                 run.workflow_name = part.name
-            self.open_span(run, part.operation, part.name, {})
+            self.open_span(run, part.operation, part.name, said)
         elif part.shown is Shown.WITH_CONTENT and (parent is None or parent.name != part.name):
             run.pending = part.name
             run.started_ns = time.time_ns()
             run.context = otel.get_current()
 
-    def begin_retriever(self, run_id: UUID, parent: Run | None, name: str) -> None:
-        """A retriever; what it calls is under it."""
+    def begin_retriever(self, run_id: UUID, parent: Run | None, name: str, said: Mapping[str, Any]) -> None:
+        """A retriever; what it calls is under it, and `said` is on its span."""
         run = self.begin(run_id, parent, name)
-        self.open_span(run, semconv.RETRIEVAL, name, {})
+        self.open_span(run, semconv.RETRIEVAL, name, said)
         self.enter(run)
 
     def open_span(self, run: Run, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
@@ -177,6 +179,7 @@ class Runs:
             at_start,
             start_time=run.started_ns or None,
         )
+        run.stopwatch = metrics.stopwatch(operation, at_start)
 
     def begin_call(self, run: Run, *, may_adopt: bool = True) -> None:
         """Begins the call of a model run, and offers it to the hook of the client that will carry it out.
@@ -275,6 +278,8 @@ class Runs:
         run = self._runs.pop(run_id, None)
         if run is not None:
             run.is_open = False
+            if run.stopwatch is not None:
+                run.stopwatch.halt()
             if run.span is not None:
                 calls.later(partial(self._close, run, status, error_type, time.time_ns()))
         return run
@@ -291,17 +296,22 @@ class Runs:
         # Without a lock: the garbage collector may close a generator of LangChain's, and so a run, inside any other lock.
         run.is_open = False
         span = run.span
-        if span is None or not span.is_recording():
+        if span is None:
             return
-        try:
-            span.set_attribute(semconv.STATUS, status)
-            if error_type is not None:
-                span.set_attribute(semconv.ERROR_TYPE, error_type)
-            if status in (calls.ERROR, calls.CANCELLED):
-                span.set_status(_ERROR if error is None or not settings().captures_content else _failed(span, error))
-            span.end(ended_ns)
-        except Exception as fault:  # a span processor of the app's that raises
-            faults.report("end a span", fault)
+        if span.is_recording():
+            try:
+                span.set_attribute(semconv.STATUS, status)
+                if error_type is not None:
+                    span.set_attribute(semconv.ERROR_TYPE, error_type)
+                if status in (calls.ERROR, calls.CANCELLED):
+                    span.set_status(
+                        _ERROR if error is None or not settings().captures_content else _failed(span, error)
+                    )
+                span.end(ended_ns)
+            except Exception as fault:  # a span processor of the app's that raises
+                faults.report("end a span", fault)
+        if run.stopwatch is not None:
+            run.stopwatch.stop(error_type if status in (calls.ERROR, calls.CANCELLED) else None, span)
 
     def _close_if_ended(self, run: Run) -> None:
         """For a span that was opened while another thread, which may not have seen it, ended the run."""
@@ -342,6 +352,7 @@ class Runs:
         for run in list(self._runs.values()):
             run.pending = None
             run.model = None
+            run.stopwatch = None
             if run.span is not None:
                 run.span = NonRecordingSpan(run.span.get_span_context())
 

@@ -71,7 +71,8 @@ class Answer:
         """Takes what is new from an answer, a chunk or an event."""
         found = fields(payload)
         if self.content is not None:
-            self.content.see(found)
+            # The subtitles and the plain text that a transcription may be asked for are not inside anything.
+            self.content.see({"text": payload} if isinstance(payload, str) else found)
         kind = found.get("type")
         if kind is not None and isinstance(kind, str):
             if kind.startswith("response."):

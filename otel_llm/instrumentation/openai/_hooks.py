@@ -17,7 +17,7 @@ from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
 from otel_llm.instrumentation.openai._observe import Observer, observer_of
 from otel_llm.instrumentation.openai._request import UNKNOWN, Endpoint, Server, attributes, endpoint_of, server_of
-from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, loads, see_events
+from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, see_body
 from otel_llm.settings import settings
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
@@ -96,7 +96,7 @@ class Hooks:
             model = model if isinstance(model, str) else None
             known = attributes(endpoint, server, body, stream)
             if settings().captures_content:
-                known |= _said(endpoint.operation, body)
+                known |= _said(endpoint.operation, body, options.files)
             changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
             propagates = _propagates(client)
             # From here on there is a span, which only the return ends.
@@ -191,28 +191,20 @@ class _Begun:
                 follow_body(response, Follower(self.call))
                 return
             else:
-                _see_body(answer, response)
+                see_body(answer, response.headers.get("content-type", ""), response.content)
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
         conclude(self.call, answer, answer.status)
 
 
-def _said(operation: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _said(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:
     from otel_llm import content  # only with capture
 
     if not content.wanted():
         return {}
     from otel_llm.content.openai import request
 
-    return request(operation, body)
-
-
-def _see_body(answer: Answer, response: Any) -> None:
-    kind = response.headers.get("content-type", "")
-    if "json" in kind:
-        answer.see(loads(response.content))
-    elif kind.startswith("text/event-stream"):
-        see_events(answer, response.content.split(b"\n"))
+    return request(operation, body, files)
 
 
 def _asked_for_usage(

@@ -42,7 +42,7 @@ class Observer:
         """What gathers the facts of the answer."""
         return Answer()
 
-    def chunk(self) -> None:
+    def chunk(self, response_model: str | None = None) -> None:
         """A chunk of a stream has come."""
 
     def end(self, answer: Answer, status: str, error: BaseException | None) -> None:
@@ -152,7 +152,7 @@ class Unknown(Observer):
         self._context = otel.get_current()
         self._place = calls.find_place()
 
-    def chunk(self) -> None:
+    def chunk(self, response_model: str | None = None) -> None:
         if self._first_perf_ns is None:
             self._first_perf_ns = time.perf_counter_ns()
 

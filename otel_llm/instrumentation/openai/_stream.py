@@ -23,6 +23,7 @@ from otel_llm.instrumentation.openai._observe import Observer
 _T = TypeVar("_T")
 _FOLLOWER = "_otel_llm_follower"
 _BODY = "_otel_llm_body"
+_SSE = "text/event-stream"
 
 
 class Follower:
@@ -39,7 +40,7 @@ class Follower:
     def see(self, chunk: object) -> bool:
         """Takes note of a chunk. Returns whether the app may see it."""
         try:
-            self.call.chunk()
+            self.call.chunk(self.answer.model)
             self.answer.see(chunk)
             if self.hides_usage:
                 return not _hide_usage(chunk)
@@ -119,15 +120,16 @@ async def _watch_async(chunks: AsyncIterator[_T], follower: Follower) -> AsyncIt
 class _Body:
     """Reads the decoded body as it passes: events of a stream one by one, a plain JSON answer at its end."""
 
-    __slots__ = ("_follower", "_is_sse", "_keep", "_pending", "pulling")
+    __slots__ = ("_content_type", "_follower", "_is_sse", "_keep", "_pending", "pulling")
 
     LONGEST = 32 * 2**20
     """Bytes of a JSON body that are kept to read its usage; a longer one is recorded without."""
 
     def __init__(self, follower: Follower, content_type: str) -> None:
         self._follower = follower
-        self._is_sse = content_type.startswith("text/event-stream")
-        self._keep = self._is_sse or "json" in content_type
+        self._content_type = content_type
+        self._is_sse = content_type.startswith(_SSE)
+        self._keep = is_readable(follower.answer, content_type)
         self._pending = bytearray()
         self.pulling = False
         """Whether `httpx` is at work: it closes the response itself at the end of the body, which is no early leave."""
@@ -138,7 +140,7 @@ class _Body:
                 return
             self._pending += data
             if self._is_sse:
-                self._follower.call.chunk()
+                self._follower.call.chunk(self._follower.answer.model)
                 if b"\n" in data:
                     *lines, rest = bytes(self._pending).split(b"\n")
                     self._pending[:] = rest
@@ -152,14 +154,28 @@ class _Body:
     def end(self) -> None:
         try:
             if self._keep and self._pending:
-                if self._is_sse:
-                    see_events(self._follower.answer, [bytes(self._pending)])
-                else:
-                    self._follower.answer.see(loads(self._pending))
+                see_body(self._follower.answer, self._content_type, self._pending)
         except Exception as fault:
             faults.report("read a raw body", fault)
         self._pending.clear()
         self._follower.complete()
+
+
+def is_readable(answer: Answer, content_type: str) -> bool:
+    """Whether a body tells anything: text that is neither an event stream nor JSON is a transcript, and content."""
+    return "json" in content_type or content_type.startswith(_SSE if answer.content is None else "text/")
+
+
+def see_body(answer: Answer, content_type: str, body: bytes | bytearray) -> None:
+    """Takes what is new from a body, or the rest of one."""
+    if not is_readable(answer, content_type):
+        return
+    if "json" in content_type:
+        answer.see(loads(body))
+    elif content_type.startswith(_SSE):
+        see_events(answer, bytes(body).split(b"\n"))
+    else:
+        answer.see(body.decode("utf-8", "replace"))
 
 
 def see_events(answer: Answer, lines: Iterable[bytes]) -> None:

@@ -2,6 +2,8 @@
 
 Every way of reading (`recv`, iteration, event handlers) gets its messages from `recv_bytes`, so that is what is wrapped. One call
 for each response, from `response.created` to the event that ends it; one for each live session, which reports what it has used.
+What they were asked is what the app gave to `send`, with which every resource of a connection sends; it is looked at only where
+content is captured.
 
 Most messages are pieces of audio or text: they cost one regular expression on their first bytes. Only the few that tell of a
 response or a session are parsed.
@@ -27,6 +29,7 @@ from otel_llm.instrumentation.openai._observe import Once
 from otel_llm.instrumentation.openai._request import Endpoint, attributes, server_at
 from otel_llm.instrumentation.openai._stream import loads
 from otel_llm.instrumentation.patching import Patches
+from otel_llm.settings import settings
 from otel_llm.usage import fields, from_openai
 
 MODULES: Mapping[str, str] = {
@@ -83,6 +86,7 @@ class WebsocketHooks:
                 if isinstance(cls, type) and "recv_bytes" in vars(cls):
                     is_async = inspect.iscoroutinefunction(vars(cls)["recv_bytes"])
                     patches.wrap(cls, "recv_bytes", partial(self._recv_async if is_async else self._recv, api))
+                    patches.wrap(cls, "send", partial(self._send, api), optional=True)
                     patches.wrap(cls, "close", _close_async if is_async else _close, optional=True)
         except Exception as fault:
             faults.report("instrument a websocket", fault)
@@ -105,16 +109,28 @@ class WebsocketHooks:
         self._see(api, connection, message)
         return message
 
+    def _send(self, api: str, wrapped: Callable[..., Any], connection: Any, args: Any, kwargs: Any) -> Any:
+        """Around `send`, async or not. Before it: the answer may come while it is still at work."""
+        try:
+            if settings().captures_content and (session := self._session(api, connection)) is not None:
+                session.send(args[0] if args else kwargs.get("event"))
+        except Exception as fault:
+            faults.report("read what is sent over a websocket", fault)
+        return wrapped(*args, **kwargs)
+
     def _see(self, api: str, connection: Any, message: Any) -> None:
         try:
-            session = connection.__dict__.get(_SESSION)
-            if session is None:
-                if not is_instrumentation_enabled():
-                    return
-                session = connection.__dict__[_SESSION] = Session(self._tracer, api, connection)
-            session.see(message if isinstance(message, bytes) else bytes(message, "utf-8", "replace"))
+            if (session := self._session(api, connection)) is not None:
+                session.see(message if isinstance(message, bytes) else bytes(message, "utf-8", "replace"))
         except Exception as fault:
             faults.report("read a websocket message", fault)
+
+    def _session(self, api: str, connection: Any) -> Session | None:
+        """The session of a connection; None where the app has turned instrumentation off."""
+        session: Session | None = connection.__dict__.get(_SESSION)
+        if session is None and is_instrumentation_enabled():
+            session = connection.__dict__[_SESSION] = Session(self._tracer, api, connection)
+        return session
 
 
 def _close(wrapped: Callable[..., Any], connection: Any, args: Any, kwargs: Any) -> Any:
@@ -159,12 +175,25 @@ class Session:
         self._live_details: dict[str, Any] = {}
         self._live_usage: object = None
         self._transcription_model: str | None = None
+        self._sent: Any = None
+        """What keeps what the app sends, where that is captured."""
         request = getattr(getattr(connection, "_connection", None), "request", None)
         url = urlsplit(getattr(request, "path", None) or "")
         query = parse_qs(url.query)
         self._model: str | None = next(iter(query.get("model") or query.get("deployment") or ()), None)
         host = urlsplit("//" + (getattr(request, "headers", None) or {}).get("Host", ""))
         self._server = server_at(host.hostname, host.port)
+
+    def send(self, event: object) -> None:
+        """Takes note of what the app is about to send."""
+        from otel_llm import content  # only with capture
+
+        if self._sent is None:
+            from otel_llm.content.websocket import Sent
+
+            self._sent = Sent(self._api == "live")
+        if content.wanted():
+            self._sent.see(event)
 
     def see(self, message: bytes) -> None:
         """Takes note of a message before the app sees it."""
@@ -196,7 +225,8 @@ class Session:
             self._count(semconv.DECISION, decision, decision.get("model"), event.get("event_id"))
         elif kind == _TRANSCRIBED:
             item = f"{event.get('item_id')}/{event.get('content_index')}"
-            self._count(semconv.TRANSCRIPTION, {"usage": event.get("usage")}, self._transcription_model, item)
+            told = {"usage": event.get("usage"), "text": event.get("transcript")}
+            self._count(semconv.TRANSCRIPTION, told, self._transcription_model, item)
         elif kind.startswith(b"session."):
             self._see_session(kind, event)
 
@@ -248,9 +278,14 @@ class Session:
 
     def _call(self, operation: str, model: str | None) -> ModelCall:
         calls.finish_abandoned()
-        return ModelCall(
-            self._tracer, operation, model, attributes(Endpoint(operation, self._api), self._server, {}, True)
-        )
+        known = attributes(Endpoint(operation, self._api), self._server, {}, True)
+        if operation != semconv.LIVE_SESSION:  # whose input goes on to its end
+            known |= self._asked(operation)
+        return ModelCall(self._tracer, operation, model, known)
+
+    def _asked(self, operation: str) -> dict[str, Any]:
+        """What the app has sent for a call, where that is captured."""
+        return self._sent.take(operation) if self._sent is not None else {}
 
     # --- sessions ------------------------------------------------------------------------------------------------------
     def _see_session(self, kind: bytes, event: Mapping[str, Any]) -> None:
@@ -288,7 +323,7 @@ class Session:
             usage=from_openai(self._live_usage),
             error=error,
             error_type=error_type,
-            attributes=self._live_details,
+            attributes=self._live_details | self._asked(semconv.LIVE_SESSION),
         )
 
     def end(self, status: str, error: BaseException | None = None) -> None:
@@ -305,4 +340,5 @@ class Session:
         for call, answer in self._open.values():
             call.abandon(calls.PARTIAL, answer.usage, answer.attributes())
         if self._live is not None:
-            self._live.abandon(calls.PARTIAL, from_openai(self._live_usage), self._live_details)
+            details = self._live_details | self._asked(semconv.LIVE_SESSION)
+            self._live.abandon(calls.PARTIAL, from_openai(self._live_usage), details)

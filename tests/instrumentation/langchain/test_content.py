@@ -7,13 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
 from langchain_core.language_models import FakeListLLM, GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompt_values import ChatPromptValue
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 from otel_llm import semconv as s
 from otel_llm.content import NAMES
+from otel_llm.content.redaction import use
 from tests.instrumentation.conftest import Capture
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents
 
@@ -130,4 +138,176 @@ def test_nothing_by_default(traced: Traced, model: ChatOpenAI) -> None:
     weather.invoke({"city": "Rome"})
     model.invoke(HISTORY[:1])
     GenericFakeChatModel(messages=iter([AIMessage("hello")])).invoke("hello")
+    assert [name for span in traced.all() for name in span.attributes if name in NAMES] == []
+
+
+# --- agents, workflows and retrievers ---------------------------------------------------------------------------------
+def only(traced: Traced, operation: str) -> Any:
+    (span,) = [span for span in traced.all() if span.attributes[s.OPERATION] == operation]
+    return span
+
+
+def user(content: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "parts": [text(content)]}]
+
+
+def answered(content: str, **more: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "parts": [text(content)], **more}]
+
+
+@needs_agents
+@pytest.mark.parametrize("given", [[HumanMessage("Hi")], [("user", "Hi")], "Hi", [{"role": "user", "content": "Hi"}]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_agent_is_asked_and_answers(stream: bool, given: Any, traced: Traced, capture: Capture) -> None:
+    capture()
+    answers = iter([AIMessage("Hello", response_metadata={"finish_reason": "stop"})])
+    agent = create_agent(GenericFakeChatModel(messages=answers), [])
+    if stream:
+        list(agent.stream({"messages": given}))
+    else:
+        agent.invoke({"messages": given})
+    span = only(traced, s.INVOKE_AGENT)
+    if given == "Hi":  # a text in place of the messages
+        assert said(span, s.INPUT_MESSAGES)[0]["parts"] == [text("Hi")]
+    else:
+        assert said(span, s.INPUT_MESSAGES) == user("Hi")
+    assert said(span, s.OUTPUT_MESSAGES) == answered("Hello", finish_reason="stop")
+
+
+def chain_of(answer: str) -> Any:
+    model = GenericFakeChatModel(messages=iter([AIMessage(answer)]))
+    prompt = ChatPromptTemplate.from_messages([("system", "Be {how}."), ("user", "{question}")])
+    return (prompt | model | StrOutputParser()).with_config(run_name="ask")
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+def test_what_a_workflow_is_asked_and_answers(way: str, traced: Traced, capture: Capture) -> None:
+    capture()
+    given = {"how": "brief", "question": "Who?"}
+    if way == "invoke":
+        chain_of("Ann").invoke(given)
+    else:
+        list(chain_of("Ann").stream(given))
+    span = only(traced, s.INVOKE_WORKFLOW)
+    ((message),) = said(span, s.INPUT_MESSAGES)
+    assert message["role"] == "user"
+    assert json.loads(message["parts"][0]["content"]) == given
+    assert said(span, s.OUTPUT_MESSAGES) == answered("Ann")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("Who?", user("Who?")),
+        (HumanMessage("Who?"), user("Who?")),
+        ([SystemMessage("Be brief."), HumanMessage("Who?")], [{"role": "system", "parts": [text("Be brief.")]}, *user("Who?")]),
+        (ChatPromptValue(messages=[HumanMessage("Who?")]), user("Who?")),
+        ({"question": "Who?"}, user("Who?")),
+        ({"chat_history": [AIMessage("Hello")], "input": "Who?"}, [*answered("Hello"), *user("Who?")]),
+        ({"image": b"PNG not kept", "n": 3}, user('{"image":{"type":"blob","size":12},"n":3}')),
+        ({"api_key": "abc", "n": 3}, user('{"api_key":"[redacted: api key]","n":3}')),
+        ({"password": "abc"}, user('{"password":"[redacted: api key]"}')),
+        (7, user("7")),
+        (None, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_whatever_a_run_is_given(given: Any, told: Any, traced: Traced, capture: Capture) -> None:
+    capture()
+    RunnableLambda(lambda _: "done").invoke(given)
+    span = only(traced, s.INVOKE_WORKFLOW)
+    assert said(span, s.INPUT_MESSAGES) == told
+    assert said(span, s.OUTPUT_MESSAGES) == answered("done")
+
+
+def test_an_agent_of_the_former_kind(traced: Traced, capture: Capture) -> None:
+    capture()
+    executor = RunnableLambda(lambda given: {**given, "output": "Hello"}).with_config(run_name="AgentExecutor")
+    executor.invoke({"input": "Hi"})
+    span = only(traced, s.INVOKE_AGENT)
+    assert (said(span, s.INPUT_MESSAGES), said(span, s.OUTPUT_MESSAGES)) == (user("Hi"), answered("Hello"))
+
+
+def test_a_run_that_fails_has_its_input(traced: Traced, capture: Capture) -> None:
+    capture()
+
+    def fail(_: Any) -> None:
+        raise ValueError("no")
+
+    for way in (RunnableLambda(fail).invoke, lambda given: list(RunnableLambda(fail).stream(given))):
+        with pytest.raises(ValueError, match="no"):
+            way("Who?")
+    told = [(said(span, s.INPUT_MESSAGES), said(span, s.OUTPUT_MESSAGES)) for span in traced.all()]
+    assert told == [(user("Who?"), None)] * 2
+
+
+class Shelf(BaseRetriever):
+    found: list[Document]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        return self.found
+
+
+PAGES = [
+    Document("One page, of ann@example.com", id="p1", metadata={"source": "a.pdf", "score": 0.5}),
+    Document("Another"),
+]
+
+
+async def test_what_a_retriever_is_asked_and_finds(traced: Traced, capture: Capture) -> None:
+    capture()
+    Shelf(found=PAGES).invoke("Which page?")
+    await Shelf(found=PAGES).ainvoke("Which page?")
+    for span in traced.all():
+        assert span.attributes[s.RETRIEVAL_QUERY] == "Which page?"
+        assert said(span, s.RETRIEVAL_DOCUMENTS) == [
+            {
+                "id": "p1",
+                "score": 0.5,
+                "content": "One page, of [redacted: email]",
+                "metadata": {"source": "a.pdf", "score": 0.5},
+            },
+            {"content": "Another"},
+        ]
+
+
+def test_of_many_documents_the_best_are_kept(traced: Traced, capture: Capture) -> None:
+    capture(OTEL_LLM_CONTENT_LIMIT="100")
+    Shelf(found=[Document(f"{number} " + "x" * 500) for number in range(50)]).invoke("q")
+    found = said(only(traced, s.RETRIEVAL), s.RETRIEVAL_DOCUMENTS)
+    assert found[0]["content"].startswith("0 ")
+    assert len(found[0]["content"]) < 120
+    assert found[-1] == {"omitted": 50 - (len(found) - 1)}
+    assert len(found) < 20
+
+
+def test_the_redactor_sees_all_of_it(traced: Traced, capture: Capture) -> None:
+    capture()
+    seen: list[Any] = []
+
+    def redactor(message: dict[str, Any]) -> dict[str, Any] | None:
+        seen.append(message["role"])
+        for part in message["parts"]:
+            part["content"] = part["content"].replace("Blue", "[project]")
+        return None if "Another" in repr(message) else message
+
+    use(redactor)
+    try:
+        RunnableLambda(lambda _: "Blue it is").invoke({"question": "Blue?", "n": 1})
+        Shelf(found=[Document("On Blue"), Document("Another")]).invoke("Blue?")
+    finally:
+        use(None)
+    assert seen == ["user", "assistant", "user", "tool", "tool"]
+    told = [dict(span.attributes) for span in traced.all()]
+    assert "Blue" not in repr(told)
+    assert repr(told).count("[project]") == 4
+    assert json.loads(told[1][s.RETRIEVAL_DOCUMENTS]) == [{"content": "On [project]"}]
+
+
+@pytest.mark.parametrize("mode", ["NO_CONTENT", "EVENT_ONLY"])
+def test_no_run_is_read_unless_it_is_asked_for(mode: str, traced: Traced, capture: Capture) -> None:
+    capture(mode)
+    chain_of("Ann").invoke({"how": "brief", "question": "Who?"})
+    list(chain_of("Ann").stream({"how": "brief", "question": "Who?"}))
+    Shelf(found=PAGES).invoke("Which page?")
     assert [name for span in traced.all() for name in span.attributes if name in NAMES] == []

@@ -209,6 +209,7 @@ def test_binary_parts_are_named_and_not_kept(instrumented: Spans, client: openai
         {"type": "input_audio", "input_audio": {"data": PNG, "format": "wav"}},
         {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{PNG}", "filename": "a.pdf"}},
         {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "image", "image": PNG},
     ]
     client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": content}])
     ((message),) = said(instrumented, s.INPUT_MESSAGES)
@@ -219,6 +220,7 @@ def test_binary_parts_are_named_and_not_kept(instrumented: Spans, client: openai
         {"type": "blob", "modality": "audio", "mime_type": "audio/wav", "size": 70},
         {"type": "blob", "modality": "document", "mime_type": "application/pdf", "size": 70},
         {"type": "file", "modality": "document", "file_id": "file-1"},
+        {"type": "blob", "modality": "image", "size": 70},
     ]
     assert PNG[:20] not in repr(instrumented.attributes())
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from otel_llm import llm_context, metrics
+from otel_llm import llm_context, metrics, tool
 from otel_llm import semconv as s
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
@@ -126,6 +126,28 @@ def test_a_stream(measured: Read, client: openai.OpenAI, openai_server: LocalOpe
     assert measured.one(s.METRIC_INPUT_TOKENS)[0] == openai_server.ledger[0].input_tokens
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_time_between_chunks(raw: bool, measured: Read, client: openai.OpenAI, openai_server: LocalOpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
+    if raw:
+        stream: Any = client.chat.completions.with_raw_response.create(**asked).parse()
+    else:
+        stream = client.chat.completions.create(**asked)
+    chunks = sum(1 for _ in stream)
+    between, count, attributes = measured.one(s.METRIC_TIME_PER_CHUNK)
+    seconds, _, of_the_call = measured.one(s.METRIC_DURATION)
+    first, _, _ = measured.one(s.METRIC_TIME_TO_FIRST_CHUNK)
+    if not raw:  # whose body comes in pieces that are no chunks
+        assert count == chunks - 1
+    assert first + between == pytest.approx(seconds)
+    assert attributes == of_the_call
+
+
+def test_a_call_that_is_no_stream_has_no_chunks(measured: Read, client: openai.OpenAI) -> None:
+    client.chat.completions.create(model=MODEL, messages=HELLO)
+    assert measured.points(s.METRIC_TIME_PER_CHUNK) == []
+
+
 def test_a_failed_call(measured: Read, client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="error-400", messages=HELLO)
@@ -152,10 +174,16 @@ def test_which_names(
 ) -> None:
     monkeypatch.setenv("OTEL_LLM_METRICS", names)
     reload()
-    client.chat.completions.create(model=MODEL, messages=HELLO)
+    for _ in client.chat.completions.create(
+        model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
+    ):
+        pass
+    with tool("look"):
+        pass
     told = measured.all()
-    assert ({s.METRIC_DURATION, s.METRIC_INPUT_TOKENS} <= set(told)) is current
-    assert ({s.METRIC_LEGACY_DURATION, s.METRIC_LEGACY_TOKENS} <= set(told)) is legacy
+    of_today = {s.METRIC_DURATION, s.METRIC_INPUT_TOKENS, s.METRIC_TIME_PER_CHUNK, s.METRIC_TOOL_DURATION}
+    assert (of_today <= set(told)) is current
+    assert ({s.METRIC_LEGACY_DURATION, s.METRIC_LEGACY_TOKENS, s.METRIC_LEGACY_TIME_PER_CHUNK} <= set(told)) is legacy
     assert current or legacy or not told
     if legacy:
         kinds = {attributes[s.TOKEN_TYPE] for _, _, attributes in measured.points(s.METRIC_LEGACY_TOKENS)}
