@@ -58,28 +58,16 @@ def emit(
     try:
         if not settings().capture.in_event:
             return
-        logger = _logger()
         if said:
-            logger.emit(
-                LogRecord(
-                    timestamp=end_ns,
-                    context=at,
-                    severity_number=SeverityNumber.DEBUG,
-                    event_name=semconv.EVENT_DETAILS,
-                    attributes={**facts, **said},
-                )
-            )
+            _emit(SeverityNumber.DEBUG, semconv.EVENT_DETAILS, {**facts, **said}, at, end_ns)
         if error is not None:
-            logger.emit(
-                LogRecord(
-                    timestamp=end_ns,
-                    context=at,
-                    severity_number=SeverityNumber.WARN,
-                    event_name=semconv.EVENT_EXCEPTION,
-                    attributes=content.error_attributes(error),
-                )
-            )
+            _emit(SeverityNumber.WARN, semconv.EVENT_EXCEPTION, content.error_attributes(error), at, end_ns)
     except RedactionFailed as failure:
         fail(failure)
     except Exception as fault:
         faults.report("emit an event", fault)
+
+
+def _emit(severity: SeverityNumber, name: str, attributes: Mapping[str, Any], at: otel.Context, end_ns: int) -> None:
+    record = LogRecord(timestamp=end_ns, context=at, severity_number=severity, event_name=name, attributes=attributes)
+    _logger().emit(record)

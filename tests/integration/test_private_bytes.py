@@ -1,10 +1,13 @@
 """Every byte that is written or sent is searched for what was said: none of it unless asked for, keys and headers never.
 
-One real process talks to the model in every way, loses a stream half-way, fails, and is killed in the middle of a call.
+One real process talks to the model in every way, hears, speaks and draws, talks over a websocket, runs chains, agents and
+retrievers, loses a stream half-way, fails, and is killed in the middle of a call. Each kind of content has a mark of its own, with
+a key beside it, which no mode records.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 from pathlib import Path
@@ -14,16 +17,20 @@ import pytest
 
 from tests.conftest import Rows
 from tests.integration.otlp_receiver import OtlpReceiver
+from tests.media_server import media_server
 
 SCRIPT = """
-import asyncio, logging, os, sys
+import asyncio, base64, logging, os, sys
 logging.basicConfig(level=logging.WARNING)
 logging.getLogger("otel_llm").setLevel(logging.DEBUG)
 
 import openai
 from langchain.agents import create_agent
+from langchain_core.documents import Document
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from opentelemetry import metrics, trace
@@ -31,6 +38,9 @@ from opentelemetry._logs import get_logger_provider
 
 prompt, system, result, header, query, key = (os.environ["MARK_" + name] for name in
     ("PROMPT", "SYSTEM", "RESULT", "HEADER", "QUERY", "KEY"))
+mark = lambda name: os.environ["MARK_" + name]
+with_key = lambda name: f"{mark(name)} my key is {key}"
+encoded = lambda name: base64.b64encode(mark(name).encode()).decode()
 client = openai.OpenAI(default_headers={"x-mine": header}, default_query={"q": query}, max_retries=0)
 MODEL = "gpt-4o-mini"
 said = f"{prompt} my key is {key}"
@@ -80,6 +90,43 @@ try:
 except ValueError:
     pass
 
+# What has kinds of its own: each mark stands beside the key, so the redactor has seen it where the mark is and the key is not.
+media = openai.OpenAI(base_url=os.environ["MEDIA"], default_headers={"x-mine": header}, default_query={"q": query}, max_retries=0)
+sound = ("a.wav", b"RIFF" + mark("SOUND").encode())
+for more in ({}, {"response_format": "text"}):
+    media.audio.transcriptions.create(model="whisper-1", file=sound, prompt=with_key("HINT"), **more)
+list(media.audio.transcriptions.create(model="whisper-1", file=sound, prompt=with_key("HINT"), stream=True))
+media.audio.translations.create(model="whisper-1", file=sound)
+media.audio.speech.create(model="tts-1", voice="alloy", input=with_key("SPOKEN")).read()
+media.images.generate(model="gpt-image-1", prompt=with_key("PICTURE"))
+media.images.edit(model="gpt-image-1", image=b"PNG" + mark("DRAWN").encode(), prompt=with_key("PICTURE"))
+
+talk = openai.OpenAI(base_url=os.environ["TALK"], websocket_base_url=os.environ["TALK"].replace("http:", "ws:"))
+with talk.realtime.connect(model="gpt-realtime") as connection:
+    connection.session.update(session={"type": "realtime", "instructions": with_key("SESSION")})
+    content = [{"type": "input_text", "text": with_key("SENT")}, {"type": "input_audio", "audio": encoded("SOUND")}]
+    connection.conversation.item.create(item={"type": "message", "role": "user", "content": content})
+    connection.input_audio_buffer.append(audio=encoded("SOUND"))
+    connection.response.create()
+    while connection.recv().type != "response.done":
+        pass
+    item = {"type": "function_call_output", "call_id": "c1", "output": with_key("TOOL_SENT")}
+    connection.conversation.item.create(item=item)
+    connection.response.create()
+    while connection.recv().type != "response.done":
+        pass
+
+class Shelf(BaseRetriever):
+    def _get_relevant_documents(self, query, *, run_manager):
+        return [Document(with_key("FOUND"), metadata={"source": mark("SOURCE")})]
+
+Shelf().invoke(with_key("SEARCHED"))
+chain = RunnableLambda(lambda given: with_key("CHAIN_OUT")).with_config(run_name="chain")
+chain.invoke({"question": with_key("CHAIN_IN"), "n": 1, "scan": b"PNG" + mark("DRAWN").encode()})
+list(chain.stream({"question": with_key("CHAIN_STREAM"), "n": 1}))
+answer = GenericFakeChatModel(messages=iter([AIMessage(with_key("AGENT_OUT"))]))
+create_agent(answer, []).invoke({"messages": [("user", with_key("AGENT_IN"))]})
+
 trace.get_tracer_provider().force_flush()
 metrics.get_meter_provider().force_flush()
 get_logger_provider().force_flush()
@@ -87,8 +134,43 @@ print("running", flush=True)
 client.chat.completions.create(model="slow", messages=messages)
 """
 
-NAMES = ("PROMPT", "SYSTEM", "RESULT", "HEADER", "QUERY", "KEY", "AUTH")
-SECRETS = ("HEADER", "QUERY", "KEY", "AUTH")
+SECRETS = ("HEADER", "QUERY", "KEY", "AUTH", "SOUND", "DRAWN")
+"""What no mode records. Of sounds and images there is a second form, as base64."""
+IN_CALLS = {
+    # mark -> the attribute that it is in, where spans have content
+    "HINT": "gen_ai.input.messages",
+    "HEARD": "gen_ai.output.messages",
+    "SPOKEN": "gen_ai.input.messages",
+    "PICTURE": "gen_ai.input.messages",
+    "SESSION": "gen_ai.system_instructions",
+    "SENT": "gen_ai.input.messages",
+    "TOOL_SENT": "gen_ai.input.messages",
+}
+IN_PARTS = {
+    # the same, of what runs no model: the conventions have no event for it
+    "SEARCHED": "gen_ai.retrieval.query.text",
+    "FOUND": "gen_ai.retrieval.documents",
+    "SOURCE": "gen_ai.retrieval.documents",
+    "CHAIN_IN": "gen_ai.input.messages",
+    "CHAIN_STREAM": "gen_ai.input.messages",
+    "CHAIN_OUT": "gen_ai.output.messages",
+}
+IN_BOTH = {"AGENT_IN": "gen_ai.input.messages", "AGENT_OUT": "gen_ai.output.messages"}
+"""Of an agent, and of the model that it runs."""
+WITH_KEY = {*IN_CALLS, *IN_PARTS, *IN_BOTH} - {"SOURCE"}
+SAID = ("PROMPT", "SYSTEM", "RESULT", *IN_CALLS, *IN_BOTH)
+NAMES = (*SAID, *IN_PARTS, *SECRETS)
+
+
+def realtime(sent: dict[str, Any]) -> list[Any]:
+    if sent["type"] != "response.create":
+        return []
+    one = {"id": f"resp_{secrets.token_hex(4)}", "object": "realtime.response", "output": []}
+    ended = {**one, "status": "completed", "usage": {"input_tokens": 2, "output_tokens": 1}}
+    return [
+        {"type": "response.created", "response": {**one, "status": "in_progress"}},
+        {"type": "response.done", "response": ended},
+    ]
 
 
 @pytest.fixture
@@ -104,8 +186,18 @@ def marks() -> dict[str, str]:
 def test_every_byte(
     mode: str | None, marks: dict[str, str], start_instrumented: Any, openai_server: Any, store_path: Path, rows: Rows
 ) -> None:
-    with OtlpReceiver(all_signals=True) as receiver:
+    pytest.importorskip("websockets")
+    from tests.instrumentation.openai.websocket_server import WebsocketServer
+
+    heard, drawn = f"{marks['HEARD']} my key is {marks['KEY']}", marks["DRAWN"].encode()
+    with (
+        OtlpReceiver(all_signals=True) as receiver,
+        media_server(heard, drawn) as media,
+        WebsocketServer(realtime) as talk,
+    ):
         environment = {
+            "MEDIA": media,
+            "TALK": talk.base_url,
             **{f"MARK_{name}": mark for name, mark in marks.items()},
             **receiver.environment("http/protobuf"),
             "OTEL_METRICS_EXPORTER": "otlp",
@@ -137,38 +229,42 @@ def test_every_byte(
         "rows": stored.encode(),
         "output": (printed + logged).encode(),
     }
-    found = {
-        (name, where) for name, mark in marks.items() for where, data in everywhere.items() if mark.encode() in data
-    }
+    sought = [(name, mark.encode()) for name, mark in marks.items()]
+    sought += [(name, base64.b64encode(marks[name].encode())) for name in ("SOUND", "DRAWN")]
+    found = {(name, where) for name, mark in sought for where, data in everywhere.items() if mark in data}
     assert {(name, where) for name, where in found if name in SECRETS} == set()
     assert {(name, where) for name, where in found if where in ("/v1/metrics", "output")} == set()
     if mode is None:
         assert found == set()
         assert events == []
         return
-    assert {name for name, where in found if where == "/v1/logs"} == {"PROMPT", "SYSTEM", "RESULT"}
+    assert {name for name, where in found if where == "/v1/logs"} == set(SAID)
     elsewhere = {(name, where) for name, where in found if where != "/v1/logs"}
     if mode == "EVENT_ONLY":
         assert elsewhere == set()
         return
     # Exactly where it should be: in the attributes that hold content, and in the texts of errors.
-    for name in ("PROMPT", "SYSTEM", "RESULT"):
+    for name in (*SAID, *IN_PARTS):
         assert (name, "/v1/traces") in elsewhere
         assert (name, "rows") in elsewhere
         assert any(where.startswith("before: ") and ".journal" in where for said, where in elsewhere if said == name)
     content = ("gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
                "gen_ai.tool.call.arguments", "gen_ai.tool.call.result")  # fmt: skip
-    holders: set[str] = set()
+    holders: dict[str, set[str]] = {name: set() for name in marks}
     for span in rows("from spans"):
-        for column, value in span.items():
-            if column == "attributes":
-                for name, held in json.loads(value).items():
-                    holders |= {name for mark in marks.values() if mark in str(held)}
-            elif any(mark in str(value) for mark in marks.values()):
-                holders.add(column)
-    assert holders == {*content, "events", "status_message"}
+        told = {**span, **json.loads(span["attributes"]), "attributes": None}
+        for name, mark in marks.items():
+            for holder, value in told.items():
+                if mark in str(value):
+                    holders[name].add(holder)
+                    if name in WITH_KEY:
+                        assert "[redacted: api key]" in str(value), (name, holder)
+    for name, holder in (IN_CALLS | IN_PARTS | IN_BOTH).items():
+        assert holders.pop(name) == {holder}, name
+    assert {holder for those in holders.values() for holder in those} == {*content, "events", "status_message"}
     asked = [row for row in table if row["operation"] in ("chat", "text_completion")]
-    assert all(marks["PROMPT"] in row["input_messages"] for row in asked)
+    starts = [marks[name] for name in ("PROMPT", "SENT", "TOOL_SENT", "AGENT_IN")]
+    assert all(any(mark in row["input_messages"] for mark in starts) for row in asked)
     (killed,) = [row for row in table if row["status"] == "interrupted"]
     assert killed["output_messages"] is None
     assert all(row["input_messages"] is None for row in table if row["operation"] == "embeddings")
