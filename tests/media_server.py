@@ -1,4 +1,7 @@
-"""A local server for what the OpenAI API does with sounds and images; it hears, and draws, what it was made with."""
+"""A local server for what `examples/local_openai.py` does not serve: sounds, images, decisions.
+
+It hears, and draws, what it was made with.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,8 @@ def media_server(heard: str, drawn: bytes) -> Iterator[str]:
                 return "text/plain; charset=utf-8", heard.encode()
             case "audio/transcriptions" | "audio/translations":
                 return "application/json", json.dumps({"text": heard, "usage": USAGE}).encode()
+            case "decisions":
+                return "application/json", json.dumps({"model": "gpt-5", "answers": [], "usage": USAGE}).encode()
             case "images/generations" | "images/edits" if streams:
                 kind = "image_generation" if path.endswith("generations") else "image_edit"
                 partial = {"type": f"{kind}.partial_image", "b64_json": image, "partial_image_index": 0}

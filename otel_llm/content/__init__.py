@@ -70,7 +70,7 @@ def split(attributes: Mapping[str, Any], *, has_event: bool = True) -> tuple[dic
             if not (capture.in_span or tells) or (cleaned := _cleaned(name, value)) is None:
                 continue
             if capture.in_span:
-                # A text is the text, of a tool or a query: a viewer shows what is no object as it stands, the quotes of JSON included.
+                # A tool's text, or a query, is the text: a viewer shows what is no object as it stands, the quotes of JSON too.
                 on_span[name] = cleaned if isinstance(cleaned, str) else as_json(cleaned)
             if tells:
                 in_event[name] = cleaned

@@ -105,11 +105,10 @@ def run_output(outputs: object) -> list[Message]:
         state = outputs if isinstance(outputs, Mapping) else {}
         if "output" in state:  # of an `AgentExecutor`, beside its input
             return _given(state["output"], "assistant")
-        found = _given(outputs, "assistant")
         history = state.get("messages")
         if isinstance(history, list | tuple) and history:
-            found = found[-1:]
             outputs = history[-1]
+        found = _given(outputs, "assistant")
         if len(found) == 1:
             _add_reason(found[0], getattr(outputs, "response_metadata", None))
         return found

@@ -27,6 +27,7 @@ _ASKED: Final = frozenset(
         semconv.CHAT,
         semconv.TEXT_COMPLETION,
         semconv.COMPACT,
+        semconv.DECISION,
         semconv.IMAGE_GENERATION,
         semconv.SPEECH,
         semconv.TRANSCRIPTION,

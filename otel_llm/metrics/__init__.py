@@ -7,12 +7,15 @@ reader is set, a call costs one look.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Final
 
 from opentelemetry import context as otel
+from opentelemetry.environment_variables import OTEL_PYTHON_METER_PROVIDER
 from opentelemetry.metrics import Histogram, MeterProvider, get_meter_provider
+from opentelemetry.metrics import _internal as _api
 from opentelemetry.trace import Span, set_span_in_context
 
 from otel_llm import faults, semconv
@@ -39,6 +42,9 @@ _OF_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The parts of a run that are timed, by their operation, and the attributes of their durations."""
 
+_LOOKS: Final = OTEL_PYTHON_METER_PROVIDER in os.environ or not hasattr(_api, "_METER_PROVIDER")
+"""Whether the global provider must be asked for. Where the app has set none, the API looks into the environment every time it is
+asked, which takes longer than all the rest of `wanted`."""
 _given: MeterProvider | None = None
 _made: tuple[MeterProvider, MetricNames, list[Current | Legacy]] | None = None
 """The instruments, with the provider and the setting that they were made for."""
@@ -55,7 +61,11 @@ def wanted() -> bool:
     """Whether somebody reads the metrics."""
     if settings().metrics == "none":
         return False
-    provider = _given if _given is not None else get_meter_provider()
+    provider = _given
+    if provider is None:
+        if not _LOOKS and _api._METER_PROVIDER is None:
+            return False
+        provider = get_meter_provider()
     consumer = getattr(provider, "_measurement_consumer", None)
     # The SDK sets up a provider without readers where no exporter is configured; the API's own providers have no consumer.
     return bool(getattr(consumer, "_reader_storages", provider is _given or _is_foreign(provider)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from otel_llm.instrumentation.langchain._tree import part_of
 from otel_llm.settings import settings
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
+_Said = Callable[[], dict[str, Any]]
 
 
 def _safe(hook: _Hook) -> _Hook:
@@ -96,18 +97,21 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
 
     @_safe
     def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
-        self._runs.end(run_id, calls.OK, attributes=self._said_at_end(run_id, inputs, outputs))
+        said = self._said_at_end(run_id, inputs, outputs)
+        self._runs.end(run_id, calls.OK, attributes=None if said is None else said())
 
     @_safe
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
         self._fail(run_id, error, self._said_at_end(run_id, inputs))
 
-    def _said_at_end(self, run_id: UUID, inputs: Any, outputs: Any = None) -> dict[str, Any] | None:
-        """What is known at the end alone: the answer, and what a stream was given, which LangChain does not tell at the start."""
-        if not settings().captures_content:
+    def _said_at_end(self, run_id: UUID, inputs: Any, outputs: Any = None) -> _Said | None:
+        """Reads what is known at the end alone: the answer, and what a stream was given, which LangChain tells then.
+
+        None where there is nothing to read.
+        """
+        if not settings().captures_content or (run := self._runs.get(run_id)) is None:
             return None
-        run = self._runs.get(run_id)
-        return _run_said(inputs, outputs) if run is not None and run.operation in semconv.CHAIN_OPERATIONS else None
+        return partial(_run_said, inputs, outputs) if run.operation in semconv.CHAIN_OPERATIONS else None
 
     # --- tools -------------------------------------------------------------------------------------------------------
     @_safe
@@ -248,16 +252,19 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             model.fail(error, response)
 
     # --- ends --------------------------------------------------------------------------------------------------------
-    def _fail(self, run_id: UUID, error: BaseException, said: Mapping[str, Any] | None = None) -> None:
+    def _fail(self, run_id: UUID, error: BaseException, said: _Said | None = None) -> None:
         runs = self._runs
         status, error_type = calls.status_of(error), type(error).__name__
-        if status == calls.PARTIAL:  # a generator that is closed, perhaps by the garbage collector
+        if (
+            status == calls.PARTIAL
+        ):  # a generator that is closed, perhaps by the garbage collector: no place for a redactor
             runs.end_later(run_id, status, None)
             return
+        attributes = None if said is None else said()
         if _is_control_flow(error):
-            runs.end(run_id, calls.OK, attributes=said)
+            runs.end(run_id, calls.OK, attributes=attributes)
             return
-        run = runs.end(run_id, status, error_type, error=error, attributes=said)
+        run = runs.end(run_id, status, error_type, error=error, attributes=attributes)
         if run is not None and status == calls.CANCELLED:
             runs.end_under(run, error_type)
 

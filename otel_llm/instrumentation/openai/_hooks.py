@@ -96,7 +96,7 @@ class Hooks:
             model = model if isinstance(model, str) else None
             known = attributes(endpoint, server, body, stream)
             if settings().captures_content:
-                known |= _said(endpoint.operation, body, options.files)
+                known |= _said(endpoint.operation, body, getattr(options, "files", None))
             changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
             propagates = _propagates(client)
             # From here on there is a span, which only the return ends.

@@ -174,6 +174,15 @@ def test_what_an_agent_is_asked_and_answers(stream: bool, given: Any, traced: Tr
     assert said(span, s.OUTPUT_MESSAGES) == answered("Hello", finish_reason="stop")
 
 
+def test_a_state_whose_last_message_says_nothing(traced: Traced, capture: Capture) -> None:
+    capture()
+    RunnableLambda(lambda given: {"messages": [*given["messages"], AIMessage("")]}).invoke(
+        {"messages": [HumanMessage("Hi")]}
+    )
+    span = only(traced, s.INVOKE_WORKFLOW)
+    assert (said(span, s.INPUT_MESSAGES), said(span, s.OUTPUT_MESSAGES)) == (user("Hi"), None)
+
+
 def chain_of(answer: str) -> Any:
     model = GenericFakeChatModel(messages=iter([AIMessage(answer)]))
     prompt = ChatPromptTemplate.from_messages([("system", "Be {how}."), ("user", "{question}")])

@@ -94,6 +94,15 @@ def test_what_is_spoken(instrumented: Spans, media: openai.OpenAI, capture: Capt
     assert json.loads(told[s.SYSTEM_INSTRUCTIONS]) == [text("Softly.")]
 
 
+def test_what_a_decision_is_about(instrumented: Spans, capture: Capture) -> None:
+    capture()
+    with media_server(HEARD, DRAWN) as base_url:
+        client = openai.OpenAI(base_url=base_url, api_key="local")
+        asked = [{"role": "user", "content": [{"type": "input_text", "text": "Is it a cat?"}]}]
+        client.post("/decisions", cast_to=object, body={"model": "gpt-5", "input": asked, "questions": []})
+    assert json.loads(instrumented.attributes()[s.INPUT_MESSAGES]) == user(text("Is it a cat?"))
+
+
 DRAWING: dict[str, tuple[Way, list[dict[str, Any]]]] = {
     "generate": (lambda c: c.images.generate(model="gpt-image-1", prompt="a dot"), []),
     "generate stream": (lambda c: list(c.images.generate(model="gpt-image-1", prompt="a dot", stream=True)), []),
