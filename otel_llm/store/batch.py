@@ -160,14 +160,16 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
     What is stored already is left out, but for calls that were given up too early: their end replaces them.
     """
     span = batch.first_us, batch.last_us
-    if connection.execute(sql.any_known(*span)).fetchall()[0][0]:
+    known = bool(connection.execute(sql.any_known(*span)).fetchall()[0][0])
+    if known:
         for table in ("llm_usage", "spans"):
             connection.execute(sql.drop_interrupted(table, *span))
             connection.execute(sql.drop_known(table, *span))
-        _fill_usage_again(connection)
     written = connection.execute(sql.insert_spans("spans")).fetchall()[0][0]
     if duplicates.settle(connection, batch.first_us, batch.shared):
         _price_again(connection)
+    elif known:
+        _fill_usage_again(connection)
     connection.execute(sql.insert_usage("llm_usage"))
     return int(written)
 
@@ -180,10 +182,11 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     connection.execute(sql.drop_known("new_spans", *span))
     for table in ("llm_usage", "spans"):
         connection.execute(sql.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
-    _fill_usage_again(connection)
     connection.execute(sql.insert_spans("new_spans"))
     if duplicates.settle(connection, batch.first_us, batch.shared, stored):
         _price_again(connection)
+    else:
+        _fill_usage_again(connection)
     connection.execute(sql.insert_usage("new_llm_usage"))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import database, guard, retention, upkeep
+from otel_llm.store import database, guard, publish, retention, upkeep
 from otel_llm.store.errors import StoreError
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.waiting import when_free
@@ -43,23 +43,26 @@ class Copied:
 def compact(paths: StorePaths, *, timeout: float = upkeep.PATIENCE) -> Copied:
     """Writes the store anew without the room of what was deleted, and puts the new file in the place of the old one.
 
-    Writers go on journalling meanwhile. Whatever fails, the old file stays as it is. Raises StoreNotFound, StoreBusy where
-    somebody has the store open for longer than `timeout` seconds, StoreError.
+    Writers go on journalling meanwhile, readers go on reading. Whatever fails, the old file stays as it is. Raises
+    StoreNotFound, StoreBusy where somebody has the store open to write for longer than `timeout` seconds, StoreError.
     """
     merged = upkeep.brought_up_to_date(paths)
     target = paths.database.resolve()  # a link stays one
-    with upkeep.alone(paths, timeout) as connection:
-        connection.execute("CHECKPOINT")
+    if paths.wal.exists():
+        with upkeep.alone(paths, timeout):
+            pass  # what another client has left in its write-ahead log goes into the file when that is closed
+    with upkeep.unmerged(paths, timeout), _opened_to_read(paths, timeout) as connection:
         before, mode = target.stat().st_size, target.stat().st_mode
+        connection.execute(f"USE {_SOURCE}")
         _require_room(target.parent, retention.used(connection))
-        source = str(connection.execute("SELECT current_database()").fetchall()[0][0])
         with _temporary(target) as new:
-            calls, spans = _copy(connection, source, new)
+            calls, spans = _copy(connection, _SOURCE, new)
             new.chmod(mode & 0o777)
             if paths.wal.exists():
                 raise StoreError(f"{paths.wal} is not empty after a checkpoint; the store is left as it is")
             # The old file is still open here, so that nobody else can begin to write to it.
             new.replace(target)
+        publish.remove_spare(paths)
     return Copied(calls, spans, before, target.stat().st_size, merged.complete)
 
 
@@ -89,19 +92,19 @@ def backup(paths: StorePaths, target: Path) -> Copied:
 
 
 @contextmanager
-def _opened_to_read(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
+def _opened_to_read(paths: StorePaths, timeout: float = upkeep.PATIENCE) -> Iterator[DuckDBPyConnection]:
     """An instance with the store attached to read, in which others can be attached to write."""
     connection = database.open_in_memory()
     try:
         file = str(paths.database).replace("'", "''")
-        _attach_patiently(connection, paths, f"ATTACH '{file}' AS {_SOURCE} (READ_ONLY)")
+        _attach_patiently(connection, paths, f"ATTACH '{file}' AS {_SOURCE} (READ_ONLY)", timeout)
         yield connection
     finally:
         connection.close()
 
 
-def _attach_patiently(connection: DuckDBPyConnection, paths: StorePaths, statement: str) -> None:
-    """Attaches over the milliseconds in which a merge holds the store. Raises StoreError."""
+def _attach_patiently(connection: DuckDBPyConnection, paths: StorePaths, statement: str, timeout: float) -> None:
+    """Attaches as soon as nobody has the store open to write. Raises StoreError."""
     import duckdb
 
     def attach() -> None:
@@ -111,7 +114,7 @@ def _attach_patiently(connection: DuckDBPyConnection, paths: StorePaths, stateme
         except duckdb.Error as error:
             raise database.classify(paths, error) from error
 
-    when_free(attach, time.monotonic() + upkeep.PATIENCE)
+    when_free(attach, time.monotonic() + timeout)
 
 
 def _copy(connection: DuckDBPyConnection, source: str, target: Path) -> tuple[int, int]:

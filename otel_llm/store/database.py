@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.publish import Draft
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -49,16 +52,16 @@ def open_in_memory() -> DuckDBPyConnection:
     return duckdb.connect(config=config)
 
 
-def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths) -> None:
-    """Attaches the store to an instance and makes it the one in use; it is created or migrated where needed.
+def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths, draft: Draft) -> None:
+    """Attaches the draft of the store to an instance and makes it the one in use; it is created or migrated where needed.
 
-    The caller holds the merge lock. A damaged file is moved aside and a new one begun. Raises StoreBusy where another
+    The caller holds the merge lock. A damaged store is moved aside and a new one begun. Raises StoreBusy where another
     process has the database open, StoreError where it cannot be opened.
     """
-    new = _prepare(paths)
-    _attach_or_quarantine(connection, paths)
+    new = not draft.file.exists()
+    _attach_or_quarantine(connection, paths, draft)
     if new:
-        _make_private(paths)
+        _make_private(draft.file)
     migrate(connection)
 
 
@@ -68,46 +71,54 @@ def detach(connection: DuckDBPyConnection) -> None:
     connection.execute(f"DETACH DATABASE IF EXISTS {_ATTACHED}")
 
 
-def _attach(connection: DuckDBPyConnection, paths: StorePaths) -> None:
+def _attach(connection: DuckDBPyConnection, path: Path) -> None:
     import duckdb
 
     version = f", STORAGE_VERSION '{_STORAGE}'" if _version(duckdb.__version__) >= (2,) else ""
-    file = str(paths.database).replace("'", "''")
+    file = str(path).replace("'", "''")
     connection.execute(f"ATTACH '{file}' AS {_ATTACHED} (ROW_GROUP_SIZE {ROW_GROUP}{version})")
     connection.execute(f"USE {_ATTACHED}")
 
 
-def _prepare(paths: StorePaths) -> bool:
+def prepare(paths: StorePaths) -> None:
+    """Makes the directory of the store, and room for the store in it. Raises StoreError."""
     try:
         make_private_dir(paths.database.parent)
         if paths.database.exists() and paths.database.stat().st_size == 0:
             paths.database.unlink()  # a placeholder, as `tempfile` makes them: DuckDB takes no empty file
-        return not paths.database.exists()
     except OSError as error:
         raise StoreError(f"cannot make the store {paths.database}: {error}") from error
 
 
-def _make_private(paths: StorePaths) -> None:
+def _make_private(file: Path) -> None:
     # By name, not by opening it: closing any descriptor of the file would drop DuckDB's own lock (POSIX locks).
-    for path in (paths.database, paths.wal):
+    for path in (file, file.with_name(f"{file.name}.wal")):
         try:
             path.chmod(0o600)
         except OSError:
             pass
 
 
-def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths) -> None:
+def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths, draft: Draft) -> None:
     import duckdb
 
     for last_try in (False, False, True):
         try:
-            return _attach(connection, paths)
+            return _attach(connection, draft.file)
         except duckdb.Error as error:
             failure = classify(paths, error)
             if last_try or isinstance(failure, StoreBusy) or not is_corruption(error) or not _is_ours(paths, error):
                 raise failure from error
+            if draft.reused:
+                raise unusable(draft) from error
             quarantine(paths, str(error), only_wal=bool(_CORRUPT_WAL.search(str(error))))
+            draft.begin_anew()
     raise AssertionError("unreachable")
+
+
+def unusable(draft: Draft) -> StoreBusy:
+    """What to raise for damage in a draft that was made from the spare file: the next attempt is made from a whole copy."""
+    return StoreBusy(f"the spare file that became {draft.file} is damaged; it is made anew")
 
 
 def _config() -> dict[str, Any]:
@@ -167,19 +178,35 @@ def quarantine(paths: StorePaths, cause: str, *, only_wal: bool = False) -> None
         )
 
 
+@contextmanager
+def transaction(connection: DuckDBPyConnection) -> Iterator[None]:
+    """All that is executed in the block, or nothing."""
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        try:
+            connection.execute("ROLLBACK")
+        except Exception:
+            pass  # the first error says more
+        raise
+
+
 def migrate(connection: DuckDBPyConnection) -> None:
     """Brings the schema and the views to this version, in one transaction. What is newer is left as it is: it only ever adds."""
     version = schema_version(connection)
     if version > SCHEMA_VERSION or (version == SCHEMA_VERSION and _views_version(connection) >= VIEWS_VERSION):
         return
-    connection.execute("BEGIN")
-    connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, applied_at TIMESTAMPTZ)")
-    for step in range(version + 1, SCHEMA_VERSION + 1):
-        connection.execute(_migration(step))
-        connection.execute("INSERT INTO schema_version (version, applied_at) VALUES (?, now())", [step])
-    connection.execute(views_sql())
-    connection.execute(f"COMMENT ON VIEW llm_events IS 'otel-llm views {VIEWS_VERSION}'")
-    connection.execute("COMMIT")
+    with transaction(connection):
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, applied_at TIMESTAMPTZ)"
+        )
+        for step in range(version + 1, SCHEMA_VERSION + 1):
+            connection.execute(_migration(step))
+            connection.execute("INSERT INTO schema_version (version, applied_at) VALUES (?, now())", [step])
+        connection.execute(views_sql())
+        connection.execute(f"COMMENT ON VIEW llm_events IS 'otel-llm views {VIEWS_VERSION}'")
 
 
 def _views_version(connection: DuckDBPyConnection) -> int:

@@ -179,8 +179,11 @@ def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
         with workbench.attached(paths) as connection:
             known = read_offsets(connection)
             _forget_removed(connection, paths, known)
-            if loaded is not None and _goes_on_from(loaded.takes, known):
-                _store(connection, paths, loaded, known, result)
+            stored = loaded if loaded is not None and _goes_on_from(loaded.takes, known) else None
+            rows = 0 if stored is None else _store(connection, stored)
+        if stored is not None:
+            result.rows += rows
+            _count(paths, stored, known, result)
         forget_loaded()
         offsets = known
 
@@ -278,16 +281,11 @@ def plan(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int] | None = 
     return takes
 
 
-def _store(
-    connection: DuckDBPyConnection, paths: StorePaths, loaded: _Loaded, offsets: Offsets, result: MergeResult
-) -> None:
-    """One transaction: rows, and the offsets behind them, which `offsets` gets as well."""
-    takes = loaded.takes
-    connection.execute("BEGIN")
-    try:
-        if loaded.batch.rows:
-            result.rows += batch.store(connection, loaded.batch)
-        values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in takes]
+def _store(connection: DuckDBPyConnection, loaded: _Loaded) -> int:
+    """One transaction: rows, and the offsets behind them. Returns the number of rows."""
+    values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in loaded.takes]
+    with database.transaction(connection):
+        rows = batch.store(connection, loaded.batch) if loaded.batch.rows else 0
         connection.execute(
             f"""INSERT INTO journal_segments (segment, consumed, finished, corrupt)
             VALUES {", ".join(["(?, ?, ?, ?)"] * len(values))}
@@ -295,16 +293,14 @@ def _store(
                 corrupt = journal_segments.corrupt + excluded.corrupt""",
             [value for row in values for value in row],
         )
-        connection.execute("COMMIT")
-    except BaseException:
-        try:
-            connection.execute("ROLLBACK")
-        except Exception:
-            pass
-        raise
+    return rows
+
+
+def _count(paths: StorePaths, loaded: _Loaded, offsets: Offsets, result: MergeResult) -> None:
+    """Notes in `offsets` and `result` what is in the store now, and keeps the bytes of what cannot be."""
     result.interrupted += loaded.batch.interrupted
-    workbench.count(sum(take.chunk.next - take.chunk.start for take in takes))
-    for take in takes:
+    workbench.count(sum(take.chunk.next - take.chunk.start for take in loaded.takes))
+    for take in loaded.takes:
         offsets[take.segment.name] = (take.chunk.next, take.finished)
         if take.chunk.corrupt:
             result.corrupt += len(take.chunk.corrupt)

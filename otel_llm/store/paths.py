@@ -23,6 +23,16 @@ class StorePaths:
         return _beside(self.database, ".wal")
 
     @property
+    def next(self) -> Path:
+        """The copy of the database that a merge writes, until it takes the place of the database."""
+        return _beside(self.database.resolve(), ".next")
+
+    @property
+    def spare(self) -> Path:
+        """What the database was before the last merge: the next merge brings it up to date instead of copying everything."""
+        return _beside(self.database.resolve(), ".spare")
+
+    @property
     def lock(self) -> Path:
         """The sidecar file that lets one process merge at a time."""
         return _beside(self.database, ".lock")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
-from otel_llm.store import batch, database, flock, guard, ingest, segments
-from otel_llm.store.errors import StoreError, StoreNotFound
+from otel_llm.store import batch, database, flock, guard, handles, ingest, publish, segments
+from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.waiting import when_free
 
@@ -29,8 +31,8 @@ _OPEN_SECONDS: Final = 5.0
 def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended.
 
-    What the journals of all processes hold is merged first. Where that cannot be, because someone keeps the database open
-    for reading, the connection shows it all the same, by temporary views over the stored rows and those still in the journal.
+    What the journals of all processes hold is merged first. Where that cannot be now, because somebody else is merging, the
+    connection shows it all the same, by temporary views over the stored rows and those still in the journal.
     (A `cursor()` of such a connection sees the stored rows only.)
 
     Raises StoreNotFound where there is no store, StoreError where it cannot be read.
@@ -42,15 +44,21 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     _flush_own(paths)
     if not paths.database.exists() and not segments.list_segments(paths.journal):
         raise StoreNotFound(f"there is no store at {paths.database} yet")
-    merged = _merge(paths)
-    connection = _open(paths)
-    if not merged:
+    while True:
+        merged = _merge(paths)
+        version = _version(paths)
+        connection = _open(paths)
+        if merged:
+            return connection
         try:
             _overlay(connection, paths)
+            # Somebody who merges meanwhile takes from the journal what this connection does not have in its file.
+            if version == _version(paths):
+                return connection
         except BaseException:
             connection.close()
             raise
-    return connection
+        connection.close()
 
 
 def _flush_own(paths: StorePaths) -> None:
@@ -74,8 +82,17 @@ def _merge(paths: StorePaths) -> bool:
     return result.complete
 
 
+def _version(paths: StorePaths) -> tuple[int, int] | None:
+    """Another after each merge; None where there is no database."""
+    try:
+        stat = paths.database.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def _open(paths: StorePaths) -> DuckDBPyConnection:
-    """Opens to read, over the milliseconds in which a merge holds the file."""
+    """Opens to read, also where a merge has to write the database in its place and holds it for some milliseconds."""
     with guard.mutex:  # a fork in the middle of an import would leave the child with half a module
         import duckdb
 
@@ -83,17 +100,45 @@ def _open(paths: StorePaths) -> DuckDBPyConnection:
 
     def open_now() -> DuckDBPyConnection:
         try:
-            # In this process a merge and a reader must not meet: they would share one instance.
-            with _between_merges(paths, deadline), guard.mutex:
-                connection = duckdb.connect(str(paths.database), read_only=True)
+            with guard.mutex:  # a merge of this process does not open files at the same time
+                connection = _connect(paths)
             # A misspelt table must not be looked for among the caller's variables. (Not in the configuration: all readers
             # of one process share one, that of a plain `duckdb.connect(path, read_only=True)`.)
             connection.execute("SET python_enable_replacements = false")
         except duckdb.Error as error:
             raise database.classify(paths, error) from error
+        except OSError as error:
+            raise StoreError(f"cannot read the store {paths.database}: {error}") from error
         return connection
 
-    return when_free(open_now, deadline)
+    try:
+        return open_now()
+    except StoreBusy:
+        with _between_merges(paths, deadline):
+            return when_free(open_now, deadline)
+
+
+def _connect(paths: StorePaths) -> DuckDBPyConnection:
+    """A connection to the file that is the database now.
+
+    While this process has a connection open, DuckDB gives it the same instance for the same path, and so what the database
+    was when that one was opened. Then a copy must do, of which only the open file remains.
+    """
+    import duckdb
+
+    connection = duckdb.connect(str(paths.database), read_only=True)
+    try:
+        if handles.others(paths.database.stat()):
+            return connection
+    except OSError:  # it cannot be told
+        return connection
+    connection.close()
+    with tempfile.TemporaryDirectory(dir=paths.database.parent, prefix=f".{paths.database.name}.") as folder:
+        copy = Path(folder) / paths.database.name  # the name of the file is that of the database in SQL
+        publish.snapshot(paths, copy)
+        connection = duckdb.connect(str(copy), read_only=True)
+    connection.execute("SET temp_directory = ?", [f"{paths.database}.tmp"])
+    return connection
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import batch, ingest, sql
+from otel_llm.store import batch, database, ingest, sql
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -63,17 +63,12 @@ def reprice(connection: DuckDBPyConnection, choice: Choice, *, dry_run: bool = F
     """
     done = Repriced()
     ingest.forget_loaded()
-    connection.execute("BEGIN")
-    try:
+    with database.transaction(connection):
         for period in _periods(connection, choice):
             _price(connection, choice, period)
             _measure(connection, done)
             if not dry_run:
                 connection.execute(_UPDATE)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
     done.unpriced = dict(sorted(done.unpriced.items(), key=lambda item: -item[1]))
     return done
 

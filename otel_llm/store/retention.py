@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import upkeep
+from otel_llm.store import database, upkeep
 from otel_llm.store.paths import StorePaths
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def _last(connection: DuckDBPyConnection, task: str) -> float | None:
 
 
 def _remember(connection: DuckDBPyConnection, times: Mapping[str, float]) -> None:
-    with _transaction(connection):
+    with database.transaction(connection):
         for task, done_at in times.items():
             connection.execute("DELETE FROM maintenance WHERE task = ?", [task])
             connection.execute("INSERT INTO maintenance (task, done_at) VALUES (?, to_timestamp(?))", [task, done_at])
@@ -209,7 +208,7 @@ def _settle(connection: DuckDBPyConnection, table: str) -> None:
     rows, last = connection.execute(f"SELECT count(*), max(rowid) FROM {table}").fetchall()[0]
     if not 0 < rows <= _ROW_GROUP:
         return
-    with _transaction(connection):
+    with database.transaction(connection):
         connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM {table}")
         connection.execute(f"DELETE FROM {table} WHERE rowid <= ?", [last])
 
@@ -228,7 +227,7 @@ def _count(connection: DuckDBPyConnection, table: str, *, before: float | None =
 
 def _delete(connection: DuckDBPyConnection, table: str, rows: int) -> Removed:
     """Deletes the `rows` oldest rows, and those that began in the same microsecond as the last of them."""
-    with _transaction(connection):
+    with database.transaction(connection):
         (youngest,) = connection.execute(
             f"SELECT epoch_us(max(started_at)) FROM (SELECT started_at FROM {table} ORDER BY started_at LIMIT {rows})"
         ).fetchall()[0]
@@ -241,17 +240,3 @@ def _delete(connection: DuckDBPyConnection, table: str, rows: int) -> Removed:
 def _delete_until(connection: DuckDBPyConnection, table: str, youngest: int) -> int:
     query = f"DELETE FROM {table} WHERE started_at <= make_timestamptz(?)"
     return int(connection.execute(query, [youngest]).fetchall()[0][0])
-
-
-@contextmanager
-def _transaction(connection: DuckDBPyConnection) -> Iterator[None]:
-    connection.execute("BEGIN")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        try:
-            connection.execute("ROLLBACK")
-        except Exception:
-            pass  # the first error says more
-        raise

@@ -249,8 +249,8 @@ class Store:
     def _merge_age(self) -> float:
         """Seconds since the last merge, by whatever process; at least an interval where that is not known.
 
-        However many processes share a store, it is merged once in an interval. More would leave a plain DuckDB client hardly a
-        moment in which nobody has the file open to write.
+        However many processes share a store, it is merged once in an interval: most of what a merge costs does not depend on how
+        much it takes in.
         """
         try:
             age = time.time() - self.paths.merged.stat().st_mtime

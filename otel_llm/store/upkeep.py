@@ -26,13 +26,20 @@ def alone(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[DuckDBPyConn
     Raises StoreBusy where another process has the store for longer than `timeout` seconds, StoreError where it cannot be
     used or where a statement in the block fails.
     """
+    deadline = time.monotonic() + timeout
+    with unmerged(paths, timeout), ExitStack() as stack:
+        yield _attach_when_free(stack, paths, deadline)
+
+
+@contextmanager
+def unmerged(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[None]:
+    """The merge lock: others' merges are put off meanwhile. Raises as `alone` does."""
     import duckdb
 
-    deadline = time.monotonic() + timeout
     try:
         make_private_dir(paths.lock.parent)
-        with flock.exclusive(paths.lock, deadline), ExitStack() as stack:
-            yield _attach_when_free(stack, paths, deadline)
+        with flock.exclusive(paths.lock, time.monotonic() + timeout):
+            yield
     except TimeoutError as error:
         raise StoreBusy(f"the store {paths.database} is being merged by another process; try again") from error
     except duckdb.Error as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.store import batch, database
+from otel_llm.store import batch, database, publish
 from otel_llm.store.errors import StoreBusy
 from otel_llm.store.paths import StorePaths
 
@@ -31,19 +31,33 @@ _bytes = 0
 def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
     """A connection with the store attached, migrated and in use; nothing is held after the block.
 
-    Raises StoreBusy where another process has the database open, StoreError where it cannot be opened.
+    What is written in the block is in the store when the block has ended without an error, and not before: see `publish`.
+    Raises StoreBusy where another process has the database open, or has changed it meanwhile; StoreError where it cannot be
+    opened.
     """
+    import duckdb
+
     global _uses
     connection = get()
     _uses += 1
+    attached = False
     try:
-        database.attach_for_merge(connection, paths)
-        try:
-            yield connection
-        finally:
-            database.detach(connection)
+        database.prepare(paths)
+        with publish.draft(paths) as draft:
+            database.attach_for_merge(connection, paths, draft)
+            attached = True
+            try:
+                yield connection
+            except duckdb.Error as error:
+                if draft.reused and database.is_corruption(error):
+                    raise database.unusable(draft) from error
+                raise
+            finally:
+                database.detach(connection)
     except StoreBusy:
-        raise  # nothing was attached
+        if attached:
+            discard()  # what was made of the temporary tables is part of what was given up
+        raise
     except BaseException:
         discard()  # whatever state it is in, the next merge begins with another
         raise

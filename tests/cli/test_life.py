@@ -129,13 +129,13 @@ def test_a_backup_while_the_store_is_open_elsewhere_says_what_it_lacks(
     fill: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from otel_llm.store.journal import Journal
-    from tests.store.conftest import write_call
+    from tests.store.conftest import merging, write_call
 
     store = fill(CALL)
     monkeypatch.setattr(upkeep, "PATIENCE", 0.05)
     journal = Journal(StorePaths.of(store).journal)
     write_call(journal)
-    with duckdb.connect(str(store), read_only=True):
+    with merging(StorePaths.of(store)):
         result = run("backup", str(tmp_path / "copy.duckdb"))
     journal.close()
     assert result.code == 0
@@ -185,7 +185,7 @@ def test_prune_by_size_then_compact(run: Run, store_path: Path) -> None:
 def test_a_store_that_is_open_elsewhere(fill: Fill, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fill(CALL)
     monkeypatch.setattr("otel_llm.store.upkeep.when_free", lambda attempt, _: attempt())
-    with duckdb.connect(str(store), read_only=True):
+    with duckdb.connect(str(store)):
         for command in (["compact"], ["prune", "--older-than", "1d"], ["replay", "--endpoint", "localhost:1"]):
             result = run(*command)
             assert (result.code, result.out) == (2, "")

@@ -138,29 +138,44 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize("how", ["read-only", "read-write"])
-def test_a_store_that_is_held_by_a_foreign_process(
-    how: str, start_app: Callable[..., App], store_path: Path, rows: Rows, all_are_there: Callable[[], None]
+def test_a_store_that_a_foreign_process_writes(
+    start_app: Callable[..., App], store_path: Path, all_are_there: Callable[[], None]
 ) -> None:
     app = start_app()
     app.ask()
     assert app.flush()
-    holder = Script(HOLDER, str(store_path), how)
+    holder = Script(HOLDER, str(store_path), "read-write")
     holder.line()
     app.ask(3)
     assert app.do("flush(0.1)") is False
     until(lambda: app.stats()["postponed"] > 2, "the background thread to be refused")
-    if how == "read-only":
-        all_are_there()  # what is not merged yet is laid over
-    else:
-        with pytest.raises(StoreBusy, match=str(holder.process.pid)):
-            connect(store_path)
+    with pytest.raises(StoreBusy, match=str(holder.process.pid)):
+        connect(store_path)
     app.ask()
     holder.say()
     holder.finish()
     assert app.flush()
     all_are_there()
     assert app.stats()["dropped"] == 0
+    assert app.end() == []
+
+
+def test_a_store_that_a_foreign_process_reads(
+    start_app: Callable[..., App], store_path: Path, all_are_there: Callable[[], None]
+) -> None:
+    """It keeps nobody waiting, however long it stays."""
+    app = start_app()
+    app.ask()
+    assert app.flush()
+    holder = Script(HOLDER, str(store_path), "read-only")
+    holder.line()
+    for _ in range(3):
+        app.ask()
+        assert app.flush()
+        all_are_there()
+    assert app.stats()["merge_failures"] == 0
+    holder.say()
+    holder.finish()
     assert app.end() == []
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from otel_llm import semconv
 from otel_llm.settings import reload
-from otel_llm.store import Store, store
+from otel_llm.store import Store, flock, store
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.reader import connect
@@ -109,6 +110,13 @@ def write_call(journal: Journal, attributes: Mapping[str, Any] | None = None, **
     journal.append(begin, start_of=identity(begin))
     journal.append(finish, end_of=identity(begin))
     return finish
+
+
+@contextmanager
+def merging(paths: StorePaths) -> Iterator[None]:
+    """As if somebody else were merging all the while: what is journalled in the block stays in the journal."""
+    with flock.exclusive(paths.lock, time.monotonic() + 30):
+        yield
 
 
 def query(path: Path, sql: str) -> list[tuple[Any, ...]]:

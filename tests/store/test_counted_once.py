@@ -6,15 +6,15 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_llm.store import Store, connect
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
+from otel_llm.store.paths import StorePaths
 from otel_llm.store.processor import UsageSpanProcessor
-from tests.store.conftest import NOON, USAGE, count, end, identity, query, start
+from tests.store.conftest import NOON, USAGE, count, end, identity, merging, query, start
 
 OURS, OFFICIAL, OPENINFERENCE = "otel_llm.instrumentation.openai", "opentelemetry.x.openai", "openinference.x.openai"
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4o-mini"}
@@ -109,6 +109,7 @@ def test_reports_of_one_call_in_two_merges(
     order: int,
     held: bool,
     journal: Journal,
+    paths: StorePaths,
     store_path: Path,
 ) -> None:
     first, second = (one, other)[::order]
@@ -116,7 +117,7 @@ def test_reports_of_one_call_in_two_merges(
     merge(store_path)
     with contextlib.ExitStack() as stack:
         if held:
-            stack.enter_context(duckdb.connect(str(store_path), read_only=True))
+            stack.enter_context(merging(paths))
         journal.append(second)
         assert query(store_path, "select instrumentation from llm_usage order by 1") == [(name,) for name in counted]
         assert count(store_path, "spans") == 2

@@ -14,7 +14,7 @@ from otel_llm.store import database
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
-from tests.store.conftest import count, query, write_call
+from tests.store.conftest import count, merging, query, write_call
 
 VIEWS = {"llm_events", "llm_tool_calls", "llm_conversations", "llm_daily"}
 STORES = {version: Path(__file__).with_name(f"schema_{version}.sql") for version in range(1, database.SCHEMA_VERSION)}
@@ -95,7 +95,7 @@ def test_a_file_of_an_earlier_version_is_read_while_another_holds_it(
     version: int, make: Callable[[int], Path], journal: Journal
 ) -> None:
     path = make(version)
-    with duckdb.connect(str(path), read_only=True):  # so that it cannot be migrated now
+    with merging(StorePaths.of(path)):  # so that it cannot be migrated now
         write_call(journal)
         assert count(path) == CALLS[version] + 1
         assert versions(path)[-1] == version
@@ -183,7 +183,7 @@ def test_a_newer_schema_does_not_break_this_version(journal: Journal, paths: Sto
     write_call(journal)
     assert merge(store_path).complete
     assert query(store_path, "SELECT calls, of_the_future FROM llm_daily") == [(2, "x")]
-    with duckdb.connect(str(store_path), read_only=True):
+    with merging(paths):
         write_call(journal)  # cannot be merged now: it is laid over what is stored
         assert count(store_path) == 3
         assert count(store_path, "spans") == 3

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -20,7 +19,7 @@ from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.replay import BackendError, Outcome, Selection, Target
-from tests.store.conftest import NOON, end, query, start, write_call
+from tests.store.conftest import NOON, end, merging, query, start, write_call
 
 TARGET = Target("http://backend:4317", "grpc")
 
@@ -243,7 +242,7 @@ def test_nothing_is_sent_that_could_not_be_remembered(
     monkeypatch.setattr(upkeep, "PATIENCE", 0.05)
     alone: Callable[..., Any] = upkeep.alone
     monkeypatch.setattr(upkeep, "alone", lambda paths: alone(paths, 0.05))
-    with duckdb.connect(str(store_path), read_only=True), pytest.raises(StoreBusy):
+    with merging(paths), pytest.raises(StoreBusy):
         send(paths)
     assert backend.batches == []
 

@@ -4,7 +4,6 @@ import os
 import time
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from otel_llm.settings import reload
@@ -13,7 +12,7 @@ from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.retention import Policy, Removed
-from tests.store.conftest import NOON, count, end, identity, query, start, write_call
+from tests.store.conftest import NOON, count, end, identity, merging, query, start, write_call
 
 DAY = 86400.0
 NOON_SECONDS = NOON / 1e9
@@ -162,7 +161,7 @@ def test_a_call_whose_span_is_gone_is_not_counted_twice(journal: Journal, paths:
     journal.append(call)
     merge(store_path)
     assert (count(store_path), count(store_path, "spans")) == (1, 0)
-    with duckdb.connect(str(store_path), read_only=True):
+    with merging(paths):
         journal.append(call)
         assert count(store_path) == 1
 
@@ -216,10 +215,10 @@ def test_a_round_that_is_not_done_goes_on(paths: StorePaths, monkeypatch: pytest
     assert retention.keep(paths, policy, now=now) is None
 
 
-def test_it_waits_for_nobody(paths: StorePaths, store_path: Path) -> None:
+def test_it_waits_for_nobody(paths: StorePaths) -> None:
     fill(paths, 10)
     began = time.monotonic()
-    with duckdb.connect(str(store_path), read_only=True), pytest.raises(StoreBusy):
+    with merging(paths), pytest.raises(StoreBusy):
         retention.keep(paths, Policy(max_age=DAY))
     assert time.monotonic() - began < 2
     assert retention.keep(paths, Policy(max_age=DAY)) == Removed(10, 10)
