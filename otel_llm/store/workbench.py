@@ -44,19 +44,22 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
     try:
         database.prepare(paths)
         with publish.draft(paths) as draft:
-            database.attach_for_merge(connection, paths, draft)
-            attached = True
             try:
-                yield connection
+                database.attach_for_merge(connection, paths, draft)
+                attached = True
+                try:
+                    yield connection
+                finally:
+                    database.detach(connection)
             except duckdb.Error as error:
                 if draft.reused and database.is_corruption(error):
                     raise database.unusable(draft) from error
                 raise
-            finally:
-                database.detach(connection)
     except StoreBusy:
         if attached:
             discard()  # what was made of the temporary tables is part of what was given up
+        else:
+            database.detach(connection)
         raise
     except BaseException:
         discard()  # whatever state it is in, the next merge begins with another
