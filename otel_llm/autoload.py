@@ -6,6 +6,7 @@ stop everything after it while the app runs on in silence, so nothing here raise
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from opentelemetry import trace
 from opentelemetry.environment_variables import OTEL_LOGS_EXPORTER, OTEL_METRICS_EXPORTER, OTEL_TRACES_EXPORTER
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 from opentelemetry.metrics import MeterProvider
@@ -27,6 +29,7 @@ from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
 )
+from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
 from opentelemetry.trace import TracerProvider
 
 from otel_llm import faults, propagation, wiring
@@ -35,6 +38,8 @@ from otel_llm.settings import settings
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
 
+
+_logger = logging.getLogger("otel_llm")
 
 _OTHER_SIGNALS: Final = (
     (OTEL_METRICS_EXPORTER, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_METRICS_PROTOCOL),
@@ -54,9 +59,22 @@ class _Configurator(_OTelSDKConfigurator):
 
 
 def set_up_sdk() -> None:
-    """Sets the SDK up from the environment, for where no configurator has."""
+    """Sets the SDK up from the environment, for where no configurator has.
+
+    What cannot be had, an exporter that is not installed or a port that is taken, is said, and the account is kept without it.
+    """
     set_defaults()
-    _Configurator().configure()  # type: ignore[no-untyped-call]
+    try:
+        _Configurator().configure()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        _logger.warning(
+            "OpenTelemetry cannot be set up as the OTEL_* variables ask: %s: %s; calls are recorded in the store all the same, "
+            "`otel-llm doctor` says what is exported",
+            type(error).__name__,
+            error,
+        )
+        if not wiring.is_provider_set():
+            trace.set_tracer_provider(SdkTracerProvider())
 
 
 def set_defaults() -> None:

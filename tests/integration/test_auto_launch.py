@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,43 @@ def test_the_stock_distro_beside_ours_without_settings(run_instrumented: Run, ro
     """The stock distro exports to a Collector by default; there is none, which must cost neither the row nor the exit."""
     run_instrumented(ASK, env={"OTEL_PYTHON_DISTRO": "distro"}, stderr="localhost:4317|UNAVAILABLE|export", timeout=30)
     assert len(rows()) == 1
+
+
+@pytest.mark.parametrize("instrument", [True, False], ids=["launched", "from code"])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "duckdb,slipt"}, "slipt"),
+        ({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "{taken}"}, "in use"),
+        ({"OTEL_PYTHON_ID_GENERATOR": "nobody"}, "nobody"),
+    ],
+    ids=["no such exporter", "port taken", "no such generator"],
+)
+def test_the_account_is_kept_where_opentelemetry_cannot_be_set_up(
+    asked: dict[str, str],
+    said: str,
+    instrument: bool,
+    run_instrumented: Run,
+    python_without: Callable[..., Path],
+    openai_server: LocalOpenAI,
+    rows: Rows,
+) -> None:
+    script = ASK if instrument else f"import otel_llm\notel_llm.instrument()\n{ASK}"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        env = {name: value.format(taken=taken.getsockname()[1]) for name, value in asked.items()}
+        done = run_instrumented(
+            script,
+            env={**env, "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1", "OTEL_PYTHON_DISTRO": None},
+            python=python_without("opentelemetry-distro"),
+            instrument=instrument,
+            stderr=".",
+        )
+    assert [row["response_id"] for row in rows()] == [call.response_id for call in openai_server.ledger]
+    (line,) = [line for line in done.stderr.splitlines() if "cannot be set up" in line]
+    assert said in line
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
