@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from otel_llm import lazy
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
@@ -31,29 +32,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLMInvoker": "otel_llm.provider.invoker",
-    "LLMProvider": "otel_llm.provider",
-    "chain": "otel_llm.lifecycle",
-    "connect": "otel_llm.store",
-    "events": "otel_llm.lifecycle",
-    "flush": "otel_llm.store",
-    "instrument": "otel_llm.autoload",
-    "llm_context": "otel_llm.context",
-    "step": "otel_llm.lifecycle",
-    "subscribe": "otel_llm.lifecycle",
-    "tool": "otel_llm.lifecycle",
-    "uninstrument": "otel_llm.autoload",
+    "LLMInvoker": "provider.invoker",
+    "LLMProvider": "provider",
+    "chain": "lifecycle",
+    "connect": "store",
+    "events": "lifecycle",
+    "flush": "store",
+    "instrument": "autoload",
+    "llm_context": "context",
+    "step": "lifecycle",
+    "subscribe": "lifecycle",
+    "tool": "lifecycle",
+    "uninstrument": "autoload",
 }
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded when used: `import otel_llm` costs next to nothing.
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(home), name)
+# `import otel_llm` costs next to nothing.
+__getattr__ = lazy.attributes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

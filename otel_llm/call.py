@@ -381,15 +381,16 @@ class Aside:
         return otel.set_value(_KEY, self)
 
 
-def enter(request: ModelCall | Aside) -> otel.Context:
-    """Makes the context of `request` the current one. Returns the one before, for `leave`."""
-    outside = otel.get_current()
+def enter(request: ModelCall | Aside) -> None:
+    """Makes the context of `request` the current one. Whoever will `leave` it keeps the one before."""
     otel.attach(request.context())
-    return outside
 
 
 def leave(request: ModelCall | Aside, outside: otel.Context) -> None:
-    """Undoes `enter`; changes nothing where it is not inside: a coroutine that is dropped is closed wherever that happens."""
+    """Undoes `enter`: `outside` is the current context again.
+
+    Changes nothing where it is not inside: a coroutine that is dropped is closed wherever that happens.
+    """
     if otel.get_value(_KEY) is request:
         otel.attach(outside)
 

@@ -47,15 +47,21 @@ def is_id(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID and value.isprintable()
 
 
-def returned_in_chat(messages: object) -> list[str]:
-    """Ids of the calls whose results end the messages of a chat request: since the model last spoke."""
+def returned_in_chat(messages: object, speaker: str = "role", model: str = "assistant") -> list[str]:
+    """Ids of the calls whose results end the messages of a chat request: since the model last spoke.
+
+    Args:
+        messages: mappings or objects.
+        speaker: the field that says whose a message is; other frameworks than OpenAI's have other names for it.
+        model: what it says in the model's own messages.
+    """
     found: list[str] = []
     if not isinstance(messages, list | tuple):
         return found
     for message in reversed(messages):
         told = fields(message)
-        role = told.get("role")
-        if role == "assistant" or len(found) >= MAX_CALLS:
+        role = told.get(speaker)
+        if role == model or len(found) >= MAX_CALLS:
             break
         if role == "tool" and is_id(identity := told.get("tool_call_id")):
             found.append(identity)

@@ -30,12 +30,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
 
 from otel_llm import llm_context, metrics
-from otel_llm.instrumentation.langchain import LangChainInstrumentor
-from otel_llm.instrumentation.openai import OpenAIInstrumentor
-from otel_llm.settings import reload
 from otel_llm.usage import Usage
 from tests.conftest import LocalOpenAI
-from tests.instrumentation.conftest import Spans
+from tests.instrumentation.conftest import Capture, Spans, capture, spans, traced  # noqa: F401
 from tests.instrumentation.langchain.conftest import create_agent, needs_agents
 
 STRING, INT, DOUBLE, BOOLEAN, STRINGS, ANY = "string", "int", "double", "boolean", "string[]", "any"
@@ -213,21 +210,11 @@ def meter_provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
 
 
 @pytest.fixture
-def told(openai_server: LocalOpenAI, meter_provider: MeterProvider, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY")
-    reload()
-    spans = Spans()
-    instrumentors: tuple[Any, ...] = (OpenAIInstrumentor(), LangChainInstrumentor())
-    for instrumentor in instrumentors:
-        instrumentor.instrument(tracer_provider=spans.provider)
+def told(capture: Capture, traced: Spans, meter_provider: MeterProvider) -> Iterator[Spans]:  # noqa: F811
+    capture()
     metrics.use(meter_provider)
-    yield spans
+    yield traced
     metrics.use(None)
-    for instrumentor in instrumentors:
-        instrumentor.uninstrument()
-    spans.provider.shutdown()
-    monkeypatch.undo()
-    reload()
 
 
 @pytest.fixture

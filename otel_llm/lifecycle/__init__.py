@@ -5,7 +5,9 @@ Runs of LangChain and LangGraph, and direct model calls, tell of themselves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from otel_llm import lazy
 
 if TYPE_CHECKING:
     from otel_llm.lifecycle.event import (
@@ -75,11 +77,5 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded when used: the names of the events are needed where nothing is instrumented.
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{home}"), name)
+# The names of the events are needed where nothing is instrumented.
+__getattr__ = lazy.attributes(__name__, _HOMES)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from otel_llm import lazy
 from otel_llm.provider.deployments import LimitReached, Pool
 from otel_llm.provider.profiles import Profile, ProfileError, load, parse
 from otel_llm.settings import settings
@@ -123,14 +124,5 @@ class LLMProvider:
         return keys
 
 
-def __getattr__(name: str) -> Any:
-    # These two stand on LangChain.
-    if name == "LLMInvoker":
-        from otel_llm.provider.invoker import LLMInvoker
-
-        return LLMInvoker
-    if name == "StepLimitReached":
-        from otel_llm.provider.tools import StepLimitReached
-
-        return StepLimitReached
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# These two stand on LangChain.
+__getattr__ = lazy.attributes(__name__, {"LLMInvoker": "invoker", "StepLimitReached": "tools"})

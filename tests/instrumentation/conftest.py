@@ -1,9 +1,10 @@
-"""An SDK tracer provider whose finished spans a test can read."""
+"""An SDK tracer provider whose finished spans a test can read, and the clients instrumented with it."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pytest
@@ -12,6 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from otel_llm import call as calls
+from otel_llm.instrumentation.langchain import LangChainInstrumentor
+from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
 
 
@@ -65,3 +68,23 @@ def spans() -> Iterator[Spans]:
     spans = Spans()
     yield spans
     spans.provider.shutdown()
+
+
+@contextmanager
+def instrumented_clients(provider: TracerProvider) -> Iterator[None]:
+    """OpenAI and LangChain instrumented, inside the `with`."""
+    instrumentors: tuple[Any, ...] = (OpenAIInstrumentor(), LangChainInstrumentor())
+    for instrumentor in instrumentors:
+        instrumentor.instrument(tracer_provider=provider)
+    try:
+        yield
+    finally:
+        for instrumentor in instrumentors:
+            instrumentor.uninstrument()
+
+
+@pytest.fixture
+def traced(spans: Spans) -> Iterator[Spans]:
+    """OpenAI and LangChain instrumented for the length of a test."""
+    with instrumented_clients(spans.provider):
+        yield spans

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -10,8 +9,6 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_llm import semconv, toolcalls
-from otel_llm.instrumentation.langchain import LangChainInstrumentor
-from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
 
@@ -22,14 +19,7 @@ CHAT_TOOLS: Any = [
 TOOLS: Any = [{"type": "function", "name": name, "parameters": PARAMETERS} for name in ("weather", "time")]
 PARALLEL = "parallel-tools"
 
-
-@pytest.fixture(autouse=True)
-def _instrumented(spans: Spans) -> Iterator[None]:
-    for instrumentor in (OpenAIInstrumentor(), LangChainInstrumentor()):
-        instrumentor.instrument(tracer_provider=spans.provider)
-    yield
-    for instrumentor in (OpenAIInstrumentor(), LangChainInstrumentor()):
-        instrumentor.uninstrument()
+pytestmark = pytest.mark.usefixtures("traced")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from otel_llm.store.errors import StoreBusy
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.reader import connect
 from tests.conftest import Rows, Run
-from tests.store.conftest import Script, until
+from tests.store.conftest import HOLDER, Script, until
 
 APP = """
 import json, os, resource, sys, time
@@ -130,13 +130,6 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 # --- held by others ---------------------------------------------------------------------------------------------------
 
-HOLDER = """
-import duckdb, sys
-connection = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "read-only")
-print("held", flush=True)
-sys.stdin.readline()
-"""
-
 
 def test_a_store_that_a_foreign_process_writes(
     start_app: Callable[..., App], store_path: Path, all_are_there: Callable[[], None]
@@ -144,7 +137,7 @@ def test_a_store_that_a_foreign_process_writes(
     app = start_app()
     app.ask()
     assert app.flush()
-    holder = Script(HOLDER, str(store_path), "read-write")
+    holder = Script(HOLDER, str(store_path), "write")
     holder.line()
     app.ask(3)
     assert app.do("flush(0.1)") is False
@@ -167,7 +160,7 @@ def test_a_store_that_a_foreign_process_reads(
     app = start_app()
     app.ask()
     assert app.flush()
-    holder = Script(HOLDER, str(store_path), "read-only")
+    holder = Script(HOLDER, str(store_path), "read")
     holder.line()
     for _ in range(3):
         app.ask()

@@ -8,13 +8,13 @@ import openai
 import pytest
 
 from otel_llm import faults, wiring
-from otel_llm.instrumentation.langchain import LangChainInstrumentor
-from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.lifecycle import Event, subscribe
 from otel_llm.lifecycle.hub import hub
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
+from tests.instrumentation.conftest import capture as capture
 from tests.instrumentation.conftest import spans as spans
+from tests.instrumentation.conftest import traced as traced
 
 
 class Recorder:
@@ -49,15 +49,6 @@ def _observed(spans: Spans) -> Iterator[None]:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
-
-
-@pytest.fixture
-def instrumented(spans: Spans) -> Iterator[None]:
-    for instrumentor in (OpenAIInstrumentor(), LangChainInstrumentor()):
-        instrumentor.instrument(tracer_provider=spans.provider)
-    yield
-    for instrumentor in (OpenAIInstrumentor(), LangChainInstrumentor()):
-        instrumentor.uninstrument()
 
 
 @pytest.fixture

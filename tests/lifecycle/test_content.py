@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from otel_llm import semconv, step, tool
-from otel_llm.settings import reload
-from tests.instrumentation.conftest import Spans
-
-CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-
-
-@pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(CAPTURE, "SPAN_ONLY")
-    reload()
-    yield
-    monkeypatch.undo()
-    reload()
+from tests.instrumentation.conftest import Capture, Spans
 
 
 @tool
@@ -34,7 +21,8 @@ class Shop:
         return f"{number} is on its way to ann@example.com"
 
 
-async def test_arguments_and_results(capture: None, spans: Spans) -> None:
+async def test_arguments_and_results(capture: Capture, spans: Spans) -> None:
+    capture()
     assert weather("Lisbon", unit="F") == {"city": "Lisbon", "degrees": 21, "unit": "F"}
     await Shop().order(17)
     first, second = (span.attributes or {} for span in spans.all())
@@ -47,25 +35,25 @@ async def test_arguments_and_results(capture: None, spans: Spans) -> None:
     assert "ann@example.com" not in told
 
 
-def test_nothing_without_capture_and_nothing_of_a_step(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_without_capture_and_nothing_of_a_step(capture: Capture, spans: Spans) -> None:
     weather("Lisbon")
-    monkeypatch.setenv(CAPTURE, "SPAN_ONLY")
-    reload()
+    capture()
     step(lambda text: text)("secret")
-    monkeypatch.undo()
-    reload()
     for span in spans.all():
         assert not {semconv.TOOL_CALL_ARGUMENTS, semconv.TOOL_CALL_RESULT} & (span.attributes or {}).keys()
 
 
-def test_arguments_that_do_not_fit(capture: None, spans: Spans) -> None:
+def test_arguments_that_do_not_fit(capture: Capture, spans: Spans) -> None:
+    capture()
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         weather(unit="F")  # type: ignore[call-arg]
     (span,) = spans.all()
     assert json.loads(str((span.attributes or {})[semconv.TOOL_CALL_ARGUMENTS])) == {"unit": "F"}
 
 
-def test_what_went_wrong(capture: None, spans: Spans) -> None:
+def test_what_went_wrong(capture: Capture, spans: Spans) -> None:
+    capture()
+
     @tool
     def find(key: str) -> str:
         raise LookupError(f"nothing under {key}")

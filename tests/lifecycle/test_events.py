@@ -64,7 +64,7 @@ AGENT = [
 ]
 
 
-@pytest.mark.usefixtures("instrumented")
+@pytest.mark.usefixtures("traced")
 def test_a_hand_written_agent(client: openai.OpenAI, openai_server: LocalOpenAI, recorder: Recorder) -> None:
     before = time.time_ns()
     with llm_context("travel", user_id="ada", trip="7"):
@@ -105,7 +105,7 @@ def test_a_hand_written_agent(client: openai.OpenAI, openai_server: LocalOpenAI,
     assert last.usage.output == sum(call.output_tokens or 0 for call in billed)
 
 
-@pytest.mark.usefixtures("instrumented")
+@pytest.mark.usefixtures("traced")
 def test_langchain_gives_the_same(openai_server: LocalOpenAI, recorder: Recorder) -> None:
     agents = pytest.importorskip("langchain.agents", reason="create_agent came with langchain 1.0")
     from langchain_core.tools import tool as langchain_tool
@@ -125,7 +125,7 @@ def test_langchain_gives_the_same(openai_server: LocalOpenAI, recorder: Recorder
     assert events[-1].name == "weather-agent"
 
 
-@pytest.mark.usefixtures("instrumented")
+@pytest.mark.usefixtures("traced")
 def test_a_call_of_its_own_is_a_run(client: openai.OpenAI, recorder: Recorder) -> None:
     stream = client.chat.completions.create(
         model="gpt-4o-mini", messages=[{"role": "user", "content": "hi"}], tools=[WEATHER], stream=True
@@ -142,7 +142,7 @@ def test_a_call_of_its_own_is_a_run(client: openai.OpenAI, recorder: Recorder) -
     assert started.run == started.span_id
 
 
-@pytest.mark.usefixtures("instrumented")
+@pytest.mark.usefixtures("traced")
 def test_a_chain_that_fails(client: openai.OpenAI, recorder: Recorder) -> None:
     with pytest.raises(openai.RateLimitError), chain("c"):
         with step("prepare"):

@@ -15,9 +15,8 @@ from langchain.agents import create_agent
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.output_parsers import StrOutputParser
 
-from otel_llm.instrumentation.langchain import LangChainInstrumentor
-from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
+from tests.instrumentation.conftest import instrumented_clients
 from tests.matrix import cell as cells
 from tests.matrix import langchain_cells as lc
 from tests.matrix.cell import Env, each, settle, within
@@ -248,17 +247,13 @@ def test_nothing_changes(
 
     before = look()
     assert look() == before  # or the comparison would show nothing
-    instrumentors: tuple[Any, ...] = (OpenAIInstrumentor(), LangChainInstrumentor())
-    for instrumentor in instrumentors:
-        instrumentor.instrument(tracer_provider=matrix[1])
-    try:
-        assert look() == before
-        # With usage asked for by us the request is another; what the app gets is not.
-        monkeypatch.setenv("OTEL_LLM_STREAM_USAGE", "always")
-        reload()
-        assert look()[0] == before[0]
-    finally:
-        monkeypatch.undo()
-        reload()
-        for instrumentor in instrumentors:
-            instrumentor.uninstrument()
+    with instrumented_clients(matrix[1]):
+        try:
+            assert look() == before
+            # With usage asked for by us the request is another; what the app gets is not.
+            monkeypatch.setenv("OTEL_LLM_STREAM_USAGE", "always")
+            reload()
+            assert look()[0] == before[0]
+        finally:
+            monkeypatch.undo()
+            reload()

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from otel_llm import LLMProvider
-from otel_llm.instrumentation.langchain import LangChainInstrumentor
-from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.conftest import LocalOpenAI
-from tests.instrumentation.conftest import Spans, spans  # noqa: F401
+from tests.instrumentation.conftest import spans as spans
+from tests.instrumentation.conftest import traced as traced
 
 MODEL = "gpt-4o-mini"
 KEY = "TEST_PROFILES_KEY"
@@ -74,14 +73,3 @@ def _own_connections() -> None:
     cached = getattr(module, "_cached_async_httpx_client", None)
     if cached is not None:
         cached.cache_clear()
-
-
-@pytest.fixture
-def traced(spans: Spans) -> Iterator[Spans]:  # noqa: F811
-    """OpenAI and LangChain instrumented for the length of a test."""
-    instrumentors: tuple[Any, ...] = (OpenAIInstrumentor(), LangChainInstrumentor())
-    for instrumentor in instrumentors:
-        instrumentor.instrument(tracer_provider=spans.provider)
-    yield spans
-    for instrumentor in instrumentors:
-        instrumentor.uninstrument()

@@ -174,6 +174,15 @@ class Script:
         return out
 
 
+HOLDER = """
+import duckdb, sys
+connection = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "read")
+print("held", flush=True)
+sys.stdin.readline()
+"""
+"""Holds the database that the first argument names, to `read` or to `write` as the second says, until it is told to go on."""
+
+
 @pytest.fixture
 def script() -> Iterator[Callable[..., Script]]:
     """Starts scripts and kills those that are left at the end."""

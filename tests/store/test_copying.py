@@ -14,8 +14,7 @@ from otel_llm.store.database import SCHEMA_VERSION
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
-from tests.store.conftest import NOON, Script, count, merging, query, write_call
-from tests.store.test_ingest import HOLDER
+from tests.store.conftest import HOLDER, NOON, Script, count, merging, query, write_call
 from tests.store.test_migration import VIEWS, contents, versions
 from tests.store.test_retention import DAY, fill
 

@@ -21,7 +21,7 @@ from otel_llm.store import StoreBusy, StoreError, batch, database, ingest, recor
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
-from tests.store.conftest import NOON, Script, count, end, identity, query, start, until, write_call
+from tests.store.conftest import HOLDER, NOON, Script, count, end, identity, query, start, until, write_call
 
 
 def row(path: Path, *columns: str, where: str = "true") -> dict[str, Any]:
@@ -750,13 +750,6 @@ def test_a_database_of_a_newer_version_is_written_all_the_same(journal: Journal,
 
 
 # --- held by others ---------------------------------------------------------------------------------------------------
-
-HOLDER = """
-import duckdb, sys
-connection = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "read")
-print("held", flush=True)
-sys.stdin.readline()
-"""
 
 
 def test_a_database_that_another_process_writes_is_waited_for(

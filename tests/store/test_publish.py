@@ -19,8 +19,7 @@ from otel_llm.store import StoreBusy, blocks, connect, database, handles, publis
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
-from tests.store.conftest import Script, count, merging, query, write_call
-from tests.store.test_ingest import HOLDER
+from tests.store.conftest import HOLDER, Script, count, merging, query, write_call
 from tests.store.test_migration import contents
 
 

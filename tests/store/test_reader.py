@@ -12,8 +12,7 @@ from otel_llm.store import Store, StoreError, StoreNotFound, connect
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
-from tests.store.conftest import Script, count, end, identity, merging, query, start, write_call
-from tests.store.test_ingest import HOLDER
+from tests.store.conftest import HOLDER, Script, count, end, identity, merging, query, start, write_call
 
 
 def test_no_store_and_none_is_made(tmp_path: Path) -> None:

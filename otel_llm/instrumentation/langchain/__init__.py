@@ -7,46 +7,29 @@ recorded from here. See `_tree` for which runs become spans.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import TracerProvider, get_tracer
+from opentelemetry.trace import Tracer
 
 from otel_llm import call as calls
 from otel_llm import faults
-from otel_llm.instrumentation import patching, signals
+from otel_llm.instrumentation import patching
+from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
-from otel_llm.settings import settings
-from otel_llm.version import __version__
-
-if TYPE_CHECKING:
-    from opentelemetry._logs import LoggerProvider
-
-SCOPE = "otel_llm.instrumentation.langchain"
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
 
 
-class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+class LangChainInstrumentor(Instrumentor):
     """Records the runs of LangChain (core 0.3 from 0.3.74, and 1.x) and LangGraph, and the model calls that they make."""
+
+    scope = "otel_llm.instrumentation.langchain"
 
     def instrumentation_dependencies(self) -> Collection[str]:
         # Older ones do not tell an answer out of a cache from one that was paid for.
         return ("langchain-core >= 0.3.74",)
 
-    def _instrument(
-        self,
-        *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        logger_provider: LoggerProvider | None = None,
-        **_: Any,
-    ) -> None:
-        if settings().sdk_disabled:
-            return
-        signals.use(self, meter_provider, logger_provider)
-        runs = Runs(get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL))
+    def _install(self, tracer: Tracer) -> None:
+        runs = Runs(tracer)
         hooks = Hooks(runs)
         patches = patching.Patches()
         self._installed = (runs, patches)
@@ -80,7 +63,7 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             ("BaseLLM", "_agenerate_helper", hooks.generate_many),
         )
 
-    def _uninstrument(self, **_: Any) -> None:
+    def _remove(self) -> None:
         installed = getattr(self, "_installed", None)
         if installed is None:
             return
@@ -90,5 +73,4 @@ class LangChainInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if runs.find_place in calls.finders:
             calls.finders.remove(runs.find_place)
             calls.guides.remove(runs.guide)
-        signals.forget(self)
         del self._installed

@@ -13,10 +13,11 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_llm import call as calls
 from otel_llm import faults, semconv
-from otel_llm.instrumentation.langchain._models import Request, returned_in_messages
+from otel_llm.instrumentation.langchain._models import Request
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import part_of
 from otel_llm.settings import settings
+from otel_llm.toolcalls import returned_in_chat
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Said = Callable[[], dict[str, Any]]
@@ -200,7 +201,8 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             return
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
         run.request = Request(semconv.CHAT, serialized, metadata, invocation_params, messages)
-        if returned := returned_in_messages(messages):
+        last = messages[0] if messages else ()
+        if returned := returned_in_chat(last, speaker="type", model="ai"):
             run.request.attributes[semconv.RETURNED_TOOL_IDS] = returned
         runs.begin_call(run, may_adopt=batch_size == 1)
 

@@ -12,7 +12,6 @@ from otel_llm import semconv
 from otel_llm.call import ModelCall, Place
 from otel_llm.instrumentation.langchain._answer import Answer
 from otel_llm.settings import settings
-from otel_llm.toolcalls import MAX_CALLS, is_id
 
 PROVIDERS = {
     # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
@@ -141,18 +140,6 @@ class Request:
 
     def begin(self, tracer: Tracer, place: Place | None, started_ns: int | None = None) -> ModelCall:
         return ModelCall(tracer, self.operation, self.model, self.attributes, place=place, started_ns=started_ns)
-
-
-def returned_in_messages(batches: object) -> list[str]:
-    """Ids of the tool calls whose results end the messages of a chat model's run."""
-    found: list[str] = []
-    for message in reversed(batches[0] if isinstance(batches, list) and batches else ()):
-        kind = getattr(message, "type", None)
-        if kind == "ai" or len(found) >= MAX_CALLS:
-            break
-        if kind == "tool" and is_id(identity := getattr(message, "tool_call_id", None)):
-            found.append(identity)
-    return found[::-1]
 
 
 def _content_wanted() -> bool:

@@ -8,25 +8,16 @@ from __future__ import annotations
 import atexit
 import sys
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import TracerProvider, get_tracer
+from opentelemetry.trace import Tracer
 
 from otel_llm import faults
-from otel_llm.instrumentation import patching, signals
+from otel_llm.instrumentation import patching
+from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.openai._hooks import Hooks
 from otel_llm.instrumentation.openai._observe import background
 from otel_llm.instrumentation.openai._websocket import WebsocketHooks
-from otel_llm.settings import settings
-from otel_llm.version import __version__
-
-if TYPE_CHECKING:
-    from opentelemetry._logs import LoggerProvider
-
-SCOPE = "otel_llm.instrumentation.openai"
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
 
 _CLIENTS = {
     "openai._client": {"OpenAI": "request", "AsyncOpenAI": "request_async"},
@@ -35,25 +26,16 @@ _CLIENTS = {
 """The classes that others wrap, and our hook for each."""
 
 
-class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
+class OpenAIInstrumentor(Instrumentor):
     """Records every model call of the OpenAI Python client (1.x, 2.x and 3.x)."""
+
+    scope = "otel_llm.instrumentation.openai"
 
     def instrumentation_dependencies(self) -> Collection[str]:
         return ("openai >= 1.26",)
 
-    def _instrument(
-        self,
-        *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        logger_provider: LoggerProvider | None = None,
-        **_: Any,
-    ) -> None:
-        if settings().sdk_disabled:
-            return
-        signals.use(self, meter_provider, logger_provider)
-        tracer = get_tracer(SCOPE, __version__, tracer_provider, SCHEMA_URL)
-        hooks = Hooks(tracer, SCOPE)
+    def _install(self, tracer: Tracer) -> None:
+        hooks = Hooks(tracer, self.scope)
         self._patches = patching.Patches()
         atexit.register(background.close)
 
@@ -80,10 +62,9 @@ class OpenAIInstrumentor(BaseInstrumentor):  # type: ignore[misc]
                 if isinstance(client, type) and self._patches.is_bypassed(client, "request"):
                     self._patches.wrap(client, "request", getattr(hooks, hook))
 
-    def _uninstrument(self, **_: Any) -> None:
+    def _remove(self) -> None:
         patches = getattr(self, "_patches", None)
         if patches is not None:
             patches.undo()
         atexit.unregister(background.close)
         background.close()
-        signals.forget(self)

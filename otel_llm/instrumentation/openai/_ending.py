@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._observe import Observer, background
-
-_CANCELLING = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def conclude(call: ModelCall | Observer, answer: Answer, status: str, error: BaseException | None = None) -> None:
@@ -41,7 +37,9 @@ def conclude(call: ModelCall | Observer, answer: Answer, status: str, error: Bas
 
 def fail(call: ModelCall | Observer, error: BaseException, answer: Answer | None = None) -> None:
     """Ends a call that raised, with what had arrived by then."""
-    status = calls.CANCELLED if isinstance(error, _CANCELLING) else calls.ERROR
+    status = calls.status_of(error)
+    if status == calls.PARTIAL:  # a coroutine that was dropped while it waited for the answer: there is no part of one
+        status = calls.CANCELLED
     conclude(call, Answer() if answer is None else answer, status, error)
 
 

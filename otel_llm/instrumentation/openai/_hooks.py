@@ -142,7 +142,8 @@ class _Unrecorded:
 
     def __enter__(self) -> None:
         if self._request is not None:
-            self._outside = calls.enter(self._request)
+            self._outside = otel.get_current()
+            calls.enter(self._request)
 
     def __exit__(self, *_: object) -> None:
         if self._request is not None:

@@ -14,9 +14,8 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from otel_llm import call as calls
 from otel_llm import faults, semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
-from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.conftest import LocalOpenAI
-from tests.instrumentation.conftest import Spans
+from tests.instrumentation.conftest import Spans, instrumented_clients
 
 if TYPE_CHECKING:
     from local_openai import Call
@@ -127,16 +126,10 @@ def traced(spans: Spans, openai_server: LocalOpenAI) -> Iterator[Traced]:
     """LangChain and OpenAI instrumented for the length of a test, which must leave nothing open and cause no fault."""
     traced = Traced(spans, openai_server)
     before = faults.counts()
-    instrumentors: tuple[Any, ...] = (OpenAIInstrumentor(), LangChainInstrumentor())
-    for instrumentor in instrumentors:
-        instrumentor.instrument(tracer_provider=spans.provider)
-    try:
+    with instrumented_clients(spans.provider):
         yield traced
         traced.check_closed()
         assert faults.counts() == before
-    finally:
-        for instrumentor in instrumentors:
-            instrumentor.uninstrument()
 
 
 @pytest.fixture

@@ -233,6 +233,13 @@ def test_a_connection_that_fails(instrumented):
     assert s.INPUT_TOKENS not in found
 
 
+async def test_dropped_while_it_waits_is_cancelled(instrumented, async_client):
+    request = async_client.chat.completions.create(model=MODEL, messages=HELLO)
+    request.send(None)  # it waits for the connection
+    request.close()
+    assert instrumented.attributes()[s.STATUS] == "cancelled"
+
+
 async def test_cancelled(instrumented, async_client, openai_server):
     task = asyncio.create_task(async_client.chat.completions.create(model="slow", messages=HELLO))
     await asyncio.to_thread(openai_server.wait_for, 1)

@@ -1,0 +1,51 @@
+"""What the instrumentors share: the providers they are given, and the switch that keeps them off."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Tracer, TracerProvider, get_tracer
+
+from otel_llm.instrumentation import signals
+from otel_llm.settings import settings
+from otel_llm.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import LoggerProvider
+
+_SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
+
+
+class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """Instruments one client library. The providers are OpenTelemetry's, by default the global ones."""
+
+    scope: ClassVar[str]
+    """Name of the instrumentation scope of its spans."""
+
+    @abstractmethod
+    def _install(self, tracer: Tracer) -> None:
+        """Puts the hooks in place; their spans go to `tracer`."""
+
+    @abstractmethod
+    def _remove(self) -> None:
+        """Takes them away again. Called where they were never put in place, too."""
+
+    def _instrument(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
+        **_: Any,
+    ) -> None:
+        if settings().sdk_disabled:
+            return
+        signals.use(self, meter_provider, logger_provider)
+        self._install(get_tracer(self.scope, __version__, tracer_provider, _SCHEMA_URL))
+
+    def _uninstrument(self, **_: Any) -> None:
+        self._remove()
+        signals.forget(self)
