@@ -249,9 +249,9 @@ def _without(context: otel.Context, left: _Layer) -> otel.Context:
     outer = _without(layer.outer, left)
     values = {**attributes(outer), **layer.owner._values}
     values.setdefault(semconv.REQUEST_ID, layer.values[semconv.REQUEST_ID])  # its calls have had this one so far
-    rebuilt = _Layer(layer.owner, outer, values, layer.size)
-    changed = rebuilt.inner = _with(context, rebuilt, outer)
-    return changed
+    # Its `inner` stays unset, so that it will be taken out of what is current then: of what it was opened in, other parts (a
+    # `chain`, say) may have been left by now.
+    return _with(context, _Layer(layer.owner, outer, values, layer.size), outer)
 
 
 def opened(outer: otel.Context, values: Mapping[str, str]) -> otel.Context:

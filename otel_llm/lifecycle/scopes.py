@@ -8,10 +8,9 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from contextvars import Token
 from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from opentelemetry import context as otel
 from opentelemetry import trace
@@ -31,6 +30,10 @@ INSTRUMENTATION: Final = "otel_llm.lifecycle"
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
 _FAILED: Final = (calls.ERROR, calls.CANCELLED)
 
+_ENTRY: Final = otel.create_key("otel-llm-scope-entry")
+_SPAN: Final = next(iter(set_span_in_context(trace.INVALID_SPAN, otel.Context())))
+"""The key under which OpenTelemetry keeps the current span."""
+
 
 class _Tracer:
     """The tracer of the provider that is instrumented, else of the global one."""
@@ -45,13 +48,63 @@ class _Tracer:
 tracer = _Tracer()
 
 
-class _Entry(NamedTuple):
-    """A scope that has been entered and not been left."""
+class _Entry:
+    """A scope that has been entered and not been left. The context refers to it where it was entered by `with`."""
 
-    span: Span
-    process: object
-    stopwatch: metrics.Stopwatch | None = None
-    token: Token[otel.Context] | None = None
+    __slots__ = ("_inner", "_is_left", "_outer", "process", "span", "stopwatch")
+
+    def __init__(self, span: Span, stopwatch: metrics.Stopwatch | None, outer: otel.Context) -> None:
+        """`outer`: the context that it is entered in."""
+        self.span = span
+        self.stopwatch = stopwatch
+        self.process = calls.process()
+        self._outer = outer
+        self._is_left = False
+        self._inner: otel.Context | None = None
+        """What was attached; let go when it is left, for it refers to this entry."""
+
+    def attach(self) -> None:
+        """Makes the span current."""
+        self._inner = otel.Context({**self._outer, _SPAN: self.span, _ENTRY: self})
+        otel.attach(self._inner)
+
+    def leave(self) -> None:
+        """Makes the span current no more where it is; a context that it was never current in stays as it is."""
+        # No token: it would fail in another task, and in the wrong order it would bring back what was left before.
+        inner, self._inner = self._inner, None
+        self._is_left = True
+        current = otel.get_current()
+        if current is inner:
+            otel.attach(self._around())
+        elif current.get(_ENTRY) is self:  # below an `llm_context`, say
+            span = trace.get_current_span(current)
+            # A span of the app's that was opened inside and is still open stays. One that has ended was forgotten there.
+            if span is self.span or not span.is_recording():
+                otel.attach(_without_span(current, self._around()))
+
+    def _around(self) -> otel.Context:
+        """The context to go back to: that from before, without the scopes that have been left since."""
+        around = self._outer
+        while (above := _entry_of(around)) is not None and above._is_left and around.get(_SPAN) is above.span:
+            around = _without_span(around, above._outer)
+        return around
+
+    @property
+    def above(self) -> _Entry | None:
+        """The one that this one was entered in."""
+        return _entry_of(self._outer)
+
+
+def _entry_of(context: otel.Context) -> _Entry | None:
+    """The innermost entry in `context`."""
+    entry = context.get(_ENTRY)
+    return entry if isinstance(entry, _Entry) else None
+
+
+def _without_span(context: otel.Context, around: otel.Context) -> otel.Context:
+    """`context` with the span and the entry that are in `around`."""
+    changed = {name: value for name, value in context.items() if name not in (_SPAN, _ENTRY)}
+    return otel.Context(changed | {name: around[name] for name in (_SPAN, _ENTRY) if name in around})
 
 
 class Scope:
@@ -63,7 +116,8 @@ class Scope:
         self._operation = operation
         self._name = name
         self._attributes = {semconv.OPERATION: operation, **attributes}
-        self._open: list[_Entry] = []
+        self._open: list[_Entry | None] = []
+        """What is entered; None for an entry that failed."""
         self.span: Span | None = None
         """The span, once entered; of the last entry."""
 
@@ -80,29 +134,34 @@ class Scope:
     # --- as a context manager ----------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
         try:
-            entry, inner = self._begin()
-            self._open.append(entry._replace(token=otel.attach(inner)))
+            entry = self._begin(otel.get_current())
+            entry.attach()
+            self._open.append(entry)
         except Exception as fault:
             faults.report(f"open a {self._operation} span", fault)
-            self._open.append(_Entry(trace.INVALID_SPAN, None))
+            self._open.append(None)
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         entry = self._last()
-        if entry.token is not None:
-            otel.detach(entry.token)
+        if entry is not None:
+            try:
+                entry.leave()
+            except Exception as fault:
+                faults.report(f"leave a {self._operation} span", fault)
             self._end(entry, exc)
 
-    def _last(self) -> _Entry:
-        """The entry that is left here: where several tasks are in one scope, the one whose span is current."""
+    def _last(self) -> _Entry | None:
+        """The entry that is left here: where several tasks are in one scope, the innermost in the current context."""
         if len(self._open) > 1:
-            current = trace.get_current_span()
-            for entry in reversed(self._open):
-                if entry.span is current:
+            entry = _entry_of(otel.get_current())
+            while entry is not None:
+                if entry in self._open:
                     self._open.remove(entry)
                     return entry
+                entry = entry.above
         return self._open.pop()
 
     async def __aenter__(self) -> Self:
@@ -113,10 +172,9 @@ class Scope:
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
 
-    def _begin(self) -> tuple[_Entry, otel.Context]:
-        """Starts the span. Returns the entry and the context for what happens inside."""
+    def _begin(self, current: otel.Context) -> _Entry:
+        """Starts the span, in the current context."""
         calls.finish_abandoned()
-        current = otel.get_current()
         above = current
         attributes = {**self._attributes, **context.attributes(current)}
         place = calls.find_place()
@@ -132,8 +190,7 @@ class Scope:
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
         )
-        entry = _Entry(span, calls.process(), metrics.stopwatch(self._operation, attributes))
-        return entry, set_span_in_context(span, current)
+        return _Entry(span, metrics.stopwatch(self._operation, attributes), current)
 
     def _end(self, entry: _Entry, error: BaseException | None) -> None:
         """Ends the span as `error` says."""
@@ -219,12 +276,13 @@ class _Body:
         self._entry: _Entry | None = None
 
     def __enter__(self) -> otel.Context:
+        current = otel.get_current()
         try:
-            self._entry, inner = self._scope._begin()
-            return inner
+            self._entry = self._scope._begin(current)
+            return set_span_in_context(self._entry.span, current)
         except Exception as fault:
             faults.report(f"open a {self._scope._operation} span", fault)
-            return otel.get_current()
+            return current
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import inspect
+import itertools
 import os
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -15,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode, get_current_span
 
 from otel_llm import call as calls
-from otel_llm import chain, llm_context, semconv, step, tool
+from otel_llm import chain, context, llm_context, semconv, step, tool
 from otel_llm.lifecycle import Scope
 from tests.instrumentation.conftest import Spans
 
@@ -243,7 +246,6 @@ async def test_an_async_generator_that_is_left_or_fails(spans: Spans) -> None:
 
 def test_a_generator_that_goes_on_in_another_context(spans: Spans) -> None:
     """A web framework may iterate a streaming response in a thread of its own for each piece."""
-    import contextvars
 
     @step("s")
     def values() -> Iterator[int]:
@@ -256,6 +258,157 @@ def test_a_generator_that_goes_on_in_another_context(spans: Spans) -> None:
     assert len(found) == 1
     assert next(body, "end") == "end"
     assert len(spans.all()) == 2
+
+
+# --- leaving elsewhere ------------------------------------------------------------------------------------------------
+
+
+async def test_left_in_another_task(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """As a fixture or a dependency does whose set-up and clean-up are run by different tasks."""
+
+    async def dependency() -> AsyncIterator[Scope]:
+        with chain("c") as run:
+            yield run
+
+    resource = dependency()
+    entered = await asyncio.create_task(anext(resource))  # type: ignore[arg-type]
+    with step("here") as here:
+
+        async def leave() -> int:
+            await resource.aclose()  # type: ignore[attr-defined]
+            return current()
+
+        assert await asyncio.create_task(leave()) == current()
+        assert here.span_id == f"{current():016x}"
+    assert current() == 0
+    found = {span.name: (span.attributes or {})[semconv.STATUS] for span in spans.all()}
+    assert found == {"invoke_workflow c": "partial", "step here": "ok"}
+    assert entered.span is not None and not entered.span.is_recording()
+    assert not caplog.records
+
+
+async def test_left_in_a_task_that_was_begun_inside(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    before = otel.get_current()
+    run = chain("c")
+    run.__enter__()
+
+    async def leave() -> int:
+        run.__exit__(None, None, None)
+        return current()
+
+    assert await asyncio.create_task(leave()) == 0  # which was inside, too
+    ended = current()
+    assert f"{ended:016x}" == run.span_id  # nobody can change the context of another task
+    with step("after"):
+        pass
+    assert otel.get_current() == before  # but it is gone with the next that is left
+    assert [span.name for span in spans.all()] == ["invoke_workflow c", "step after"]
+    assert not caplog.records
+
+
+async def test_an_async_generator_that_the_event_loop_closes(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    async def values() -> AsyncIterator[int]:
+        with chain("c"):
+            yield 1
+            yield 2
+
+    async def read_one() -> None:
+        async for _ in values():
+            return
+
+    await asyncio.create_task(read_one())
+    async with asyncio.timeout(30):
+        while not spans.all():  # collects garbage; the event loop then closes the generator in a task of its own
+            await asyncio.sleep(0)
+    assert spans.one().name == "invoke_workflow c"
+    assert current() == 0
+    assert not caplog.records
+
+
+def test_a_coroutine_dropped_half_way_changes_nothing_where_it_is_closed(
+    spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    @chain("dropped")
+    async def ask() -> None:
+        await asyncio.Future(loop=loop)
+
+    loop = asyncio.new_event_loop()
+    coroutine = ask()
+    contextvars.copy_context().run(coroutine.send, None)
+    with step("here"):
+        inside = otel.get_current()
+        coroutine.close()
+        assert otel.get_current() is inside
+    loop.close()
+    assert {span.name for span in spans.all()} == {"invoke_workflow dropped", "step here"}
+    assert not caplog.records
+
+
+def test_left_in_any_order_nothing_stays(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """Scopes and contexts: what is left is gone, what is open stays, whichever was entered first."""
+    before = otel.get_current()
+    for order in itertools.permutations("abcd"):
+        entered: dict[str, Any] = {
+            "a": chain("a"),
+            "b": llm_context(user_id="b"),
+            "c": step("c"),
+            "d": llm_context("d"),
+        }
+        for scope in entered.values():
+            scope.__enter__()
+        still_open = dict(entered)
+        for name in order:
+            still_open.pop(name).__exit__(None, None, None)
+            told = context.attributes()
+            assert told.get(semconv.USER_ID) == ("b" if "b" in still_open else None)
+            assert told.get(semconv.MODULE) == ("d" if "d" in still_open else None)
+            # The inner span stays current while it is open; the outer one comes back if it is.
+            inner = [scope.span for scope in still_open.values() if isinstance(scope, Scope)]
+            assert get_current_span() is (inner[-1] if inner else trace.INVALID_SPAN), (order, name)
+        assert otel.get_current() == before
+    assert len(spans.all()) == 2 * 24
+    assert not caplog.records
+
+
+def test_a_span_inside_stays_while_it_is_open(spans: Spans) -> None:
+    tracer = spans.provider.get_tracer("app")
+
+    def cross(ended: bool) -> None:
+        run = chain("c")
+        run.__enter__()
+        span = tracer.start_span("inside")
+        otel.attach(trace.set_span_in_context(span))
+        if ended:
+            span.end()
+        run.__exit__(None, None, None)
+        assert get_current_span() is (trace.INVALID_SPAN if ended else span)
+
+    contextvars.copy_context().run(cross, False)
+    contextvars.copy_context().run(cross, True)  # attached and never detached: it ends with the chain
+
+
+def test_a_scope_that_is_left_needs_no_garbage_collector(spans: Spans) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        left = [weakref.ref(inside()) for _ in range(10)]
+        assert [one() for one in left] == [None] * 10
+    finally:
+        gc.enable()
+
+
+def inside() -> Marked:
+    """Something that only a context inside a scope refers to, and that scope's own."""
+    marked = Marked()
+    token = otel.attach(otel.set_value("marked", marked))
+    with step("s"):
+        pass
+    otel.detach(token)
+    return marked
+
+
+class Marked:
+    pass
 
 
 # --- what must not break the app --------------------------------------------------------------------------------------
