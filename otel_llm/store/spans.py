@@ -44,6 +44,7 @@ _IN_THE_ANSWER: Final = {
     semconv.OPENAI_RESPONSE_SERVICE_TIER: re.compile(r'"service_tier": ?"(\w{1,20})"'),
 }
 """Facts that OpenInference has nowhere but in the answer, which is content. Quoted in a text, they would be escaped."""
+_THEIR_TOKENS: Final = "llm.token_count."
 
 
 def attributes_of(span: ReadableSpan) -> Attributes:
@@ -103,7 +104,28 @@ def recorded(attributes: Attributes, scope: str = "") -> Attributes:
         for name, pattern in _IN_THE_ANSWER.items():
             if name not in kept and (found := pattern.search(answer)) is not None:
                 kept[name] = found[1]
+        if _is_cache_hit(answer):
+            # The tokens are those of the day it was paid for.
+            kept = {name: value for name, value in kept.items() if not name.startswith(_THEIR_TOKENS)}
+            kept[semconv.CACHE_HIT] = True
     return kept
+
+
+def _is_cache_hit(answer: str) -> bool:
+    """Whether an answer, as OpenInference tells it of LangChain, came out of LangChain's cache.
+
+    LangChain marks it with a cost of nought; what a provider says of a cost comes with the model's own output.
+    """
+    if '"total_cost"' not in answer:
+        return False
+    try:
+        told = orjson.loads(answer)
+        if told["llm_output"] is not None:
+            return False
+        messages = [generation["message"] for run in told["generations"] for generation in run]
+        return any(message["kwargs"]["usage_metadata"]["total_cost"] == 0 for message in messages)
+    except (ValueError, LookupError, TypeError):  # another JSON, or one that was cut
+        return False
 
 
 def _without_texts(parameters: object) -> str:

@@ -17,9 +17,11 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from otel_llm import semconv
 from otel_llm.store import Store
 from otel_llm.store.exporter import DuckDBSpanExporter
 from otel_llm.store.processor import UsageSpanProcessor
+from otel_llm.store.spans import recorded as as_kept
 from tests.store.conftest import NOON, query
 
 RECORDINGS = {
@@ -27,7 +29,7 @@ RECORDINGS = {
 }
 COLUMNS = (
     "operation", "provider", "request_model", "response_model", "response_id", "input_tokens", "output_tokens",
-    "cache_read_tokens", "reasoning_tokens", "finish_reasons", "status", "error_type", "stream", "instrumentation",
+    "cache_read_tokens", "reasoning_tokens", "finish_reasons", "status", "error_type", "stream", "instrumentation", "price_source",
 )  # fmt: skip
 APART = 3_600 * 10**9
 """Nanoseconds between two scenarios in one store."""
@@ -152,6 +154,17 @@ UNTOLD = {
 """What a dialect has otherwise, and nobody can tell from what it says."""
 
 
+CACHED = "chat, twice with a cache"
+NOT_BILLED = ("cache hit, not billed", None)
+PRICED_AGAIN = ("genai-prices", 17)
+HITS = {
+    ("official", "alone"): [PRICED_AGAIN],
+    ("openllmetry", "alone"): [PRICED_AGAIN],
+    ("openllmetry", "with ours"): [NOT_BILLED, PRICED_AGAIN],
+}
+"""How price and input tokens of an answer out of LangChain's cache are told, where not as `NOT_BILLED` alone."""
+
+
 @pytest.mark.parametrize("way", [by_the_exporter, one_at_a_time, outer_ones_first, by_the_processor])
 @pytest.mark.parametrize("beside", ["alone", "with ours"])
 @pytest.mark.parametrize("family", RECORDINGS)
@@ -167,6 +180,11 @@ def test_rows(way: Way, family: str, beside: str, store_path: Path) -> None:
             assert [fact[:3] for fact in facts] == [("error", None, "error-429-echo")]
             assert facts[0][3] in ("429", "RateLimitError", "openai.RateLimitError")
         else:
+            if scenario == CACHED:
+                rows, hits = rows[:1], rows[1:]
+                told = [(str(row["price_source"]).partition(" 0")[0], row["input_tokens"]) for row in hits]
+                assert sorted(told) == HITS.get((family, beside), [NOT_BILLED])
+                found[number] = rows + [row for row in hits if row["price_source"] == NOT_BILLED[0]]
             untold = UNTOLD.get((family, beside, scenario), {})
             billed = [expected(call, row) | untold for call, row in zip(recorded["billed"], rows, strict=True)]
             assert rows == billed, scenario
@@ -177,3 +195,33 @@ def test_rows(way: Way, family: str, beside: str, store_path: Path) -> None:
     # Nothing of what was said is anywhere in the store, and the tree is whole.
     assert query(store_path, "SELECT name FROM spans WHERE contains(spans::VARCHAR, 'CONTENT')") == []
     assert query(store_path, "SELECT count(*) FROM spans") == [(len(spans),)]
+
+
+def answer(llm_output: Any = None, text: str = "Hello", **kwargs: Any) -> str:
+    """An answer as OpenInference tells it of LangChain."""
+    message = {"type": "constructor", "kwargs": {"content": text, **kwargs}}
+    return json.dumps({"generations": [[{"text": text, "message": message}]], "llm_output": llm_output})
+
+
+FREE = {"input_tokens": 7, "output_tokens": 21, "total_cost": 0}
+
+
+@pytest.mark.parametrize(
+    ("told", "is_hit"),
+    [
+        (answer(usage_metadata=FREE), True),
+        (answer(usage_metadata=FREE, llm_output={"model_name": "m"}), False),  # a provider that asks nothing
+        (answer(usage_metadata=FREE | {"total_cost": 0.1}), False),
+        (answer(usage_metadata=None, tool_calls=[{"name": "bill", "args": {"total_cost": 0}}]), False),
+        (answer(text=answer(usage_metadata=FREE)), False),
+        (answer(usage_metadata=FREE)[:-20], False),  # cut at a limit of attributes
+        ('{"total_cost": 0}', False),
+        ('"total_cost"', False),
+        ("[" * 10_000 + '"total_cost"', False),
+    ],
+)
+def test_an_answer_out_of_a_cache_is_told_by_langchains_own_mark(told: str, is_hit: bool) -> None:
+    kept = as_kept({"output.value": told, "llm.token_count.prompt": 7, "llm.model_name": "m"})
+    assert dict(kept) == {"llm.model_name": "m"} | (
+        {semconv.CACHE_HIT: True} if is_hit else {"llm.token_count.prompt": 7}
+    )

@@ -62,15 +62,17 @@ def scenarios(openai: Any, langchain: Any) -> dict[str, Callable[[], object]]:
         "embeddings": lambda: openai.embeddings.create(model=EMBEDDING_MODEL, input=PROMPT),
         "chain": lambda: langchain.chain.invoke({"fruit": WORD}),
         "chain, streamed": lambda: list(langchain.chain.stream({"fruit": WORD})),
+        "chat, twice with a cache": lambda: [langchain.cached.invoke(PROMPT) for _ in range(2)],
         "agent": lambda: langchain.agent.invoke({"messages": [("user", PROMPT)]}),
     }
 
 
 class LangChain:
-    """A chain and an agent."""
+    """A chain, an agent and a model with a cache."""
 
     def __init__(self) -> None:
         from langchain.agents import create_agent
+        from langchain_core.caches import InMemoryCache
         from langchain_core.output_parsers import StrOutputParser
         from langchain_core.prompts import ChatPromptTemplate
         from langchain_core.tools import tool
@@ -83,6 +85,7 @@ class LangChain:
 
         model = ChatOpenAI(model=MODEL, stream_usage=True)
         self.chain = ChatPromptTemplate.from_template("What is a {fruit}?") | model | StrOutputParser()
+        self.cached = ChatOpenAI(model=MODEL, cache=InMemoryCache())
         self.agent = create_agent(model, tools=[orchards], name="gardener")
 
 
