@@ -61,7 +61,7 @@ import sys
 import threading
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -104,6 +104,8 @@ class Call:
     """Request headers, names in lower case."""
     body: Any = None
     """Request body: parsed JSON, or text where it is none."""
+    at_once: int = 1
+    """Requests for its model that were in progress when it came, itself included."""
 
     @property
     def input_tokens(self) -> int | None:
@@ -871,6 +873,7 @@ class _Entry:
     body: bytes
     is_forgotten: bool = False
     """Deleted from the ledger: who still waits for its answer is hung up on, and never counts among those who wait."""
+    at_once: int = 1
 
     def to_json(self, number: int, brief: bool) -> JSON:
         plan = self.plan
@@ -895,6 +898,7 @@ class _Entry:
             "reported": self.reported,
             "headers": {} if brief else {k.decode("latin-1"): v.decode("latin-1") for k, v in self.headers},
             "body": body,
+            "at_once": self.at_once,
         }
         assert values.keys() == {one.name for one in fields(Call)}
         return values
@@ -909,6 +913,7 @@ class App:
         self._entries: list[_Entry] = []
         self._plans: dict[tuple[str, bytes, str, str], _Plan] = {}
         self._failed: dict[bytes, int] = {}
+        self._running: Counter[str | None] = Counter()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._arrived = asyncio.Condition()
         self._is_open = False
@@ -943,7 +948,11 @@ class App:
             if len(self._plans) >= 512:
                 self._plans.clear()
             plan = self._plans[key] = self._plan(*key)
-        await self._answer(plan, path, scope["headers"], body, receive, send)
+        self._running[plan.model] += 1
+        try:
+            await self._answer(plan, path, scope["headers"], body, receive, send)
+        finally:
+            self._running[plan.model] -= 1
 
     def _plan(self, path: str, body: bytes, behaviours: str, wire_usage: str) -> _Plan:
         return _plan(path, body, behaviours, wire_usage)
@@ -954,6 +963,7 @@ class App:
         entry = _Entry(plan, path, None, plan.status, "error", False, [], b"")
         if self._keep_all:
             entry.headers, entry.body = headers, body
+        entry.at_once = self._running[plan.model]
         self._entries.append(entry)
         number = f"{self._run}{next(self._ids):08x}"
         if plan.behaviours and (flaky := self._flaky(plan, body)) is not None:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import openai
 
-from otel_llm.provider.deployments import Attempt, Pool, Target, failures
+from otel_llm.provider.deployments import Attempt, Course, Pool, Target
 from otel_llm.provider.profiles import Deployment
 
 _CHAT = "/chat/completions"
 _OF_DEPLOYMENTS = frozenset({"api_key", "base_url", "admin_api_key", "data_residency", "provider", "workload_identity"})
-
-
-class _Try(NamedTuple):
-    attempt: Attempt
-    client: Any
-    options: Any
-    is_last: bool
-
-    def gives_way(self, error: BaseException) -> bool:
-        """Whether another deployment is asked after this error."""
-        return not self.is_last and isinstance(error, failures())
 
 
 class _ProfileClient:
@@ -53,15 +42,14 @@ class _ProfileClient:
 
     with_options = copy
 
-    def _tries(self, options: Any) -> Iterator[_Try]:
+    def _course(self, options: Any) -> Course:
         # What was read from a file is gone after the first try.
-        can_repeat = options.files is None and getattr(options, "content", None) is None
-        order = self._pool.order()
-        if not can_repeat:
-            order = order[:1]
-        for target in order:
-            client = self._clients[target.deployment.name]
-            yield _Try(Attempt(target), client, self._addressed(options, target), target is order[-1])
+        return Course(self._pool, repeats=options.files is None and getattr(options, "content", None) is None)
+
+    def _request(self, attempt: Attempt, cast_to: Any, options: Any, **stream: Any) -> Any:
+        """The request at the deployment of an attempt; to be awaited in the async client."""
+        client = self._clients[attempt.target.deployment.name]
+        return client.request(cast_to, self._addressed(options, attempt.target), **stream)
 
     def _addressed(self, options: Any, target: Target) -> Any:
         """The request for this deployment; the profile's name as the model stands for the deployment's model."""
@@ -87,28 +75,30 @@ class ProfileOpenAI(_ProfileClient, openai.OpenAI):  # type: ignore[misc]
     """Made by `LLMProvider.client`."""
 
     def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        for each in self._tries(options):
+        course = self._course(options)
+        while True:
             try:
-                with each.attempt:
-                    return each.client.request(cast_to, each.options, stream=stream, stream_cls=stream_cls)
+                with course.next() as attempt:
+                    answer = self._request(attempt, cast_to, options, stream=stream, stream_cls=stream_cls)
+                    return attempt.keep_for(answer)
             except Exception as error:
-                if not each.gives_way(error):
+                if not course.goes_on(error):
                     raise
-        raise AssertionError("the last try returns or raises")
 
 
 class AsyncProfileOpenAI(_ProfileClient, openai.AsyncOpenAI):  # type: ignore[misc]
     """Made by `LLMProvider.async_client`."""
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        for each in self._tries(options):
+        course = self._course(options)
+        while True:
             try:
-                with each.attempt:
-                    return await each.client.request(cast_to, each.options, stream=stream, stream_cls=stream_cls)
+                with await course.next_async() as attempt:
+                    answer = await self._request(attempt, cast_to, options, stream=stream, stream_cls=stream_cls)
+                    return attempt.keep_for(answer)
             except Exception as error:
-                if not each.gives_way(error):
+                if not course.goes_on(error):
                     raise
-        raise AssertionError("the last try returns or raises")
 
 
 def make_client(pool: Pool, keys: Mapping[str, str]) -> ProfileOpenAI:

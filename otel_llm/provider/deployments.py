@@ -12,16 +12,17 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextvars import Token
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from functools import cache
 from types import TracebackType
+from typing import Any, Self
 
 from opentelemetry import context as otel
 
 from otel_llm import context, semconv
 from otel_llm.provider.profiles import Deployment, Profile
+from otel_llm.provider.slots import Door, Slot
 
 _logger = logging.getLogger("otel_llm")
 _MINUTE = 60.0
@@ -113,7 +114,8 @@ class Pool:
     def __init__(self, profile: Profile, clock: Callable[[], float], chance: random.Random) -> None:
         self.profile = profile
         self.targets = tuple(Target(deployment, clock) for deployment in profile.deployments)
-        self._clock = clock
+        self.door = Door()
+        self.now = clock
         self._chance = chance
 
     def order(self) -> tuple[Target, ...]:
@@ -121,7 +123,7 @@ class Pool:
         targets = self.targets
         if len(targets) == 1:  # its limit is looked at when it is asked
             return targets
-        now = self._clock()
+        now = self.now()
         ready: list[Target] = []
         cooling: list[tuple[float, int]] = []
         for number, target in enumerate(targets):
@@ -155,26 +157,125 @@ class Pool:
         return sorted(targets, key=drawn.__getitem__)
 
 
+class Course:
+    """The way of one call: the deployments that it may go to, one after the other."""
+
+    def __init__(self, pool: Pool, *, repeats: bool = True) -> None:
+        """`repeats`: whether it may go to another after one has failed. Raises LimitReached where all are full."""
+        self._pool = pool
+        self._left = pool.order()
+        self.tries = len(self._left) if repeats else 1
+        """Attempts that are left."""
+
+    def next(self) -> Attempt:
+        """The attempt at the next one; waits where each has as many calls as it may have at once."""
+        door = self._pool.door
+        return self._attempt(door.wait(door.ask(self._best())))
+
+    async def next_async(self) -> Attempt:
+        """The same for `await`."""
+        door = self._pool.door
+        return self._attempt(await door.wait_async(door.ask(self._best())))
+
+    def _best(self) -> Sequence[Target]:
+        """Those that work, while any is left: it is better to wait for one of them than to ask one that does not."""
+        left = self._left
+        if len(left) > 1:
+            now = self._pool.now()
+            left = tuple(target for target in left if target.cooling_until <= now) or left
+        return left
+
+    def _attempt(self, slot: Slot) -> Attempt:
+        self._left = tuple(target for target in self._left if target is not slot.target)
+        self.tries -= 1
+        return Attempt(slot.target, slot)
+
+    def goes_on(self, error: BaseException) -> bool:
+        """Whether another deployment is asked after this error."""
+        return self.tries > 0 and isinstance(error, failures())
+
+
 class Attempt:
-    """Around one request to one deployment: counts it, names profile and deployment to its span, notes a failure."""
+    """Around one request to one deployment: counts it, names profile and deployment to its span, notes a failure.
 
-    __slots__ = ("_target", "_token")
+    The slot is given back at the end of the `with`, unless it is kept for a stream.
+    """
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._token: Token[otel.Context] | None = None
+    __slots__ = ("_inner", "_is_kept", "_outer", "_slot", "target")
 
-    def __enter__(self) -> None:
-        self._target.take()
-        self._token = otel.attach(context.extended(self._target.attributes))
+    def __init__(self, target: Target, slot: Slot | None = None) -> None:
+        self.target = target
+        self._slot = slot or Slot(target)
+        self._is_kept = False
+        self._inner: otel.Context | None = None
+        self._outer: otel.Context | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.target.take()
+        except LimitReached:
+            self.give_back()
+            raise
+        self._outer = otel.get_current()
+        self._inner = context.extended(self.target.attributes)
+        otel.attach(self._inner)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._token is not None:
-            otel.detach(self._token)
+        # No token: a coroutine that is dropped is closed wherever that happens, and nothing there is ours to change.
+        if self._outer is not None and otel.get_current() is self._inner:
+            otel.attach(self._outer)
+        self._inner = self._outer = None  # a stream may keep this for long
         if error is not None and isinstance(error, failures()):
-            self._target.failed(error)
+            self.target.failed(error)
+        if error is not None or not self._is_kept:
+            self.give_back()
+
+    def keep(self) -> None:
+        """Keeps the slot beyond the `with`, until `give_back`."""
+        self._is_kept = True
+        self._slot.lend()
+
+    def keep_for(self, result: Any) -> Any:
+        """Keeps the slot until the answer is closed, where `result` is one that is still to be read. Returns `result`."""
+        if self.target.deployment.max_concurrency is not None:
+            for name in ("response", "http_response"):  # streams and binary answers; raw responses
+                response: Any = getattr(result, name, None)
+                if getattr(response, "is_closed", True) is False:
+                    self.keep()
+                    _on_close(response.stream, self._slot.give_back)
+                    break
+        return result
+
+    def give_back(self) -> None:
+        """Lets another call have the slot."""
+        self._slot.give_back()
+
+
+def _on_close(stream: Any, then: Callable[[], None]) -> None:
+    """Calls `then` once the byte stream of an HTTP response is closed: at its end, early, or by an error."""
+    if hasattr(stream, "aclose"):
+        aclose = stream.aclose
+
+        async def close_async() -> None:
+            try:
+                await aclose()
+            finally:
+                then()
+
+        stream.aclose = close_async
+    if hasattr(stream, "close"):
+        close = stream.close
+
+        def close_now() -> None:
+            try:
+                close()
+            finally:
+                then()
+
+        stream.close = close_now
 
 
 def retry_after(error: BaseException) -> float | None:

@@ -11,54 +11,69 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import BaseTool
 
 from otel_llm.provider import tools as tool_loop
-from otel_llm.provider.deployments import Attempt, Pool, Target, failures
+from otel_llm.provider.deployments import Attempt, Course, Pool, failures
 from otel_llm.provider.profiles import Deployment
 
 Tool: TypeAlias = BaseTool | Callable[..., Any]
 
 
-class _AtDeployment(Runnable[Any, Any]):  # type: ignore[misc]
-    """A model of one deployment: names it to the spans of its calls, and notes its failures."""
+class _Try(Runnable[Any, Any]):  # type: ignore[misc]
+    """One attempt of a call at the next deployment of its course: names it to the spans, and notes its failures."""
 
-    def __init__(self, model: Any, target: Target) -> None:
-        self._model = model
-        self._target = target
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = models
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        with Attempt(self._target):
-            return self._model.invoke(input, config, **kwargs)
+    def _model(self, attempt: Attempt) -> Any:
+        return self._models[attempt.target.deployment.name]
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        with Attempt(self._target):
-            return await self._model.ainvoke(input, config, **kwargs)
+    def invoke(self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any) -> Any:
+        with course.next() as attempt:
+            return self._model(attempt).invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any) -> Any:
+        with await course.next_async() as attempt:
+            return await self._model(attempt).ainvoke(input, config, **kwargs)
 
     # The first chunk alone is inside: a `with` around a `yield` would leave its context to whoever reads the stream.
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        with Attempt(self._target):
-            chunks = self._model.stream(input, config, **kwargs)
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any
+    ) -> Iterator[Any]:
+        with course.next() as attempt:
+            attempt.keep()
+            chunks = self._model(attempt).stream(input, config, **kwargs)
             first = next(chunks, None)
-        if first is not None:
-            yield first
-            yield from chunks
+        try:
+            if first is not None:
+                yield first
+                yield from chunks
+        finally:
+            attempt.give_back()
 
-    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
-        with Attempt(self._target):
-            chunks = self._model.astream(input, config, **kwargs)
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        with await course.next_async() as attempt:
+            attempt.keep()
+            chunks = self._model(attempt).astream(input, config, **kwargs)
             first = await anext(chunks, None)
-        if first is not None:
-            try:
+        try:
+            if first is not None:
                 yield first
                 async for chunk in chunks:
                     yield chunk
-            finally:
+        finally:
+            try:
                 await chunks.aclose()
+            finally:
+                attempt.give_back()
 
 
 class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
     """A profile as a LangChain runnable: prompt or messages in, an AIMessage out. Made by `LLMProvider.create_invoker`.
 
     Each call goes to a deployment drawn by weight, and to the next one after 429, 5xx, a failed connection or a time-out.
-    A stream gives way until its first chunk. Composes as any runnable does: `prompt | invoker | parser`, `batch`.
+    A stream gives way until its first chunk. Where all are at their `max_concurrency`, a call waits. Composes as any runnable does:
+    `prompt | invoker | parser`, `batch`.
 
     Raises, from each method that calls a model: the OpenAI client's exceptions (of the first deployment asked, where all
     failed), and LimitReached where the limits of all deployments are reached.
@@ -67,43 +82,46 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
     def __init__(self, pool: Pool, models: Mapping[str, Any]) -> None:
         self._pool = pool
         self._models = models
-        self._targets = {
-            target.deployment.name: _AtDeployment(models[target.deployment.name], target) for target in pool.targets
-        }
-        # As LangChain composes it, once for each order.
-        self._composed = lru_cache(maxsize=256)(self._compose)
+        self._try = _Try(models)
+        # As LangChain composes it, once for each number of deployments.
+        self._composed = lru_cache(self._compose)
 
     @property
     def profile(self) -> str:
         """Name of the profile."""
         return self._pool.profile.name
 
-    def _compose(self, order: tuple[Target, ...]) -> Any:
-        first, *rest = (self._targets[target.deployment.name] for target in order)
-        if not rest:
-            return first
-        composed = first.with_fallbacks(rest, exceptions_to_handle=failures())
+    def _compose(self, tries: int) -> Any:
+        if tries == 1:
+            return self._try
+        composed = self._try.with_fallbacks([self._try] * (tries - 1), exceptions_to_handle=failures())
         composed.name = self.profile
         return composed
 
-    def _next(self) -> Any:
-        return self._composed(self._pool.order())
+    def _next(self) -> tuple[Any, Course]:
+        """What carries out a call, and the course that it is to be given."""
+        course = Course(self._pool)
+        return self._composed(course.tries), course
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """One call. Returns an AIMessage."""
-        return self._next().invoke(input, config, **kwargs)
+        call, course = self._next()
+        return call.invoke(input, config, course=course, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """One call. Returns an AIMessage."""
-        return await self._next().ainvoke(input, config, **kwargs)
+        call, course = self._next()
+        return await call.ainvoke(input, config, course=course, **kwargs)
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """One call, AIMessageChunks as they come."""
-        return iter(self._next().stream(input, config, **kwargs))
+        call, course = self._next()
+        return iter(call.stream(input, config, course=course, **kwargs))
 
     def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """One call, AIMessageChunks as they come."""
-        return aiter(self._next().astream(input, config, **kwargs))
+        call, course = self._next()
+        return aiter(call.astream(input, config, course=course, **kwargs))
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Self:
         """The same profile, its models knowing these tools. Arguments as `ChatOpenAI.bind_tools`."""

@@ -36,6 +36,8 @@ class Deployment:
     weight: float = 1.0
     """Its share of the calls among the deployments of the profile; 0 is a spare, asked when no other can be."""
     requests_per_minute: int | None = None
+    max_concurrency: int | None = None
+    """Calls at once, within a process; a stream lasts until it is closed."""
     timeout: float | None = None
     max_retries: int = 0
     """Tries that the OpenAI client adds at this deployment before another is asked."""
@@ -130,9 +132,13 @@ _NO_PARAMETERS = {
     **dict.fromkeys(("model", "base_url", "timeout", "max_retries"), "write it in the deployment itself"),
     "api_key": "name its variable in api_key_env",
 }
+_LIMITS = {
+    "requests_per_minute": "limits = { requests_per_minute = 600 }",
+    "max_concurrency": "limits = { max_concurrency = 8 }",
+}
 _REMEDIES = {
     "api_key": "a key does not belong in a file; name its variable in api_key_env",
-    "requests_per_minute": "write limits = { requests_per_minute = 600 }",
+    **{name: f"write {example}" for name, example in _LIMITS.items()},
 }
 
 
@@ -201,11 +207,11 @@ class _Reader:
     def _limits(self, where: tuple[str, ...], limits: Mapping[str, Any]) -> dict[str, Any]:
         good = {}
         for name, value in limits.items():
-            if name != "requests_per_minute":
-                self._add(where, f"unknown key 'limits.{name}'", "requests_per_minute is the only limit")
+            if name not in _LIMITS:
+                self._add(where, f"unknown key 'limits.{name}'", f"known are {', '.join(_LIMITS)}")
             elif not _is_count(value) or value < 1:
-                problem = f"limits.requests_per_minute = {_shown(value)} is not a whole number, 1 or more"
-                self._add(where, problem, "write e.g. limits = { requests_per_minute = 600 }")
+                problem = f"limits.{name} = {_shown(value)} is not a whole number, 1 or more"
+                self._add(where, problem, f"write e.g. {_LIMITS[name]}")
             else:
                 good[name] = value
         return good
