@@ -5,6 +5,7 @@ Layers of one process, in one trace or not, at once or one after the other:
 - Two instrumentations, of which one may sit on a framework and the other on the client, report one request each in its own way.
 - They are told to be the same by what they say: one runs inside the other; or both name the same response and overlap in time;
   or, where one of the two names none, they overlap and agree in service, model, tokens and outcome.
+- A framework's report beside our row of an answer out of a cache is of that answer, with whatever tokens it was paid for once.
 - Ours counts, where it is among them; else the client's rather than the framework's; else the inner one.
 
 Processes, which need know nothing of each other:
@@ -21,7 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from otel_llm import semconv
-from otel_llm.store.sql import OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, literal
+from otel_llm.store.sql import CACHE_HIT, OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, literal
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -87,13 +88,15 @@ def _seen(tables: list[str], since: str, older: str) -> str:
         coalesce(instrumentation, '') AS scope, operation, response_id, request_model, response_model,
         input_tokens, output_tokens, status NOT IN ('ok', 'partial', 'interrupted') AS failed, service_name,
         operation = {literal(semconv.RETRIEVE)} AS is_result"""
+    is_hit = f"coalesce(price_source = {literal(CACHE_HIT)}, false)"
     stored = " UNION ALL ".join(
-        f"SELECT false AS is_new, {columns} FROM {table} WHERE started_at >= {since} {older}" for table in tables
+        f"SELECT false AS is_new, {is_hit} AS cache_hit, {columns} FROM {table} WHERE started_at >= {since} {older}"
+        for table in tables
     )
     return f"""CREATE OR REPLACE TEMP TABLE seen AS
     SELECT *, CASE WHEN starts_with(scope, {literal(OURS)}) THEN 2
                    WHEN regexp_matches(scope, {literal(_FRAMEWORKS)}) THEN 0 ELSE 1 END AS level
-    FROM (SELECT true AS is_new, {columns} FROM batch WHERE model_call UNION ALL {stored})"""
+    FROM (SELECT true AS is_new, cache_hit, {columns} FROM batch WHERE model_call UNION ALL {stored})"""
 
 
 def _nested(spans: list[str], since: str) -> str:
@@ -137,6 +140,9 @@ def _covered() -> str:
             AND a.input_tokens IS NOT DISTINCT FROM b.input_tokens AND a.output_tokens IS NOT DISTINCT FROM b.output_tokens
             AND a.failed = b.failed
         WHERE {side_by_side} AND (a.response_id IS NULL OR b.response_id IS NULL) AND ({same_model})
+    UNION
+    {which} seen AS a JOIN (FROM seen WHERE cache_hit AND level = 2) AS b ON a.service_name IS NOT DISTINCT FROM b.service_name
+        WHERE a.level = 0 AND {side_by_side} AND ({same_model})
     UNION
     {which} seen AS a JOIN seen AS b USING (response_id, operation)
         WHERE a.level = 2 AND b.level = 2 AND a.is_new AND (a.is_result OR a.start_us = b.start_us)

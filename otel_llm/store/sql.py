@@ -329,7 +329,8 @@ def insert_prices(rows: int) -> str:
     return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
 
 
-_CACHE_HIT: Final = "cache hit, not billed"
+CACHE_HIT: Final = "cache hit, not billed"
+"""The `price_source` of an answer out of a client-side cache."""
 
 _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 
@@ -366,7 +367,7 @@ def _unpriced() -> str:
     )
     written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
     return f"""CASE
-        WHEN cache_hit THEN {literal(_CACHE_HIT)}
+        WHEN cache_hit THEN {literal(CACHE_HIT)}
         WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
         WHEN input_tokens IS NULL THEN 'no input usage reported'
         WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
@@ -392,7 +393,7 @@ def calls_again(wanted: str) -> str:
     SELECT {columns}, {", ".join(TOKENS)}, true AS model_call,
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
-        coalesce(price_source = {literal(_CACHE_HIT)}, false) AS cache_hit,
+        coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
         epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot
     FROM llm_usage AS calls
     WHERE {wanted} AND ($3 IS NULL OR started_at >= $3::TIMESTAMPTZ) AND ($4 IS NULL OR started_at < $4::TIMESTAMPTZ)"""

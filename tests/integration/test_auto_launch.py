@@ -31,12 +31,10 @@ print("langchain", hasattr(BaseCallbackManager.__init__, "__wrapped__"))
 """
 
 PLAIN_DUCKDB = """
-import sys, duckdb
-try:
+import os, sys, duckdb
+if os.path.exists(sys.argv[1]):
     with duckdb.connect(sys.argv[1], read_only=True) as connection:
         print(connection.execute("select count(*), sum(input_tokens) from llm_usage").fetchone())
-except (duckdb.IOException, duckdb.CatalogException) as error:
-    print("not yet:", error)  # no file, no table, or just being written
 """
 
 

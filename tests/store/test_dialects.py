@@ -160,7 +160,6 @@ PRICED_AGAIN = ("genai-prices", 17)
 HITS = {
     ("official", "alone"): [PRICED_AGAIN],
     ("openllmetry", "alone"): [PRICED_AGAIN],
-    ("openllmetry", "with ours"): [NOT_BILLED, PRICED_AGAIN],
 }
 """How price and input tokens of an answer out of LangChain's cache are told, where not as `NOT_BILLED` alone."""
 
