@@ -22,8 +22,11 @@ from otel_llm.lifecycle import event as kinds
 _INTERVAL: Final = 0.1
 """Seconds between two looks at the journals."""
 _COLUMNS: Final = {"user_id": semconv.USER_ID, "module": semconv.MODULE, "conversation_id": semconv.CONVERSATION_ID}
-_STYLES: Final = {"error": "red", "cancelled": "yellow", "partial": "yellow"}
-_WIDEST: Final = max(map(len, kinds.TYPES))
+_STYLES: Final = {"error": "red", "interrupted": "red", "cancelled": "yellow", "partial": "yellow"}
+_INTERRUPTED: Final = "Interrupted"
+"""What tail alone tells of: a process has died, and something in it will never end."""
+_EVENTS: Final = (*kinds.TYPES, _INTERRUPTED)
+_WIDEST: Final = max(map(len, _EVENTS))
 
 Row = dict[str, Any]
 
@@ -40,7 +43,7 @@ Row = dict[str, Any]
 )
 @click.option("--user", help="Only events of this user.")
 @click.option("--module", help="Only events of this module.")
-@click.option("--events", metavar="NAMES", help=f"Only these, separated by commas: {', '.join(kinds.TYPES)}.")
+@click.option("--events", metavar="NAMES", help=f"Only these, separated by commas: {', '.join(_EVENTS)}.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines: an object for each event.")
 @click.option("--follow/--no-follow", default=True, help="Go on as events happen, or end after the last ones.")
 @store_option
@@ -61,7 +64,8 @@ def tail(
       otel-llm tail --user alice --events ProviderCompleted,ChainError
       otel-llm tail -n 0 --json | jq .name
 
-    A line has the time, the process, the event and what it is about. Programs that run on other machines are not seen.
+    A line has the time, the process, the event and what it is about. Where a process dies, a line Interrupted for each part that
+    it was at says for how long. Programs that run on other machines are not seen.
     """
     path = locate(store)
     wanted = _Filter(_types(events), user, module)
@@ -110,13 +114,13 @@ class _Filter:
 
 
 def _types(names: str | None) -> set[str]:
-    known = {name.lower(): name for name in kinds.TYPES}
+    known = {name.lower(): name for name in _EVENTS}
     found = set()
     for name in (names or "").split(","):
         if not name.strip():
             continue
         if name.strip().lower() not in known:
-            raise CommandError(f"--events: there is no event {name.strip()!r}; there are {', '.join(kinds.TYPES)}")
+            raise CommandError(f"--events: there is no event {name.strip()!r}; there are {', '.join(_EVENTS)}")
         found.add(known[name.strip().lower()])
     return found
 
@@ -126,16 +130,23 @@ def _types(names: str | None) -> set[str]:
 
 def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row]:
     """The events that a journal record tells of: a start or an end, or both for a `whole` one."""
+    from otel_llm.store.follow import INTERRUPTED
     from otel_llm.store.spans import is_genai, operation_of
 
     attributes = record.get("a") or {}
     if not is_genai(attributes) or record.get("x"):
         return
     operation = operation_of(attributes) or "unknown"
+    if record["k"] == INTERRUPTED:
+        age = round((record["et"] - record["st"]) / 1e6, 3)
+        yield _row(record, attributes, operation, _INTERRUPTED, record["et"], status="interrupted", age_ms=age)
+        return
     if record["k"] == "s" or whole:
         started = kinds.started(operation)
-        details = {"tool_calls": [_tool(record, attributes)]} if started is kinds.ToolsStarted else {}
-        yield _row(record, attributes, operation, started, record["st"], **details)
+        details: Row = {"tool_calls": [_tool(record, attributes)]} if started is kinds.ToolsStarted else {}
+        if record.get("interrupted"):
+            details["status"] = "interrupted"
+        yield _row(record, attributes, operation, started.__name__, record["st"], **details)
     if record["k"] == "s":
         return
     status = attributes.get(semconv.STATUS) or ("error" if record.get("sts") == "ERROR" else "ok")
@@ -143,7 +154,7 @@ def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row
         record,
         attributes,
         operation,
-        kinds.ended(operation, status),
+        kinds.ended(operation, status).__name__,
         record["et"],
         status=status,
         error_type=attributes.get(semconv.ERROR_TYPE),
@@ -156,7 +167,7 @@ def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row
     )
     if requested:
         calls = [{"id": call.id, "name": call.name} for call in requested]
-        yield _row(record, attributes, operation, kinds.ToolsRequested, record["et"], tool_calls=calls)
+        yield _row(record, attributes, operation, kinds.ToolsRequested.__name__, record["et"], tool_calls=calls)
 
 
 def _tool(record: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,14 +179,14 @@ def _row(
     record: Mapping[str, Any],
     attributes: Mapping[str, Any],
     operation: str,
-    kind: type[kinds.Event],
+    event: str,
     time_ns: int,
     **details: Any,
 ) -> Row:
     return {
-        "id": f"{record['t']}-{record['s']}-{kind.__name__}",
+        "id": f"{record['t']}-{record['s']}-{event}",
         "time_ns": time_ns,
-        "event": kind.__name__,
+        "event": event,
         "pid": record.get("pid"),
         "operation": operation,
         "name": kinds.name_of(operation, str(record.get("n") or "")),
@@ -197,14 +208,16 @@ def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
     limit = last * len(kinds.TYPES) if wanted.types else last
     with reading(store) as connection:
         spans = connection.execute(
-            f"""SELECT trace_id, span_id, parent_span_id, name, start_ns, end_ns, status_code, attributes FROM spans
+            f"""SELECT trace_id, span_id, parent_span_id, name, start_ns, end_ns, status_code, status, attributes
+            FROM spans
             WHERE {" AND ".join(conditions)} ORDER BY coalesce(end_ns, start_ns) DESC LIMIT {limit}""",
             parameters,
         ).fetchall()
     rows: list[Row] = []
-    for trace_id, span_id, parent, name, start_ns, end_ns, status_code, attributes in spans:
+    for trace_id, span_id, parent, name, start_ns, end_ns, status_code, status, attributes in spans:
         record = {"t": trace_id, "s": span_id, "p": parent, "n": name, "st": start_ns, "et": end_ns, "sts": status_code}
         record |= {"k": "s" if end_ns is None else "e", "a": json.loads(attributes or "{}")}
+        record["interrupted"] = status == "interrupted"
         rows += [row for row in events_of(record, whole=True) if wanted(row)]
     # A start that is older than the end of a span left out is not among the last.
     return sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]
@@ -234,16 +247,22 @@ def _write_line(row: Row) -> None:
 
 
 def _details(row: Row) -> Iterator[str]:
-    if row.get("status") not in (None, "ok"):
+    if row.get("status") not in (None, "ok") and row["event"] != _INTERRUPTED:
         yield row["status"]
     if row.get("error_type"):
         yield str(row["error_type"])
     if (duration := row.get("duration_ms")) is not None:
-        yield f"{duration / 1000:.1f} s" if duration >= 1000 else f"{duration:.0f} ms"
+        yield _time(duration)
+    if (age := row.get("age_ms")) is not None:
+        yield f"after {_time(age)}"
     if row.get("input_tokens") is not None or row.get("output_tokens") is not None:
         yield f"{count(row['input_tokens'])} + {count(row['output_tokens'])} tokens"
     if row["event"] == kinds.ToolsRequested.__name__:
         yield ", ".join(str(call["name"] or "tool") for call in row["tool_calls"])
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
 
 
 def _style(event: str) -> str:

@@ -3,6 +3,9 @@
 Segments come and go: a process begins a new one now and then, and a merge deletes those that it has taken in whole. So that none is
 deleted unread, a follower leaves a sign beside the journals, a file that it holds a lock on and whose time says up to when it has
 read; a merge lets what was written since stand until the next merge. A follower that has stopped reading is waited for a minute.
+
+A process that dies writes no last word. That the lock on its last segment is free says so: what it was doing then is told of as
+interrupted.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from otel_llm.store import flock, record, segments
 from otel_llm.store.paths import StorePaths, make_private_dir
 from otel_llm.store.segments import Segment
+
+_T = TypeVar("_T")
 
 _SIGN: Final = "follower-"
 _PATIENCE_NS: Final = 60 * 10**9
@@ -26,6 +31,9 @@ _CLOCK_NS: Final = 20 * 10**6
 """The kernel dates files by a clock that lags behind by up to one tick."""
 _BLOCK: Final = 2**20
 _MAX_REMEMBERED: Final = 100_000
+
+INTERRUPTED: Final = "i"
+"""The kind of a record that no process wrote: the start of what ran when its process died, with the time when that was seen."""
 
 
 class _Position:
@@ -43,13 +51,15 @@ class _Position:
 class Follower:
     """Start and end records from now on, each once, of every process that writes the store.
 
+    Where a process dies, each part that it was at gives a record of the kind `INTERRUPTED`.
+
     A context manager. Methods raise OSError where the journals cannot be read.
     """
 
     def __init__(self, paths: StorePaths) -> None:
         self._directory = paths.journal
         self._positions: dict[Segment, _Position] = {}
-        self._begun: OrderedDict[str, None] = OrderedDict()
+        self._begun: OrderedDict[str, tuple[str, dict[str, Any]]] = OrderedDict()  # by writer, and how it began
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._sign: Path | None = None
         self._sign_fd = -1
@@ -60,6 +70,8 @@ class Follower:
         except OSError:
             pass  # where everything is read-only; a segment may then be deleted between two looks
         self._read()  # what is there already was no news
+        for segment in self._let_go():
+            self._interrupted(segment.writer, 0)  # nor is it that somebody had died before
         return self
 
     def _leave_sign(self) -> None:
@@ -95,6 +107,7 @@ class Follower:
 
     def _read(self) -> list[dict[str, Any]]:
         begun_ns = time.time_ns()
+        let_go = self._let_go()
         there = segments.list_segments(self._directory)
         for segment in there:
             if segment not in self._positions:
@@ -104,45 +117,70 @@ class Follower:
                     continue
         found: list[dict[str, Any]] = []
         for segment in sorted(self._positions):
-            found += self._read_segment(self._positions[segment])
+            found += self._read_segment(segment, self._positions[segment])
+        for writer, segment in self._latest().items():
+            if segment in let_go or segment not in there:
+                found += self._interrupted(writer, begun_ns)
         for segment in self._positions.keys() - set(there):  # deleted before this look, so it was read to its end
             os.close(self._positions.pop(segment).fd)
         if self._sign is not None:
             os.utime(self._sign_fd, ns=(begun_ns, begun_ns))
         return found
 
-    def _read_segment(self, position: _Position) -> list[dict[str, Any]]:
+    def _latest(self) -> dict[str, Segment]:
+        """The last segment of each writer."""
+        return {segment.writer: segment for segment in sorted(self._positions)}
+
+    def _let_go(self) -> set[Segment]:
+        """Segments in which something runs and that nobody writes any more: their writer is dead, or at its next one.
+
+        Asked before the segments are listed and read: what a dead one has written is final, and its next one is there by then.
+        """
+        busy = {writer for writer, _ in self._begun.values()}
+        return {
+            segment for writer, segment in self._latest().items() if writer in busy and not segments.is_live(segment)
+        }
+
+    def _interrupted(self, writer: str, seen_ns: int) -> list[dict[str, Any]]:
+        """What `writer` was doing, the innermost first. (Should it live and end after all, that end is news.)"""
+        running = [(identity, one) for identity, (whose, one) in self._begun.items() if whose == writer]
+        for identity, _ in running:
+            self._begun[identity] = ("", {})
+        return [{**one, "k": INTERRUPTED, "et": seen_ns} for _, one in reversed(running)]
+
+    def _read_segment(self, segment: Segment, position: _Position) -> list[dict[str, Any]]:
         found = []
         while block := os.pread(position.fd, _BLOCK, position.offset):
             position.offset += len(block)
             *lines, position.rest = (position.rest + block).split(b"\n")
             for line in lines:
                 if record.is_intact(line):
-                    one = self._take(record.decode(line), position)
+                    one = self._take(record.decode(line), segment.writer, position)
                     if one is not None:
                         found.append(one)
         return found
 
-    def _take(self, one: dict[str, Any], position: _Position) -> dict[str, Any] | None:
+    def _take(self, one: dict[str, Any], writer: str, position: _Position) -> dict[str, Any] | None:
         """A record that is news. A new segment repeats the starts of what runs, and a start is written again when more is known."""
         kind = one.get("k")
         if kind == "h":
             position.pid = one.get("pid")
             return None
         identity = f"{one.get('t')}{one.get('s')}"
-        if identity in self._ended or (kind == "s" and identity in self._begun):
+        if identity in self._ended:
             return None
-        if kind == "s":
-            _remember(self._begun, identity)
-        else:
-            self._begun.pop(identity, None)
-            _remember(self._ended, identity)
         one["pid"] = position.pid
+        if kind == "s":
+            known = identity in self._begun
+            _remember(self._begun, identity, (writer, one))
+            return None if known else one
+        self._begun.pop(identity, None)
+        _remember(self._ended, identity, None)
         return one
 
 
-def _remember(identities: OrderedDict[str, None], identity: str) -> None:
-    identities[identity] = None
+def _remember(identities: OrderedDict[str, _T], identity: str, what: _T) -> None:
+    identities[identity] = what
     if len(identities) > _MAX_REMEMBERED:
         identities.popitem(last=False)
 

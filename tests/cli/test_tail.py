@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +163,116 @@ def test_it_ends_quietly(journal: Journal, tail: Tail, store_path: Path, how: ob
         assert process.wait(1) == 0
     assert process.stderr.read() == ""
     assert not list(StorePaths.of(store_path).journal.glob("follower-*"))
+
+
+# --- a process that dies ----------------------------------------------------------------------------------------------
+
+AGENT = """
+    import sys
+    import openai, otel_llm
+    from otel_llm import chain, llm_context
+
+    otel_llm.instrument(store=sys.argv[1])
+    client = openai.OpenAI(base_url=sys.argv[2], api_key="local")
+    with llm_context("kitchen", user_id="ada"), chain("cook", agent=True):
+        hello = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello."}]}
+        client.chat.completions.create(**hello)
+        stream = client.chat.completions.create(
+            **hello, stream=True, extra_headers={"x-local-behaviour": "stream-slow"}
+        )
+        next(stream)
+        print("at work", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def agent(store_path: Path, openai_server: Any) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a process with an agent that has one model call behind it and is in the middle of another."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_it() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(AGENT), str(store_path), openai_server.base_url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        assert line(process) == "at work\n"
+        return process
+
+    yield start_it
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_killed_process_was_doing_is_told(
+    agent: Callable[[], subprocess.Popen[str]], tail: Tail, store_path: Path, run: Run
+) -> None:
+    before = agent()  # runs already when tail begins
+    gone = agent()
+    gone.kill()
+    gone.wait()
+    process = tail("--json", "-n", "0", "--events", "interrupted")
+    after = agent()
+    for victim in (before, after):
+        victim.kill()
+        call_, agent_ = (json.loads(line(process)) for _ in range(2))  # the innermost first
+        assert (call_["operation"], call_["name"]) == ("chat", "gpt-4o-mini")
+        assert (agent_["operation"], agent_["name"]) == ("invoke_agent", "cook")
+        for row in (call_, agent_):
+            assert (row["event"], row["status"], row["pid"]) == ("Interrupted", "interrupted", victim.pid)
+            assert (row["user_id"], row["module"]) == ("ada", "kitchen")
+            assert 0 < row["age_ms"] < 120_000
+            assert row["id"] == f"{row['trace_id']}-{row['span_id']}-Interrupted"
+        assert call_["parent_span_id"] == agent_["span_id"]
+        assert agent_["age_ms"] > call_["age_ms"]
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == ""  # once, and what was dead before not at all
+    # Afterwards the store has them, as parts that began.
+    rows = [json.loads(text) for text in run("tail", "--no-follow", "--json", "-n", "100").out.splitlines()]
+    assert [row["event"] for row in rows if row.get("status") == "interrupted"] == [
+        "ChainStarted",
+        "ProviderStarted",
+    ] * 3
+
+
+def test_an_interrupted_call_on_one_line(journal: Journal, tail: Tail, store_path: Path) -> None:
+    begin = start({semconv.USER_ID: "ada"}, st=time.time_ns() - 90 * 10**9)
+    dead = Journal(StorePaths.of(store_path).journal)
+    process = tail("-n", "0")
+    dead.append(begin, start_of=identity(begin))
+    assert "ProviderStarted" in line(process)
+    dead.close()  # as far as anybody can see, its process is gone
+    words = line(process).split()
+    assert words[1:5] == [str(os.getpid()), "Interrupted", "gpt-4o-mini", "after"]
+    assert (float(words[5]) >= 90, words[6], words[7]) == (True, "s", "ada")
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_writer_that_only_went_on_is_not_dead(store_path: Path, merged: bool) -> None:
+    """To its next segment, or after it had closed its journal; a segment may be gone before it is seen to be free."""
+    paths = StorePaths.of(store_path)
+    journal, dead = Journal(paths.journal), Journal(paths.journal)
+    begin, long_ago = start(st=time.time_ns()), start()
+    dead.append(long_ago, start_of=identity(long_ago))
+    dead.close()
+    with Follower(paths) as follower:
+        journal.append(begin, start_of=identity(begin))
+        assert spans_of(follower.poll()) == [("s", begin["s"])]
+        journal.rotate()
+        if merged:
+            ingest.merge(store_path)
+        assert follower.poll() == []
+        journal.close()
+        if merged:
+            ingest.merge(store_path)
+        assert spans_of(follower.poll()) == [("i", begin["s"])]
+        assert follower.poll() == []
+        journal.append(end(begin), end_of=identity(begin))  # it lives after all: the end is news, the start is not
+        assert spans_of(follower.poll()) == [("e", begin["s"])]
+        assert follower.poll() == []
+    journal.close()
 
 
 # --- exactly once -----------------------------------------------------------------------------------------------------
