@@ -158,7 +158,8 @@ def _get(env: Mapping[str, str], name: str, parse: Callable[[str], _T], expected
         return parse(text)
     except ValueError:
         fallback = default()
-        _logger.warning("%s=%s is not %s; using %s", name, text[:80], expected, fallback)
+        used = fallback.value if isinstance(fallback, Enum) else fallback
+        _logger.warning("%s=%s is not %s; using %s", name, text[:80], expected, used)
         return fallback
 
 

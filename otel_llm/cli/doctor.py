@@ -50,13 +50,15 @@ def doctor(as_json: bool, store: Path | None) -> None:
 
 def examine(store: Path | None) -> list[Section]:
     """Everything that there is to look at. A check that fails is itself a finding: doctor is for when things are broken."""
-    from otel_llm.cli.checks import Section, account, export, installation, prices
+    from otel_llm.cli.checks import Section, account, content, export, installation, other_signals, prices
 
     checks: dict[str, Callable[[], Section]] = {
         "versions": installation.versions,
         "environment": installation.environment,
         "instrumentation": installation.instrumentation,
         "export": export.export,
+        "content": content.content,
+        "metrics": other_signals.metrics,
         "store": lambda: account.account(store),
         "prices": prices.prices,
     }

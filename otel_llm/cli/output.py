@@ -105,6 +105,18 @@ def write_line(line: str = "") -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def write_data(output: Format, names: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
+    """Writes rows for a program, if it is one that they are for; returns whether."""
+    match output:
+        case Format.json:
+            write_json(names, rows)
+        case Format.csv:
+            write_csv(names, rows)
+        case Format.table:
+            return False
+    return True
+
+
 def write_json(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """An array of objects, one a row, each on its own line."""
     before = "["

@@ -14,7 +14,7 @@ from otel_llm.cli import when
 from otel_llm.cli.access import locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import output_options, store_option
-from otel_llm.cli.output import Column, Format, count, text, write_csv, write_json, write_line, write_table
+from otel_llm.cli.output import Column, Format, count, text, write_data, write_line, write_table
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
@@ -63,15 +63,12 @@ def prices(
         rows = _of_model(book, model, [provider] if provider else _providers(model, store), tier, moment)
     else:
         rows = list(_of_the_store(book, provider, tier, moment, store))
-    match output:
-        case Format.json:
-            write_json(_COLUMNS, rows)
-        case Format.csv:
-            write_csv(_COLUMNS, rows)
-        case Format.table if rows:
-            _print(rows)
-        case Format.table:
-            write_line(nothing_yet(locate(store)))
+    if write_data(output, _COLUMNS, rows):
+        return
+    if rows:
+        _print(rows)
+    else:
+        write_line(nothing_yet(locate(store)))
 
 
 def _of_model(

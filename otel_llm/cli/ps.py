@@ -13,7 +13,7 @@ import click
 from otel_llm import semconv
 from otel_llm.cli.access import locate
 from otel_llm.cli.options import output_options, store_option
-from otel_llm.cli.output import Column, Format, text, write_csv, write_json, write_line, write_table
+from otel_llm.cli.output import Column, Format, text, write_data, write_line, write_table
 
 _ATTRIBUTES = {
     "operation": semconv.OPERATION,
@@ -43,15 +43,12 @@ def ps(output: Format, store: Path | None) -> None:
 
     path = locate(store)
     rows = [_row(start) for start in running_calls(StorePaths.of(path).journal)]
-    match output:
-        case Format.json:
-            write_json(_COLUMNS, rows)
-        case Format.csv:
-            write_csv(_COLUMNS, rows)
-        case Format.table if rows:
-            _print(rows)
-        case Format.table:
-            write_line(f"Nothing is running that writes to {path}.")
+    if write_data(output, _COLUMNS, rows):
+        return
+    if rows:
+        _print(rows)
+    else:
+        write_line(f"Nothing is running that writes to {path}.")
 
 
 def _row(start: dict[str, Any]) -> list[Any]:

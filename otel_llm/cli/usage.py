@@ -15,7 +15,7 @@ from otel_llm.cli import when
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import output_options, period_options, store_option, where_option
-from otel_llm.cli.output import Column, Format, count, text, write_csv, write_json, write_line, write_note, write_table
+from otel_llm.cli.output import Column, Format, count, text, write_data, write_line, write_note, write_table
 from otel_llm.cli.where import condition
 
 if TYPE_CHECKING:
@@ -142,23 +142,18 @@ def usage(
         period = when.Period(f"{period.sql} AND {condition(connection, where)}", period.parameters, period.words)
         everything = _query(connection, dimensions, period, order)
         rows = everything[:top]
-        match output:
-            case Format.json:
-                write_json(names, rows)
-            case Format.csv:
-                write_csv(names, rows)
-            case Format.table if rows and plot:
-                _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
-                if unpriced := _unpriced(connection, period):
-                    write_note(unpriced)
-            case Format.table if rows:
-                _print(names, everything, rows, _unpriced(connection, period))
-            case Format.table:
-                path = locate(store)
-                found = " ".join(
-                    filter(None, ["No model calls", period.words, "for which that holds" if where else ""])
-                )
-                write_line(nothing_yet(path) if is_empty(connection) else f"{found} in {path}.")
+        if write_data(output, names, rows):
+            return
+        if not rows:
+            path = locate(store)
+            found = " ".join(filter(None, ["No model calls", period.words, "for which that holds" if where else ""]))
+            write_line(nothing_yet(path) if is_empty(connection) else f"{found} in {path}.")
+        elif plot:
+            _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
+            if unpriced := _unpriced(connection, period):
+                write_note(unpriced)
+        else:
+            _print(names, everything, rows, _unpriced(connection, period))
 
 
 def parse_dimensions(by: str) -> list[Dimension]:

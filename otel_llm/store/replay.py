@@ -6,7 +6,6 @@ run that broke off is simply run again. The store is open for milliseconds betwe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from otel_llm.logged import warnings_of
 from otel_llm.store import upkeep
 from otel_llm.store.errors import StoreError
 from otel_llm.store.paths import StorePaths
@@ -330,7 +330,7 @@ def _known(attributes: dict[str, Any] | None) -> dict[str, Any]:
 @contextmanager
 def _exporting(target: Target) -> Iterator[Callable[[Sequence[ReadableSpan]], None]]:
     """A function that sends spans, or raises BackendError with what the exporter has to say about it."""
-    with _said_by("opentelemetry.exporter.otlp") as said:
+    with warnings_of("opentelemetry.exporter.otlp") as said:
         exporter = target.exporter()
 
         def send(spans: Sequence[ReadableSpan]) -> None:
@@ -343,23 +343,3 @@ def _exporting(target: Target) -> Iterator[Callable[[Sequence[ReadableSpan]], No
             yield send
         finally:
             exporter.shutdown()
-
-
-@contextmanager
-def _said_by(name: str) -> Iterator[list[str]]:
-    """What a logger is told to log in the block: it becomes part of our own message, and is kept off stderr."""
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    logger = logging.getLogger(name)
-    keep, propagate = Keep(logging.WARNING), logger.propagate
-    logger.addHandler(keep)
-    logger.propagate = False
-    try:
-        yield said
-    finally:
-        logger.removeHandler(keep)
-        logger.propagate = propagate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -107,6 +108,7 @@ ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL
         ({"OTEL_SDK_DISABLED": "true"}, "nothing is recorded"),
         ({"OTEL_LLM_STORE": "none"}, "no account is kept"),
         ({"OTEL_LLM_FLUSH_INTERVAL": "often"}, "OTEL_LLM_FLUSH_INTERVAL=often is not a time"),
+        ({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true"}, "SPAN_AND_EVENT; using NO_CONTENT"),
         ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER=none"),
         ({"OTEL_TRACES_EXPORTER": "otlp,jaeger"}, "names 'jaeger', which nothing installed provides"),
         ({ENDPOINT: "http://localhost:1"}, "nothing answers at localhost:1"),
@@ -222,3 +224,99 @@ def test_a_running_program_is_counted(examine: Any, store_path: Path) -> None:
         assert examine()["store"]["running_writers"] == 1
     finally:
         journal.close()
+
+
+# --- what is said, and the other signals ------------------------------------------------------------------------------
+
+CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+
+
+def test_content_and_metrics_where_nobody_asked_for_them(examine: Any, run: Run) -> None:
+    report = examine()
+    assert report["content"] == {
+        "captured": "NO_CONTENT (default)",
+        "redacted_by": "built-in patterns, no function (OTEL_LLM_REDACT is not set)",
+    }
+    assert report["metrics"] == {"names": "current (default)", "exporter": "none (OTEL_METRICS_EXPORTER is not set)"}
+    shown = run("doctor").out
+    assert "\ncontent\n  captured     NO_CONTENT (default)\n  redacted by  built-in patterns, no function" in shown
+    assert "\nmetrics\n  names     current (default)\n  exporter  none (OTEL_METRICS_EXPORTER is not set)\n" in shown
+
+
+def test_the_redactor_is_looked_for_where_the_program_starts(
+    tmp_path: Path, examine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "the_apps_own.py").write_text("print('hello from the app')\ndef redact(message): return None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CAPTURE, "span_only")
+    monkeypatch.setenv("OTEL_LLM_REDACT", "the_apps_own:redact")
+    report = examine()  # JSON, whatever the module prints
+    assert report["ok"], problems(report)
+    assert report["content"] == {
+        "captured": f"SPAN_ONLY ({CAPTURE})",
+        "redacted_by": "built-in patterns, the_apps_own:redact (OTEL_LLM_REDACT)",
+    }
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "why"),
+    [
+        (None, "no_such_module:redact", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("", "without_it:redact", "has no attribute 'redact'"),
+        ("redact = 1", "not_callable:redact", "names something that is no function"),
+        ("", "without_colon", "is not module:function"),
+        ("raise SystemExit(3)", "a_script:redact", "ends the process when it is imported"),
+    ],
+)
+def test_a_redactor_that_cannot_be_used(
+    source: str | None, name: str, why: str, tmp_path: Path, examine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source is not None:
+        (tmp_path / f"{name.partition(':')[0]}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OTEL_LLM_REDACT", name)
+    report = examine()
+    (problem,) = report["problems"]
+    assert problem["what"].startswith(f"OTEL_LLM_REDACT={name} ")
+    assert why in problem["what"]
+    assert problem["remedy"].startswith("give module:function")
+    assert report["content"]["redacted_by"].endswith(f"{name}, which cannot be used (OTEL_LLM_REDACT)")
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({CAPTURE: "EVENT_ONLY"}, "content is captured in events, and they go nowhere"),
+        ({CAPTURE: "SPAN_ONLY", "OTEL_LLM_REDACT_BUILTIN": "off"}, "OTEL_LLM_REDACT_BUILTIN=off: API keys"),
+        ({"OTEL_LLM_METRICS": "none", "OTEL_METRICS_EXPORTER": "console"}, "OTEL_LLM_METRICS=none: OTEL_METRICS"),
+    ],
+)
+def test_remarks_on_content_and_metrics(
+    variables: dict[str, str], what: str, examine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    report = examine()
+    assert report["ok"]
+    assert what in remarks(report)
+
+
+def test_where_metrics_and_events_go(examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CAPTURE, "EVENT_ONLY")
+    monkeypatch.setenv("OTEL_LLM_METRICS", "both")
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "console")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}")
+        report = examine()
+    assert report["ok"], problems(report)
+    assert report["metrics"] == {"names": "both (OTEL_LLM_METRICS)", "exporter": f"otlp (grpc to 127.0.0.1:{port})"}
+    assert report["content"]["events"] == "console"
+    # The server is gone.
+    assert f"nothing answers at 127.0.0.1:{port}" in problems(report := examine())
+    assert "metrics are lost" in problems(report)
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheux")
+    assert "OTEL_METRICS_EXPORTER names 'prometheux', which nothing installed provides" in problems(examine())
+    monkeypatch.setenv("OTEL_CONFIG_FILE", "sdk.yaml")
+    assert examine()["metrics"]["exporter"] == "what sdk.yaml says"

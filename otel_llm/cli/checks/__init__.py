@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -47,23 +44,3 @@ class Section:
     def remark(self, what: str, remedy: str) -> None:
         """Adds what is worth knowing."""
         self.remarks.append(Finding(what, remedy))
-
-
-@contextmanager
-def warnings() -> Iterator[list[str]]:
-    """What otel-llm logs while in here: it becomes part of the report, and is kept off stderr."""
-    messages: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    logger = logging.getLogger("otel_llm")
-    keep, propagate = Keep(logging.WARNING), logger.propagate
-    logger.addHandler(keep)
-    logger.propagate = False
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(keep)
-        logger.propagate = propagate

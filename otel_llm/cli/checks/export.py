@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from urllib.parse import urlsplit
 
@@ -13,40 +14,67 @@ from otel_llm.cli.checks import Section
 OURS = "otel_llm"
 """The name of our distro."""
 
-_EXPORTER = "OTEL_TRACES_EXPORTER"
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_CONFIG_FILE = "OTEL_CONFIG_FILE"
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One kind of telemetry: its name in OpenTelemetry's variables, and what becomes of it where nothing answers."""
+
+    name: str
+    elsewhere: str
+
+    @property
+    def exporter(self) -> str:
+        """The variable that names its exporters."""
+        return f"OTEL_{self.name}_EXPORTER"
+
+    @property
+    def endpoints(self) -> tuple[str, str]:
+        """The variables that say where OTLP goes: its own first."""
+        return f"OTEL_EXPORTER_OTLP_{self.name}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+    @property
+    def protocols(self) -> tuple[str, str]:
+        """The variables that say how OTLP goes: its own first."""
+        return f"OTEL_EXPORTER_OTLP_{self.name}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+TRACES = Signal("TRACES", "spans are in the store, and nowhere else")
+METRICS = Signal("METRICS", "metrics are lost")
+LOGS = Signal("LOGS", "what is captured in events is lost")
+
+CONFIG_FILE = "OTEL_CONFIG_FILE"
 _PORTS = {"grpc": 4317, "http/protobuf": 4318}
 _CONNECT_SECONDS = 1.0
 
 
 def export() -> Section:
     """The exporters of a program started under `opentelemetry-instrument`, and whether they can do their work."""
-    distro = _distro()
+    distro = chosen_distro()
     section = Section("export", {"distro": distro or "none"})
-    if file := os.environ.get(_CONFIG_FILE):
+    if file := os.environ.get(CONFIG_FILE):
         section.facts["configuration file"] = file
-        section.remark(f"{_CONFIG_FILE} is set, so exporters and sampler come from {file}", "look there, not here")
+        section.remark(f"{CONFIG_FILE} is set, so exporters and sampler come from {file}", "look there, not here")
         return section
 
-    variables = _with_defaults(distro)
-    exporters = [name.strip() for name in variables.get(_EXPORTER, "otlp").split(",") if name.strip()]
-    is_chosen = bool(os.environ.get(_EXPORTER))
-    section.facts["traces exporter"] = f"{', '.join(exporters)} ({_EXPORTER if is_chosen else 'default'})"
+    variables = with_defaults(distro)
+    is_chosen = bool(os.environ.get(TRACES.exporter))
+    exporters = named(variables, TRACES) or ["otlp"]
+    section.facts["traces exporter"] = f"{', '.join(exporters)} ({TRACES.exporter if is_chosen else 'default'})"
     section.facts["sampler"] = variables.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on (default)"
-    _check_names(section, exporters)
-    if not is_chosen and distro not in (OURS, None) and not _first(variables, _ENDPOINTS):
+    check_names(section, exporters, TRACES)
+    if "none" in exporters:
+        section.problem(f"{TRACES.exporter}=none: nothing is recorded", f"unset {TRACES.exporter}, or set it to duckdb")
+    if not is_chosen and distro not in (OURS, None) and not _first(variables, TRACES.endpoints):
         section.remark(
             f"the distro {distro!r} exports over OTLP though no endpoint is set: programs end slowly",
-            f"OTEL_PYTHON_DISTRO={OURS}, or {_EXPORTER}=duckdb",
+            f"OTEL_PYTHON_DISTRO={OURS}, or {TRACES.exporter}=duckdb",
         )
     elif any(name.startswith("otlp") for name in exporters):
-        _check_otlp(section, variables)
+        section.facts["otlp"] = check_otlp(section, variables, TRACES)
     return section
 
 
-def _distro() -> str | None:
+def chosen_distro() -> str | None:
     """The distro that `opentelemetry-instrument` takes: the one asked for, else the first that it finds."""
     wanted = os.environ.get("OTEL_PYTHON_DISTRO")
     return next(
@@ -55,7 +83,7 @@ def _distro() -> str | None:
     )
 
 
-def _with_defaults(distro: str | None) -> Mapping[str, str]:
+def with_defaults(distro: str | None) -> Mapping[str, str]:
     """The environment as a program sees it once our distro has filled it in; this process's own stays as it is."""
     before = dict(os.environ)
     if distro not in (OURS, None):  # without a distro, the defaults are ours too
@@ -70,47 +98,55 @@ def _with_defaults(distro: str | None) -> Mapping[str, str]:
             del os.environ[name]
 
 
-def _check_names(section: Section, exporters: list[str]) -> None:
-    known = {entry.name for entry in metadata.entry_points(group="opentelemetry_traces_exporter")} | {"none"}
+def named(variables: Mapping[str, str], signal: Signal) -> list[str]:
+    """The exporters that the variables name for a signal."""
+    return [name.strip() for name in variables.get(signal.exporter, "").split(",") if name.strip()]
+
+
+def check_names(section: Section, exporters: Iterable[str], signal: Signal) -> None:
+    """Whether something that is installed provides each of the exporters."""
+    group = f"opentelemetry_{signal.name.lower()}_exporter"
+    known = {entry.name for entry in metadata.entry_points(group=group)} | {"none"}
     for name in exporters:
         if name not in known:
             section.problem(
-                f"{_EXPORTER} names {name!r}, which nothing installed provides: OpenTelemetry stops there and instruments "
-                "nothing",
+                f"{signal.exporter} names {name!r}, which nothing installed provides: OpenTelemetry stops there and "
+                "instruments nothing",
                 f"take it out, or install what provides it; there are {', '.join(sorted(known))}",
             )
-    if "none" in exporters:
-        section.problem(f"{_EXPORTER}=none: nothing is recorded", f"unset {_EXPORTER}, or set it to duckdb")
 
 
-def _check_otlp(section: Section, variables: Mapping[str, str]) -> None:
-    protocol = _first(variables, _PROTOCOLS) or "grpc"
-    endpoint = _first(variables, _ENDPOINTS) or f"http://localhost:{_PORTS.get(protocol, 4317)}"
+def check_otlp(section: Section, variables: Mapping[str, str], signal: Signal) -> str:
+    """Whether something answers where OTLP goes; returns how and where that is."""
+    endpoints, protocols = signal.endpoints, signal.protocols
+    protocol = _first(variables, protocols) or "grpc"
+    endpoint = _first(variables, endpoints) or f"http://localhost:{_PORTS.get(protocol, 4317)}"
     parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
     try:
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else _PORTS.get(protocol, 4317))
     except ValueError:
         host, port = None, 0
-    section.facts["otlp"] = f"{protocol} to {host}:{port}"
+    where = f"{protocol} to {host}:{port}"
     if host is None:
-        section.problem("the OTLP endpoint is not a URL", f"set {_ENDPOINTS[1]} to one such as http://localhost:4318")
-        return
+        section.problem("the OTLP endpoint is not a URL", f"set {endpoints[1]} to one such as http://localhost:4318")
+        return where
     if protocol not in _PORTS:
-        section.problem(f"{protocol!r} is not an OTLP protocol", f"set {_PROTOCOLS[1]} to {' or '.join(_PORTS)}")
-        return
+        section.problem(f"{protocol!r} is not an OTLP protocol", f"set {protocols[1]} to {' or '.join(_PORTS)}")
+        return where
     for other, usual in _PORTS.items():
         if port == usual and other != protocol:
             section.problem(
                 f"{protocol} is spoken to port {port}, which is usually that of {other}",
-                f"{_PROTOCOLS[1]}={other}, or port {_PORTS[protocol]}",
+                f"{protocols[1]}={other}, or port {_PORTS[protocol]}",
             )
     try:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()
     except OSError as error:
         section.problem(
-            f"nothing answers at {host}:{port} ({error.strerror or error}): spans are in the store, and nowhere else",
+            f"nothing answers at {host}:{port} ({error.strerror or error}): {signal.elsewhere}",
             "start the Collector or Jaeger there, or correct the endpoint",
         )
+    return where
 
 
 def _first(variables: Mapping[str, str], names: Iterable[str]) -> str | None:

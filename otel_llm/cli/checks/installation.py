@@ -9,8 +9,9 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from otel_llm.cli.checks import Section, warnings
+from otel_llm.cli.checks import Section
 from otel_llm.cli.errors import one_line
+from otel_llm.logged import warnings_of
 from otel_llm.settings import reload
 from otel_llm.version import __version__
 
@@ -62,7 +63,7 @@ def versions() -> Section:
 def environment() -> Section:
     """The variables that are set, and those that could not be read."""
     section = Section("environment")
-    with warnings() as messages:
+    with warnings_of("otel_llm") as messages:
         values = reload()
     names = sorted(name for name in os.environ if name.startswith("OTEL_"))
     section.facts |= {name: "(set)" if _MAY_BE_SECRET.search(name) else _public(os.environ[name]) for name in names}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from otel_llm.cli.checks import Section, warnings
+from otel_llm.cli.checks import Section
+from otel_llm.logged import warnings_of
 from otel_llm.settings import settings
 
 _LIBRARY = "genai-prices"
@@ -21,7 +22,7 @@ def prices() -> Section:
         from otel_llm.store.price import PriceBook
 
         section.facts["override"] = str(table)
-        with warnings() as messages:
+        with warnings_of("otel_llm") as messages:
             PriceBook(overrides=table).rows([])
         for message in messages:
             section.problem(message, f"correct {table}, which OTEL_LLM_PRICES names")
