@@ -16,12 +16,24 @@ if TYPE_CHECKING:
     from otel_llm.store.paths import StorePaths
 
 
-def locate(store: Path | None) -> Path:
-    """The store that `--store` or the environment names."""
+def locate(store: Path | None, *, must_exist: bool = False) -> Path:
+    """The store that `--store` or the environment names.
+
+    `must_exist` is for who reads its journals alone: one that is named with `--store` must be there, as for `reading`.
+    """
     path = settings().store if store is None else store.expanduser().absolute()
     if path is None:
         raise CommandError("OTEL_LLM_STORE=none turns the account off; unset it, or name a store with --store PATH")
+    if must_exist and store is not None and not path.exists():
+        from otel_llm.store.paths import StorePaths
+
+        if not StorePaths.of(path).journal.is_dir():
+            raise CommandError(_no_store(path))
     return path
+
+
+def _no_store(path: Path) -> str:
+    return f"there is no store at {path}; `otel-llm path` names the one in use"
 
 
 @contextmanager
@@ -54,7 +66,7 @@ def _connect(path: Path, *, must_exist: bool) -> duckdb.DuckDBPyConnection:
         return reader.connect(path)
     except StoreNotFound as error:
         if must_exist:
-            raise CommandError(f"there is no store at {path}; `otel-llm path` names the one in use") from error
+            raise CommandError(_no_store(path)) from error
         return _nothing_recorded()
     except (StoreError, duckdb.Error, OSError) as error:
         raise CommandError(f"cannot read {path}: {one_line(error)}; `otel-llm doctor` looks closer") from error
@@ -85,8 +97,17 @@ def maintaining(store: Path | None) -> Iterator[StorePaths]:
         raise CommandError(one_line(error)) from error
 
 
-def require_absent(file: Path, *, force: bool) -> None:
-    """Refuses to write over what is there, unless `--force` is given."""
+def require_absent(file: Path, store: Path | None, *, force: bool) -> None:
+    """Refuses to write over what is there, unless `--force` is given; and over the store itself in any case."""
+    from otel_llm.store.paths import StorePaths
+
+    paths = StorePaths.of(locate(store))
+    target = file.resolve()
+    if target in (paths.database.resolve(), paths.wal.resolve()) or paths.journal.resolve() in (
+        target,
+        *target.parents,
+    ):
+        raise CommandError(f"{file} belongs to the store itself; name another file")
     if file.exists() and not force:
         raise CommandError(f"{file} is there already; --force replaces it")
     if not file.parent.is_dir():

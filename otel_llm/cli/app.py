@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from otel_llm.cli.errors import INTERRUPTED, CommandError, one_line
-from otel_llm.cli.output import write_line
+from otel_llm.cli.output import in_ascii, write_line
 
 COMMANDS: Final = {
     "usage": ("usage", "Add up calls, errors, tokens and cost by model, user, day, ..."),
@@ -57,6 +59,18 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _noticing_that_the_reader_has_gone():
             return super().invoke(ctx)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            if close := get_close_matches(args[0], COMMANDS, n=1):
+                raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from error
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS]
@@ -116,10 +130,13 @@ def otel_llm(context: click.Context) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; a fault of any kind ends as one line on stderr."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (None where whoever started us has closed it)
+    sys.stderr = sys.stderr or sys.stdout
+    codecs.register_error("otel_llm.in_ascii", in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # What was recorded may hold characters that the terminal's encoding does not have.
-            stream.reconfigure(errors="backslashreplace")
+            # What was recorded may hold characters that the terminal's encoding does not have, and so do our own lines and bars.
+            stream.reconfigure(errors="otel_llm.in_ascii")
     try:
         code: Any = otel_llm.main(arguments, prog_name="otel-llm", standalone_mode=False)
         sys.stdout.flush()

@@ -35,7 +35,7 @@ def backup(file: Path, force: bool, store: Path | None) -> None:
     from otel_llm.store.copying import backup
 
     target = file.expanduser().absolute()
-    require_absent(target, force=force)
+    require_absent(target, store, force=force)
     with maintaining(store) as paths:
         copied = backup(paths, target)
     write_line(f"Copied {_contents(copied)} to {target} ({Size(copied.after)}).")

@@ -11,7 +11,7 @@ import click
 
 from otel_llm.cli.errors import one_line
 from otel_llm.cli.options import store_option
-from otel_llm.cli.output import styled, text, write_json_object, write_line
+from otel_llm.cli.output import printable, styled, text, write_json_object, write_line
 
 if TYPE_CHECKING:
     from otel_llm.cli.checks import Section
@@ -82,8 +82,8 @@ def _print(sections: Sequence[Section], problems: int) -> None:
             write_line(f"  {name:<{width}}  {_value(value)}")
         for mark, style, findings in (("wrong", "red", section.problems), ("note", "yellow", section.remarks)):
             for finding in findings:
-                write_line(f"{styled(f'  {mark}: ', style)}{finding.what}")
-                write_line(f"    {finding.remedy}")
+                write_line(f"{styled(f'  {mark}: ', style)}{printable(finding.what)}")
+                write_line(f"    {printable(finding.remedy)}")
         write_line()
     if problems:
         write_line(styled(f"{problems} {'things are' if problems > 1 else 'thing is'} wrong.", "red"))
@@ -97,5 +97,5 @@ def _keyed(facts: dict[str, object]) -> dict[str, object]:
 
 def _value(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or text(None)
+        return ", ".join(f"{text(key)} {text(item)}" for key, item in value.items()) or text(None)
     return text(value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from otel_llm.cli.output import printable
+
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C."""
 _LONGEST = 600
@@ -17,5 +19,5 @@ class CommandError(Exception):
 def one_line(error: BaseException | str) -> str:
     """The text of an error on a single line, without DuckDB's picture of where in the SQL it was."""
     text, _, _ = str(error).strip().partition("\n\nLINE ")
-    text = re.sub(r"\s+", " ", text)
+    text = printable(re.sub(r"\s+", " ", text))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -83,7 +83,7 @@ def export(
     if chosen is None:
         raise CommandError(f"{file} does not say what to write; use {', '.join(_SUFFIXES)} or --format")
     target = file.expanduser().absolute()
-    require_absent(target, force=force)
+    require_absent(target, store, force=force)
     period = when.period(since, until, _TIMES.get(Table(table), "started_at"))
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,9 @@ import click
 
 from otel_llm.cli import when
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
-from otel_llm.cli.options import output_options, period_options, store_option, where_option
+from otel_llm.cli.options import MOST, output_options, period_options, store_option, where_option
 from otel_llm.cli.output import (
+    STATUS_STYLES,
     Column,
     Format,
     count,
@@ -24,6 +26,7 @@ from otel_llm.cli.output import (
     write_line,
     write_table,
 )
+from otel_llm.cli.sql import iso
 from otel_llm.cli.usage import money
 from otel_llm.cli.where import condition
 
@@ -46,7 +49,7 @@ _SHOWN: Final = {
 }  # fmt: skip
 """The columns for people, and what is in them."""
 _NUMBERS: Final = ("input", "output", "cost", "ms")
-_NARROWEST: Final = 6
+_SPARED: Final = {"ms": 2, "input": 1, "output": 1}
 
 
 @click.command()
@@ -57,7 +60,7 @@ _NARROWEST: Final = 6
     metavar="N",
     default=10,
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, MOST),
     help="How many calls; 0 for all.",
 )
 @click.option("--model", "-m", metavar="MODEL", help="The model that was asked for or answered; * and ? match.")
@@ -136,10 +139,8 @@ def _query(
 
 def _decoded(row: Sequence[Any]) -> list[Any]:
     """The row for JSON: a time as ISO 8601, messages as part of the document."""
-    from datetime import datetime
-
     values = [*row]
-    values[0] = datetime.fromisoformat(values[0]).isoformat()
+    values[0] = iso(values[0])
     for position in (-2, -1):
         if values[position] is not None:
             values[position] = json.loads(values[position])
@@ -152,18 +153,42 @@ def _print(calls: Sequence[dict[str, Any]], *, short: bool) -> None:
         call["started_at"] = call["started_at"][:19]
         if call["error_type"]:
             call["status"] = f"{call['status']} {call['error_type']}"
-        if call["duration_ms"] is not None:
+        if call["duration_ms"] is not None and math.isfinite(call["duration_ms"]):
             call["duration_ms"] = round(call["duration_ms"])
     if short or not any(call["input_messages"] or call["output_messages"] for call in calls):
         dearest = max((call["cost_usd"] for call in calls if call["cost_usd"] is not None), default=None)
         show = dict.fromkeys(_NUMBERS, count) | {"cost": money(dearest)}
-        columns = [Column(name, number=name in _NUMBERS, show=show.get(name, text)) for name in _SHOWN]
-        write_table(columns, [[call[key] for key in _SHOWN.values()] for call in calls], narrowest=_NARROWEST)
+        days = {call["started_at"][:10] for call in calls}
+        brief = {"time": _clock if len(days) == 1 else _day, "trace": _beginning}
+        columns = [
+            Column(
+                name, number=name in _NUMBERS, show=show.get(name, text), brief=brief.get(name),
+                spare=_SPARED.get(name, 0), style=_status_style if name == "status" else None,
+            )
+            for name in _SHOWN
+        ]  # fmt: skip
+        write_table(columns, [[call[key] for key in _SHOWN.values()] for call in calls])
         return
     for index, call in enumerate(calls):
         if index:
             write_line()
         _write_call(call)
+
+
+def _clock(moment: object) -> str:
+    return str(moment)[11:] or str(moment)
+
+
+def _day(moment: object) -> str:
+    return str(moment)[5:10] or str(moment)
+
+
+def _beginning(trace_id: object) -> str:
+    return text(trace_id)[:8]
+
+
+def _status_style(status: object) -> str:
+    return STATUS_STYLES.get(str(status).partition(" ")[0], "")
 
 
 def _write_call(call: dict[str, Any]) -> None:
@@ -173,7 +198,7 @@ def _write_call(call: dict[str, Any]) -> None:
         facts.append(f"{text(call['input_tokens'])} in, {text(call['output_tokens'])} out")
     if call["cost_usd"] is not None:
         facts.append(f"${text(call['cost_usd'])}")
-    write_line(f"{styled('  '.join(facts), 'bold')}  trace {call['trace_id']}")
+    write_line(f"{styled('  '.join(facts), 'bold')}  trace {text(call['trace_id'])}")
     for column in ("input_messages", "output_messages"):
         for role, said in _messages(call[column]):
             write_line(f"  {styled(f'{role}:', 'cyan')} {said}")

@@ -12,6 +12,9 @@ import click
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.output import Format
 
+MOST = 10**12
+"""No number of rows is larger: beyond what DuckDB counts, an answer would be a riddle."""
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)

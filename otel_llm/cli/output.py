@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 NOTHING = "–"
 """What a table shows for a value that is not known. It is never 0: nought is a count, this is the lack of one."""
@@ -27,7 +27,11 @@ _FEW = 5
 _UNBOUNDED = 1_000_000
 _NARROW = re.compile(r"[ -~\xa1-\xac\xae-\u02ff\u2010-\u2027\u2500-\u259f]*")
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_ACTED_UPON = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+STATUS_STYLES: Final = {"error": "red", "interrupted": "red", "cancelled": "yellow", "partial": "yellow"}
+"""How what did not end well stands out."""
+_IN_ASCII: Final = str.maketrans("─│├└–…█▏▎▍▌▋▊▉→", "-||`-~#::::###>")
 
 
 class Format(StrEnum):
@@ -77,7 +81,19 @@ def text(value: object) -> str:
             shown = bytes(value).hex()
         case _:
             shown = str(value)
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
+    return printable(shown)
+
+
+def printable(words: str) -> str:
+    """The words on one line, with nothing in them that a terminal would act upon: what was recorded may come from anybody."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), words)
+
+
+def in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """For `codecs.register_error`: lines and bars as ASCII draws them, anything else that an encoding lacks with a backslash."""
+    assert isinstance(error, UnicodeEncodeError)
+    words = error.object[error.start : error.end].translate(_IN_ASCII)
+    return words.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def count(value: object) -> str:
@@ -92,12 +108,19 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: `short` is the heading where the terminal is too narrow for the name."""
+    """A column of a table."""
 
     name: str
     short: str = ""
+    """The heading where the terminal is too narrow for the name."""
     number: bool = False
     show: Callable[[object], str] = text
+    brief: Callable[[object], str] | None = None
+    """In place of `show` where the terminal is too narrow."""
+    spare: int = 0
+    """Where it is narrower still, the columns that can best be spared are left out first; among equals, from the right."""
+    style: Callable[[object], str] | None = None
+    """The style of a value, the empty string for none."""
 
 
 def write_line(line: str = "") -> None:
@@ -131,18 +154,29 @@ def write_json_object(value: object) -> None:
     sys.stdout.write(f"{_json(plain(value), indent=2)}\n")
 
 
+def write_json_line(value: object) -> None:
+    """One JSON value on a line of its own."""
+    sys.stdout.write(f"{_json(plain(value))}\n")
+
+
 def _json(value: object, indent: int | None = None) -> str:
     # Only an encoding that knows every character may be handed all of them.
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-    return json.dumps(value, ensure_ascii=not unicode, indent=indent)
+    document = json.dumps(value, ensure_ascii=not unicode, indent=indent)
+    # JSON leaves some characters as they are that terminals act upon. They can only be inside its strings.
+    return _ACTED_UPON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def write_csv(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A header and the rows; a value that is not known is an empty field, lists and maps are JSON."""
+    """A header and the rows; a value that is not known is an empty field, lists and maps are JSON.
+
+    Text goes out as it is, but for a terminal, which must not act upon it.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(names)
+    shown = printable if sys.stdout.isatty() else str
+    writer.writerow(map(shown, names))
     for row in rows:
-        writer.writerow([_field(value) for value in row])
+        writer.writerow([shown(field) if isinstance(field, str) else field for field in map(_field, row)])
 
 
 def _field(value: object) -> object:
@@ -170,22 +204,26 @@ def write_table(
 ) -> None:
     """A table with a line of totals under it, where given, and notes below.
 
-    On a terminal that is too narrow, headings are shortened, then text down to `narrowest`, then columns are left out
-    from the right; a note says so.
+    On a terminal that is too narrow, headings are shortened, then text down to `narrowest`, then columns are left out; a note
+    says so.
     """
-    cells = [[column.show(value) for column, value in zip(columns, row, strict=True)] for row in rows]
-    last = [] if totals is None else [[column.show(value) for column, value in zip(columns, totals, strict=True)]]
-    headings, widths = _layout(columns, [*cells, *last], line_width(), narrowest)
-    rule = "─" * _total(widths)
-    write_line(_line(columns, widths, headings, "bold"))
+    rows = [*rows]
+    table = _layout(columns, rows if totals is None else [*rows, totals], line_width(), narrowest)
+    shown = [columns[index] for index in table.shown]
+    rule = "─" * _total(table.widths)
+    bold = ["bold"] * len(shown)
+    write_line(_line(shown, table.widths, table.headings, bold))
     write_line(rule)
-    for row in cells:
-        write_line(_line(columns, widths, row))
-    for row in last:
+    for row, cells in zip(rows, table.cells, strict=False):
+        styles = [
+            column.style(row[index]) if column.style else "" for index, column in zip(table.shown, shown, strict=True)
+        ]
+        write_line(_line(shown, table.widths, cells, styles))
+    if totals is not None:
         write_line(rule)
-        write_line(_line(columns, widths, row, "bold"))
+        write_line(_line(shown, table.widths, table.cells[-1], bold))
 
-    if hidden := [column.name for column in columns[len(widths) :]]:
+    if hidden := [text(column.name) for index, column in enumerate(columns) if index not in table.shown]:
         which = f": {', '.join(hidden)}" if len(hidden) <= _FEW else ""
         more = f"{len(hidden)} more column{'s' if len(hidden) > 1 else ''}"
         write_note(f"{more} in a wider terminal, or in --format json or csv{which}")
@@ -204,10 +242,23 @@ def line_width() -> int:
 
 
 def styled(words: str, style: str) -> str:
-    """The words in one of `_STYLES`, on a terminal that has styles and unless NO_COLOR is set."""
-    if not words or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    """The words in one of `_STYLES` (the empty string is none), on a terminal that has styles and unless NO_COLOR is set."""
+    if (
+        not words
+        or not style
+        or not sys.stdout.isatty()
+        or os.environ.get("NO_COLOR")
+        or os.environ.get("TERM") == "dumb"
+    ):
         return words
     return f"\x1b[{_STYLES[style]}m{words}\x1b[0m"
+
+
+def style_of(event: str) -> str:
+    """The style of an event of `otel_llm.lifecycle`: models, tools and what surrounds them apart."""
+    if event.startswith("Provider"):
+        return "cyan"
+    return "magenta" if event.startswith("Tool") else "green"
 
 
 def cell_width(words: str) -> int:
@@ -230,42 +281,72 @@ def fit(words: str, columns: int) -> str:
     return f"{set_cell_size(words, columns - 1)}…"
 
 
-def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str], style: str = "") -> str:
+def write_parts(parts: Sequence[tuple[str, str]]) -> None:
+    """A line of words, each with its style, that is cut to the terminal."""
+    room = line_width()
+    line = ""
+    for words, style in parts if sum(cell_width(words) for words, _ in parts) > room else ():
+        width = cell_width(words)
+        if width >= room:
+            write_line(line + styled(fit(f"{words}  ", room), style))
+            return
+        line += styled(words, style)
+        room -= width
+    write_line("".join(styled(words, style) for words, style in parts))
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], row: Sequence[str], styles: Sequence[str]) -> str:
     """A row with each cell cut and padded to its width."""
-    cells = [fit(cell, width) for cell, width in zip(row, widths, strict=False)]
+    cells = [fit(cell, width) for cell, width in zip(row, widths, strict=True)]
     used = len(cells)
     while used and not cells[used - 1]:  # no blanks at the end of a line
         used -= 1
     line = ""
-    for index, (column, width, cell) in enumerate(zip(columns, widths, cells[:used], strict=False)):
+    for index, (column, width, cell, style) in enumerate(zip(columns, widths, cells[:used], styles, strict=False)):
         blank = " " * (width - cell_width(cell))
-        shown = styled(cell, style) if style else styled(cell, "dim") if cell == NOTHING else cell
+        shown = styled(cell, style or ("dim" if cell == NOTHING else ""))
         last = index == used - 1
         line += " " * (_GAP if index else 0) + (blank + shown if column.number else shown + ("" if last else blank))
     return line
 
 
-def _layout(
-    columns: Sequence[Column], cells: Sequence[Sequence[str]], available: int, narrowest: int
-) -> tuple[list[str], list[int]]:
-    """The headings and the widths of the columns that are shown."""
-    widest = [max((cell_width(row[index]) for row in cells), default=0) for index in range(len(columns))]
+class _Layout(NamedTuple):
+    """A table as it is shown: which columns, their headings and widths, and the cells of each row."""
+
+    shown: list[int]
+    headings: list[str]
+    widths: list[int]
+    cells: list[list[str]]
+
+
+def _layout(columns: Sequence[Column], rows: Sequence[Sequence[object]], available: int, narrowest: int) -> _Layout:
     for shorten in (False, True):
-        headings = [column.short or column.name if shorten else column.name for column in columns]
-        widths = [max(cell_width(heading), width) for heading, width in zip(headings, widest, strict=True)]
+        headings = [text(column.short or column.name if shorten else column.name) for column in columns]
+        show = [column.brief or column.show if shorten else column.show for column in columns]
+        cells = [[each(value) for each, value in zip(show, row, strict=True)] for row in rows]
+        widths = [max(map(cell_width, column)) for column in zip(headings, *cells, strict=True)]
         if _total(widths) <= available:
-            return headings, widths
-    while len(widths) > 1 and _total(_cut(columns, widths, narrowest)) > available:
-        widths.pop()
-    limit = min(max(widths), available)
-    while limit > narrowest and _total(_cut(columns, widths, limit)) > available:
+            return _Layout([*range(len(columns))], headings, widths, cells)
+
+    def cut(limit: int) -> list[int]:
+        return _cut([columns[index] for index in shown], [widths[index] for index in shown], limit)
+
+    shown = [*range(len(columns))]
+    for _, index in sorted(((column.spare, index) for index, column in enumerate(columns)), reverse=True)[:-1]:
+        if _total(cut(narrowest)) <= available:
+            break
+        shown.remove(index)
+    limit = min(max(widths[index] for index in shown), available)
+    while limit > narrowest and _total(cut(limit)) > available:
         limit -= 1
-    return headings, _cut(columns, widths, limit)
+    return _Layout(
+        shown, [headings[index] for index in shown], cut(limit), [[row[index] for index in shown] for row in cells]
+    )
 
 
 def _cut(columns: Sequence[Column], widths: Sequence[int], limit: int) -> list[int]:
     """The widths with those of text held to `limit`: half a number would be a wrong one."""
-    return [width if column.number else min(width, limit) for column, width in zip(columns, widths, strict=False)]
+    return [width if column.number else min(width, limit) for column, width in zip(columns, widths, strict=True)]
 
 
 def _total(widths: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.cli.access import locate, reading
-from otel_llm.cli.errors import CommandError
+from otel_llm.cli.errors import CommandError, one_line
 from otel_llm.cli.output import write_line
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def converse(answer: Callable[[str], None], store: Path | None) -> None:
                 answer(statement)
             except CommandError as error:
                 sys.stdout.flush()
-                sys.stderr.write(f"{error}\n")
+                sys.stderr.write(f"{one_line(error)}\n")
             except KeyboardInterrupt:
                 write_line()
 

@@ -22,6 +22,8 @@ _ATTRIBUTES = {
     "module": semconv.MODULE,
 }
 _COLUMNS = ("pid", "started_at", "seconds", "name", *_ATTRIBUTES, "trace_id", "span_id")
+_SHOWN = ("pid", "started_at", "seconds", "name", "user", "module", "trace_id")
+"""The columns for people: name has the operation and the model."""
 
 
 @click.command()
@@ -41,7 +43,7 @@ def ps(output: Format, store: Path | None) -> None:
     from otel_llm.store.paths import StorePaths
     from otel_llm.store.segments import running_calls
 
-    path = locate(store)
+    path = locate(store, must_exist=True)
     rows = [_row(start) for start in running_calls(StorePaths.of(path).journal)]
     if write_data(output, _COLUMNS, rows):
         return
@@ -71,5 +73,5 @@ def _print(rows: Sequence[Sequence[Any]]) -> None:
         return f"{value:%H:%M:%S}" if isinstance(value, datetime) else text(value)
 
     show = {"started_at": clock}
-    columns = [Column(name, number=name in ("pid", "seconds"), show=show.get(name, text)) for name in _COLUMNS]
-    write_table(columns, rows)
+    columns = [Column(name, number=name in ("pid", "seconds"), show=show.get(name, text)) for name in _SHOWN]
+    write_table(columns, [[row[_COLUMNS.index(name)] for name in _SHOWN] for row in rows])

@@ -9,7 +9,7 @@ import click
 from otel_llm.cli import when
 from otel_llm.cli.access import maintaining
 from otel_llm.cli.options import store_option
-from otel_llm.cli.output import counted, write_line
+from otel_llm.cli.output import counted, text, write_line
 
 _REASONS = 5
 
@@ -48,7 +48,7 @@ def reprice(since: str | None, model: str | None, everything: bool, dry_run: boo
     if done.changed:
         write_line(f"They cost {done.before:.6f} USD before, {done.after:.6f} USD now.")
     for reason, number in list(done.unpriced.items())[:_REASONS]:
-        write_line(f"Without a price: {counted(number, 'call')} ({reason}).")
+        write_line(f"Without a price: {counted(number, 'call')} ({text(reason)}).")
     if len(done.unpriced) > _REASONS:
         rest = sum(list(done.unpriced.values())[_REASONS:])
         write_line(f"Without a price: {counted(rest, 'call')} for other reasons (see price_source in llm_usage).")

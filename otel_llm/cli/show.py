@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import store_option
-from otel_llm.cli.output import styled, text, write_json, write_line
+from otel_llm.cli.output import (
+    STATUS_STYLES,
+    cell_width,
+    fit,
+    line_width,
+    style_of,
+    styled,
+    text,
+    write_json,
+    write_line,
+    write_parts,
+)
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
@@ -29,6 +40,10 @@ _SPANS = """
     FROM spans AS s LEFT JOIN llm_usage AS u ON u.trace_id = s.trace_id AND u.span_id = s.span_id
     WHERE s.trace_id = ? ORDER BY s.start_ns, s.end_ns DESC
 """
+
+
+_GAP = 2
+_SHORTEST_NAME = 20
 
 
 class _Span(NamedTuple):
@@ -124,12 +139,34 @@ def _place(spans: Sequence[_Span]) -> Iterable[_Placed]:
 
 
 def _print(placed: Sequence[_Placed]) -> None:
-    labels = [one.lines + text(one.span.name) for one in placed]
+    names = [text(one.span.name) for one in placed]
     times = [_time(one.span.duration_ms) for one in placed]
-    name_width, time_width = max(map(len, labels)), max(map(len, times))
-    for one, label, time in zip(placed, labels, times, strict=True):
-        line = f"{label:<{name_width}}  {time:>{time_width}}  {_facts(one.span)}".rstrip()
-        write_line(line if one.span.status != "error" else styled(line, "red"))
+    facts = [_facts(one.span) for one in placed]
+    widths = [cell_width(one.lines + name) for one, name in zip(placed, names, strict=True)]
+    time_width = max(map(len, times))
+    room = line_width() - time_width - 2 * _GAP - max(map(cell_width, facts))
+    name_width = min(max(widths), max(room, _SHORTEST_NAME))
+    for one, name, time, fact in zip(placed, names, times, facts, strict=True):
+        name = fit(name, max(name_width - cell_width(one.lines), 1))
+        blank = " " * (name_width - cell_width(one.lines + name))
+        bad = STATUS_STYLES.get(one.span.status, "")
+        write_parts(
+            [
+                (one.lines, "dim"),
+                (name, bad or _style(one.span.operation)),
+                (f"{blank}{' ' * _GAP}{time:>{time_width}}", bad),
+                (f"{' ' * _GAP}{fact}" if fact else "", bad),
+            ]
+        )
+
+
+def _style(operation: str | None) -> str:
+    """Models, tools and what surrounds them apart, as `tail` has them."""
+    if operation is None:
+        return ""
+    from otel_llm.lifecycle import event
+
+    return style_of(event.started(operation).__name__)
 
 
 def _time(milliseconds: float | None) -> str:
@@ -139,11 +176,11 @@ def _time(milliseconds: float | None) -> str:
 
 
 def _facts(span: _Span) -> str:
-    facts: list[Any] = []
+    facts: list[str] = []
     if span.input_tokens is not None or span.output_tokens is not None:
         facts.append(f"{text(span.input_tokens)} in, {text(span.output_tokens)} out")
     if span.cost_usd is not None:
         facts.append(f"${text(span.cost_usd)}")
     if span.status != "ok":
-        facts.append(f"{span.status} {span.error_type or ''}".strip())
+        facts.append(text(f"{span.status} {span.error_type or ''}".strip()))
     return "  ".join(facts)

@@ -32,14 +32,15 @@ _REMARK: Final = re.compile(r"--[^\s]*\s")
 _ZONE = "TIME ZONE"
 
 
-def _iso(moment: str) -> str:
+def iso(moment: str) -> str:
+    """A time that DuckDB wrote, as ISO 8601."""
     try:
         return datetime.fromisoformat(moment).isoformat()
     except ValueError:  # such as infinity
         return moment
 
 
-_DECODE: dict[str, Callable[[str], Any]] = {"JSON": json.loads, "TIMESTAMP WITH TIME ZONE": _iso}
+_DECODE: dict[str, Callable[[str], Any]] = {"JSON": json.loads, "TIMESTAMP WITH TIME ZONE": iso}
 
 
 class _SqlCommand(click.Command):

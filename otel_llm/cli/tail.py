@@ -15,17 +15,19 @@ import click
 from otel_llm import semconv
 from otel_llm.cli.access import locate, reading
 from otel_llm.cli.errors import INTERRUPTED, CommandError
-from otel_llm.cli.options import store_option
-from otel_llm.cli.output import count, plain, styled, text, write_line
+from otel_llm.cli.options import MOST, store_option
+from otel_llm.cli.output import STATUS_STYLES, count, line_width, style_of, text, write_json_line, write_parts
 from otel_llm.lifecycle import event as kinds
 
 _INTERVAL: Final = 0.1
 """Seconds between two looks at the journals."""
 _COLUMNS: Final = {"user_id": semconv.USER_ID, "module": semconv.MODULE, "conversation_id": semconv.CONVERSATION_ID}
-_STYLES: Final = {"error": "red", "interrupted": "red", "cancelled": "yellow", "partial": "yellow"}
 _INTERRUPTED: Final = "Interrupted"
 """What tail alone tells of: a process has died, and something in it will never end."""
 _EVENTS: Final = (*kinds.TYPES, _INTERRUPTED)
+_GAP: Final = ("  ", "")
+_WIDE: Final = 100
+"""Columns of a terminal that has room for the process of each line."""
 _WIDEST: Final = max(map(len, _EVENTS))
 
 Row = dict[str, Any]
@@ -35,7 +37,7 @@ Row = dict[str, Any]
 @click.option(
     "--last",
     "-n",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MOST),
     default=10,
     show_default=True,
     metavar="N",
@@ -67,7 +69,9 @@ def tail(
     A line has the time, the process, the event and what it is about. Where a process dies, a line Interrupted for each part that
     it was at says for how long. Programs that run on other machines are not seen.
     """
-    path = locate(store)
+    path = locate(store, must_exist=last > 0)
+    if store is not None and not path.parent.is_dir():
+        raise CommandError(f"there is no directory {path.parent}; `otel-llm path` names the store in use")
     wanted = _Filter(_types(events), user, module)
     try:
         _follow(path, store, wanted, _write_json if as_json else _write_line, last=last, follow=follow)
@@ -228,22 +232,24 @@ def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
 
 def _write_json(row: Row) -> None:
     shown = {**row, "time": _clock(row).astimezone(UTC).isoformat()}
-    write_line(json.dumps(plain(shown), ensure_ascii=False))
+    write_json_line(shown)
 
 
 def _write_line(row: Row) -> None:
     """In colour on a terminal."""
-    style = _STYLES.get(str(row.get("status")))
+    style = STATUS_STYLES.get(str(row.get("status")), "")
     pid = "" if row["pid"] is None else str(row["pid"])
+    wide = line_width() >= _WIDE
     parts = [
-        styled(f"{_clock(row):%H:%M:%S.%f}"[:-3], "dim"),
-        styled(f"{pid:>7}", "dim"),
-        styled(f"{row['event']:<{_WIDEST}}", style or _style(row["event"])),
-        styled(text(row["name"]), "bold"),
+        (f"{_clock(row):%H:%M:%S.%f}"[:-3], "dim"),
+        *([(f"{pid:>7}", "dim")] if wide else []),
+        (f"{row['event']:<{_WIDEST}}", style or style_of(row["event"])),
+        (text(row["name"]), "bold"),
     ]
-    parts += [styled(text(part), style) if style else text(part) for part in _details(row)]
-    parts += [styled(text(row[column]), "dim") for column in ("user_id", "module") if row[column] is not None]
-    write_line("  ".join(parts))
+    parts += [(text(part), style) for part in _details(row)]
+    parts += [(f"pid {pid}", style)] if row["event"] == _INTERRUPTED and not wide else []
+    parts += [(text(row[column]), "dim") for column in ("user_id", "module") if row[column] is not None]
+    write_parts([each for part in parts for each in (_GAP, part)][1:])
 
 
 def _details(row: Row) -> Iterator[str]:
@@ -263,12 +269,6 @@ def _details(row: Row) -> Iterator[str]:
 
 def _time(milliseconds: float) -> str:
     return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
-
-
-def _style(event: str) -> str:
-    if event.startswith("Provider"):
-        return "cyan"
-    return "magenta" if event.startswith("Tool") else "green"
 
 
 def _clock(row: Row) -> datetime:

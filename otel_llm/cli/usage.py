@@ -62,6 +62,8 @@ _INPUT, _OUTPUT, _COST, _SHARE = (
 )
 """Where these stand in a row, counted from its end."""
 _SHORT = {"input_tokens": "input", "output_tokens": "output", "cost_usd": "cost"}
+_SPARED: Final = ("cost_usd", "calls", "input_tokens", "output_tokens", "errors", "share", "unpriced", "cached")
+"""What a narrow terminal can spare, the last first."""
 _SORTS: Final = {short: name for name, short in _SHORT.items()} | {name: name for name in _MEASURES}
 _TOKENS: Final = "coalesce(sum(input_tokens), 0) + coalesce(sum(output_tokens), 0)"
 _REASONS_SHOWN = 3
@@ -78,7 +80,7 @@ class Dimension:
 
 @click.command()
 @click.option(
-    "--by", "-b", default="model", show_default=True, metavar="DIMENSIONS",
+    "--by", "-b", multiple=True, default=["model"], show_default="model", metavar="DIMENSIONS",
     help="What to add up by: one or more, with commas between.",
 )  # fmt: skip
 @period_options
@@ -89,7 +91,7 @@ class Dimension:
 @output_options
 @store_option
 def usage(
-    by: str,
+    by: Sequence[str],
     since: str | None,
     until: str | None,
     where: str | None,
@@ -133,7 +135,7 @@ def usage(
     """
     if plot and output is not Format.table:
         raise CommandError(f"--plot draws for people; leave it out for --format {output}")
-    dimensions = parse_dimensions(by)
+    dimensions = parse_dimensions(",".join(by))
     period = when.period(since, until)
     order = _order(sort, dimensions)
     names = [*(dimension.name for dimension in dimensions), *_MEASURES]
@@ -244,7 +246,7 @@ def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row],
     totals: list[Any] = ["total", *[""] * (len(names) - measures - 1), *sums]
     show = {"cost_usd": money(sums[_COST]), "share": _percent}
     columns = [
-        Column(name, _SHORT.get(name, ""), number=True, show=show.get(name, count))
+        Column(name, _SHORT.get(name, ""), number=True, show=show.get(name, count), spare=_SPARED.index(name))
         if name in _MEASURES
         else Column(name)
         for name in names

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -97,6 +99,38 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
         code = main(arguments)
         out, err = capfd.readouterr()
         return Result(code, out, err)
+
+    return command
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command in this process on a terminal of so many columns; returns all that it writes there."""
+
+    def command(*arguments: str, columns: int = 200) -> str:
+        ours, theirs = pty.openpty()
+        written: list[bytes] = []
+
+        def read() -> None:
+            try:
+                while block := os.read(ours, 65536):
+                    written.append(block)
+            except OSError:  # how Linux says that the other side of a terminal was closed
+                pass
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patch, open(theirs, "w", encoding="utf-8") as terminal:  # noqa: PTH123
+            patch.setenv("COLUMNS", str(columns))
+            patch.setenv("TERM", "xterm-256color")
+            patch.delenv("NO_COLOR", raising=False)
+            patch.setattr(sys, "stdout", terminal)
+            patch.setattr(sys, "stderr", terminal)
+            reload()
+            main(arguments)
+        reader.join(60)
+        os.close(ours)
+        return b"".join(written).decode().replace("\r\n", "\n")
 
     return command
 

@@ -50,6 +50,11 @@ CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000,
         (["prices", "nosuch"], "nosuch"),
         (["prices", "gpt-5-mini", "--at", "soon"], "'soon'"),
         (["frobnicate"], "frobnicate"),
+        (["useage"], "Did you mean usage?"),
+        (["logs", "-n", "9" * 30], "9" * 30),
+        (["tail", "--no-follow", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
+        (["tail", "-n", "0", "--store", "nowhere/usage.duckdb"], "nowhere"),
+        (["ps", "--store", "nowhere.duckdb"], "nowhere.duckdb"),
         (["--nope"], "--nope"),
         (["prune"], "--older-than"),
         (["prune", "--older-than", "90"], "'90'"),
@@ -229,6 +234,42 @@ def test_a_reader_that_was_never_there_is_no_error() -> None:
     os.close(writing)
 
 
+def test_no_output_at_all_is_no_error(fill: Fill) -> None:
+    fill(CALL)
+    command = shlex.join([*otel_llm_command(), "usage"])
+    done = subprocess.run(["bash", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_dimensions_add_up(fill: Fill, run: Run) -> None:
+    fill(CALL)
+    assert (
+        run("usage", "--by", "model", "--by", "user,module", "--json").out
+        == run("usage", "--by", "model,user,module", "--json").out
+    )
+
+
+@pytest.mark.parametrize("suffix", ["", ".wal", ".journal/0-1.jsonl"])
+@pytest.mark.parametrize("command", [["export", "--format", "csv"], ["backup"]])
+def test_nothing_is_written_over_the_store(
+    command: list[str], suffix: str, fill: Fill, run: Run, store_path: Path, tmp_path: Path
+) -> None:
+    fill(CALL)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    before = store_path.read_bytes()
+    result = run(*command, str(link / f"{store_path.name}{suffix}"), "--force")
+    assert (result.code, result.out) == (2, "")
+    assert "belongs to the store itself; name another file" in result.err
+    assert store_path.read_bytes() == before
+
+
+def test_a_store_that_is_not_there_is_not_begun(run: Run, tmp_path: Path) -> None:
+    for arguments in (["tail", "--no-follow"], ["tail", "-n", "0"], ["ps"]):
+        assert run(*arguments, "--store", str(tmp_path / "no" / "store.duckdb")).code == 2
+    assert not (tmp_path / "no").exists()
+
+
 def test_colours_only_on_a_terminal(fill: Fill, execute: Run) -> None:
     fill(CALL)
     assert "\x1b" not in execute("usage").out
@@ -266,6 +307,14 @@ def test_an_encoding_without_these_characters(fill: Fill, execute: Run) -> None:
         assert r"Zo\xeb" in result.out
     result = execute("usage", "--by", "user", "--format", "json", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert json.loads(result.out)[0]["user"] == "Zoë 日本"
+    # Lines and bars are drawn with what there is.
+    table, bars = (
+        execute("usage", "--by", "user,hour", *option, PYTHONIOENCODING="ascii", PYTHONUTF8="0").out.splitlines()
+        for option in ([], ["--plot"])
+    )
+    assert set(table[1]) == {"-"}
+    assert bars[1].endswith("  0.000450  " + "#" * bars[1].count("#"))
+    assert bars[1].count("#") > 50
 
 
 def test_a_fault_of_ours_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

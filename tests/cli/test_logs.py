@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -138,3 +140,16 @@ def test_nothing(fill: Fill, run: Run) -> None:
     path = fill(CALL)
     assert run("logs", "--user", "nobody").out == f"No such model calls in {path}.\n"
     assert run("logs", "--user", "nobody", "--json").out == "[]\n"
+
+
+def test_a_terminal_of_80_columns(fill: Fill, on_terminal: Callable[..., str]) -> None:
+    fill({**CALL, "trace_id": "754d01fd" * 4}, {**OTHER, "trace_id": "b8089d0f" * 4})
+    written = on_terminal("logs", columns=80)
+    assert "\x1b[1;31merror 4…\x1b[0m" in written
+    lines = [line.split() for line in re.sub(r"\x1b\[[0-9;]*m", "", written).splitlines()]
+    assert lines[0] == ["time", "model", "user", "module", "status", "input", "output", "cost", "trace"]
+    assert "1 more column in a wider terminal, or in --format json or csv: ms" in written
+    assert [lines[2][0], lines[3][0]] == ["12:00:00", "13:00:00"]  # of one day
+    assert [lines[2][-1], lines[3][-1]] == ["754d01fd", "b8089d0f"]  # enough for `show`
+    fill({**CALL, "trace_id": "0" * 32, "started_at": "2026-11-19T12:00:00Z"})
+    assert "\n11-19  gpt-5-mini  alice" in re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("logs", columns=80))

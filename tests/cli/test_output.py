@@ -151,3 +151,42 @@ def test_a_table_fits_its_terminal(
     hidden = [column.name for column in COLUMNS[len(heading.split()) :]]
     notes = [f"{len(hidden)} more column{'s' * (len(hidden) > 1)} in a wider terminal, or in --format json or csv: "]
     assert lines[4:] == [f"{note}{', '.join(hidden)}" for note in notes if hidden]
+
+
+@pytest.mark.parametrize(
+    ("width", "row"),
+    [
+        (30, "08:14:04  gpt-5-mini  7  9  ok"),
+        (29, "08:14  gpt-5-mini  7  9  ok"),  # in brief,
+        (24, "08:14  gpt-5-mini  9  ok"),  # then without what can be spared,
+        (22, "08:14  gpt-5-m…  9  ok"),  # then cut,
+        (17, "08:14  gpt-5-mini"),  # then without the last
+    ],
+)
+def test_what_a_narrow_table_does_without(
+    width: int, row: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "line_width", lambda: width)
+    columns = [
+        Column("at", brief=lambda moment: text(moment)[:5]),
+        Column("m"),
+        Column("a", number=True, spare=2),
+        Column("b", number=True, spare=1),
+        Column("s"),
+    ]
+    write_table(columns, [["08:14:04", "gpt-5-mini", 7, 9, "ok"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[2], len(lines[1])) == (row, len(row))
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [(11, "one日本 two"), (10, "one日本 t…"), (8, "one日本…"), (7, "one日 …"), (4, "one…"), (3, "on…")],
+)
+def test_a_line_fits_its_terminal(
+    width: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "line_width", lambda: width)
+    output.write_parts([("one", "red"), ("日本", ""), (" two", "dim")])
+    assert capsys.readouterr().out == f"{line}\n"
+    assert output.cell_width(line) <= width

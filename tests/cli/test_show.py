@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 
 import pytest
 
+from otel_llm.cli.output import cell_width
 from tests.cli.conftest import Fill, Run
 
 TRACE = f"{0:032x}"
@@ -28,6 +31,26 @@ def test_a_tree_with_times_tokens_and_cost(fill: Fill, fill_spans: Fill, execute
         "invoke_agent weather  1.50 s",
         "├─ chat gpt-5-mini    5.0 ms  10 in, 2 out  $0.0000065",
         "└─ execute_tool look  5.0 ms  error KeyError",
+    ]
+
+
+def test_a_tree_keeps_its_shape(fill: Fill, fill_spans: Fill, run: Run, on_terminal: Callable[..., str]) -> None:
+    """Names that are twice as wide as they are long, names that are too long, a narrow terminal."""
+    fill({**CALL, "span_id": "b"})
+    fill_spans(
+        {**SPANS[0], "name": "invoke_agent 天気予報"},
+        {**SPANS[1], "name": f"chat {'model' * 9}"},
+        {**SPANS[2], "status": "interrupted"},
+    )
+    lines = run("show").out.splitlines()[1:]
+    assert len({cell_width(line[: re.search(r"\d+\.\d+ m?s", line).end()]) for line in lines}) == 1  # type: ignore[union-attr]
+    narrow = on_terminal("show", columns=50)
+    assert "\x1b[1;31mexecute_tool look\x1b[0m" in narrow  # red: the process died there
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", narrow).splitlines()[1:]
+    assert lines == [
+        "invoke_agent 天気予…  1.50 s",
+        "├─ chat modelmodelm…  5.0 ms  10 in, 2 out  $0.00…",
+        "└─ execute_tool look  5.0 ms  interrupted KeyError",
     ]
 
 

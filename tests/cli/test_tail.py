@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -163,6 +164,23 @@ def test_it_ends_quietly(journal: Journal, tail: Tail, store_path: Path, how: ob
         assert process.wait(1) == 0
     assert process.stderr.read() == ""
     assert not list(StorePaths.of(store_path).journal.glob("follower-*"))
+
+
+def test_the_process_has_its_column_where_there_is_room(
+    store_path: Path, journal: Journal, on_terminal: Callable[..., str]
+) -> None:
+    call(journal)
+    for columns in (60, 99, 100):
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal("tail", "--no-follow", columns=columns)).splitlines()
+        assert [line.index("Provider") for line in lines] == [23 if columns == 100 else 14] * 2
+        assert max(map(len, lines)) <= columns
+    assert lines[-1].endswith("gpt-4o-mini  250 ms  1,000 + 500 tokens  ada  travel")
+
+
+def test_json_in_any_encoding(journal: Journal, execute: Run) -> None:
+    call(journal, "Zoë 日本")
+    result = execute("tail", "--no-follow", "--json", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert {json.loads(text)["user_id"] for text in result.out.splitlines()} == {"Zoë 日本"}
 
 
 # --- a process that dies ----------------------------------------------------------------------------------------------
@@ -388,7 +406,7 @@ def test_on_a_real_terminal(journal: Journal, store_path: Path, tmp_path: Path) 
         return tmux("capture-pane", "-p", *options, "-t", "tail")
 
     command = shlex.join([*otel_llm_command(), "tail", "-n", "0", "--store", str(store_path)])
-    shell = f"env -u NO_COLOR TERM=screen-256color {command}; echo ended with $?; sleep 60"
+    shell = f"env -u NO_COLOR -u COLUMNS TERM=screen-256color {command}; echo ended with $?; sleep 60"
     tmux("new-session", "-d", "-s", "tail", "-x", "120", "-y", "20", shell)
     try:
         until(lambda: is_followed(store_path), "the follower")

@@ -1,0 +1,96 @@
+"""What was recorded may come from anybody: on a terminal it is text, whatever it holds, and it breaks no table."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from otel_llm.store.journal import Journal
+from otel_llm.store.paths import StorePaths
+from tests.cli.conftest import Fill, Run
+
+# A title, a cleared screen, a C1 sequence, text that runs backwards, a line overwritten.
+EVIL = "\x1b]0;title\x07\x1b[2J\x9b2J\u202ednal\u2028\r\nover\x1b[1A"
+SAID = json.dumps([{"role": EVIL, "parts": [{"type": "text", "content": EVIL}, EVIL, 3]}, EVIL])
+CALL = {
+    "request_model": EVIL, "response_model": EVIL, "provider": EVIL, "user_id": EVIL, "module": EVIL, "error_type": EVIL,
+    "instrumentation": EVIL, "price_source": EVIL, "input_messages": SAID, "output_messages": json.dumps(EVIL),
+    "status": "error", "input_tokens": 1, "output_tokens": 1,
+}  # fmt: skip
+HUGE = {
+    "request_model": "huge", "input_tokens": 2**62, "output_tokens": 2**62, "cost_usd": "999999999.999999999",
+    "duration_ms": 1e300,
+}  # fmt: skip
+SPAN = {
+    "name": EVIL, "span_id": EVIL, "operation": "chat", "status": "error", "scope_name": EVIL,
+    "attributes": json.dumps({"gen_ai.operation.name": "chat", "error.type": EVIL, "user.id": EVIL, "otel_llm.module": EVIL}),
+}  # fmt: skip
+OUR_STYLES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def filled(fill: Fill, fill_spans: Fill, store_path: Path) -> Iterator[None]:
+    fill(CALL, HUGE, {**CALL, "trace_id": "f" * 32})
+    fill_spans(SPAN, {**SPAN, "span_id": "b", "parent_span_id": EVIL, "duration_ms": float("inf")})
+    journal = Journal(StorePaths.of(store_path).journal)
+    running = {"gen_ai.operation.name": "chat", "gen_ai.request.model": EVIL, "user.id": EVIL, "otel_llm.module": EVIL}
+    journal.append({"k": "s", "t": "a" * 32, "s": "b" * 16, "n": EVIL, "st": time.time_ns(), "a": running}, start_of=1)
+    yield
+    journal.close()
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["usage", "--by", "model,user,module"],
+        ["usage", "--by", "model,user", "--plot"],
+        ["usage", "--json"],
+        ["usage", "--format", "csv"],
+        ["logs"],
+        ["logs", "--short"],
+        ["logs", "--json"],
+        ["logs", "--format", "csv"],
+        ["show", "0"],
+        ["show", "0", "--json"],
+        ["tail", "--no-follow"],
+        ["tail", "--no-follow", "--json"],
+        ["ps"],
+        ["ps", "--json"],
+        ["prices"],
+        ["doctor"],
+        ["reprice", "--dry-run"],
+        ["sql", "select request_model, tags, input_messages from llm_usage"],
+        ["sql", f'select 1 as "{EVIL}"'],
+        ["sql", f'select 1 as "{EVIL}"', "--format", "csv"],
+        ["sql", "select request_model::INTEGER from llm_usage"],
+        ["usage", "--by", EVIL],
+        ["show", EVIL],
+        ["logs", "--where", EVIL],
+    ],
+    ids=lambda arguments: " ".join(arguments).encode("unicode_escape").decode()[:40],
+)
+def test_no_terminal_acts_upon_what_was_recorded(
+    arguments: list[str], columns: int, filled: None, on_terminal: Callable[..., str]
+) -> None:
+    written = on_terminal(*arguments, columns=columns)
+    assert columns < 200 or "2J" in written  # it is there, as text
+    left = OUR_STYLES.sub("", written)
+    acted_upon = {character for character in left if re.match(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", character)}
+    assert not acted_upon
+    assert "\nover" not in left  # nothing begins a line of its own
+
+
+def test_numbers_and_times_that_are_none(fill: Fill, run: Run) -> None:
+    odd = ({"duration_ms": float("nan")}, {"started_at": "infinity"}, {"started_at": "0001-01-01T00:00:00Z"})
+    fill(*({**HUGE, **one} for one in odd))
+    assert run("logs", "--short").out.count("huge") == 3
+    rows = json.loads(run("logs", "--json").out)
+    assert [row["started_at"] for row in rows][-1] == "infinity"
+    assert {row["duration_ms"] for row in rows} == {None, 1e300}
+    assert run("usage", "--by", "day", "--plot").code == 0
