@@ -3,6 +3,7 @@
 # make lint     ruff and mypy
 # make bench    the benchmarks (minutes)
 # make soak     the long tests: what `make test` shows in short form, at full length
+# make pictures  draw the pictures of docs/pictures that show a terminal
 # make clean    remove what the others made
 #
 # Everything happens in .venv, made with $(PYTHON). The stamp files in it say what is installed, so that a second run
@@ -19,7 +20,7 @@ DEV := $(VENV)/.installed-dev
 BENCH_VENV := $(VENV)-bench
 BENCH := $(BENCH_VENV)/.installed
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -38,6 +39,9 @@ bench: $(BENCH)
 
 soak: $(DEV)
 	$(VENV)/bin/python benchmarks/soak.py
+
+pictures: $(DEV)
+	$(VENV)/bin/python docs/pictures/make.py
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,8 @@
 - A ```python block runs as a script, with the local server as its OpenAI.
 - In a ```console block every line after `$ ` runs in a shell; all blocks of a document share a folder and a store, in
   their order. A line of output in the document must come out as to its words: numbers, ids and widths may differ.
+- A command that ends in ` &` runs in the background, with a model that takes its time, until its block ends; the
+  command after it is asked again until it prints what the document says.
 - A ```toml or ```yaml block is parsed; ```sql runs on the document's store.
 - A command that cannot run here (it needs Docker or the registry) stands in `ELSEWHERE`, with who runs it instead.
 """
@@ -13,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +73,7 @@ def environment(folder: Path, openai_server) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OPENAI_BASE_URL": openai_server.base_url,
         "OPENAI_API_KEY": "local",
+        "OTEL_PYTHON_DISTRO": "otel_llm",  # the stock one is installed too, for other tests
         "OTEL_LLM_STORE": str(folder / "usage.duckdb"),
         "COLUMNS": "160",
         "PYTHONUTF8": "1",
@@ -98,19 +102,37 @@ def test_document(document: Path, folder: Path, environment: dict[str, str]) -> 
 
 
 def _run_console(block: Block, folder: Path, environment: dict[str, str], where: str) -> None:
-    for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
-        command, _, output = part.partition("\n")
-        if any(command.startswith(start) for start in ELSEWHERE):
-            continue
-        printed = _run(["bash", "-c", command], folder, environment, where)
-        words = set(_words(printed))
-        for line in output.splitlines():
-            missing = [word for word in _words(line) if word not in words]
+    running = None
+    try:
+        for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+            command, _, output = part.partition("\n")
+            if any(command.startswith(start) for start in ELSEWHERE):
+                continue
+            if command.endswith(" &"):
+                assert not output, f"{where}: what runs in the background prints nowhere"
+                slow = environment | {"OPENAI_CUSTOM_HEADERS": "x-local-behaviour: slow"}
+                running = subprocess.Popen(
+                    ["bash", "-c", f"exec {command.removesuffix(' &')}"], cwd=folder, env=slow,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+                continue
+            deadline = time.monotonic() + (60 if running else 0)
+            while True:
+                printed = _run(["bash", "-c", command], folder, environment, where)
+                words = set(_words(printed))
+                missing = [word for word in _words(output) if word not in words]
+                if not missing or time.monotonic() > deadline or running is None or running.poll() is not None:
+                    break
+                time.sleep(0.1)
             assert not missing, f"{where}: `{command}` no longer prints {missing}\n{printed}"
+    finally:
+        if running is not None:
+            running.kill()
+            running.wait()
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[A-Za-z_]{3,}", text)
+    return re.findall(r"[A-Za-z_]{3,}", re.sub(r"\b[0-9a-f]{32}\b", "", text))  # a trace id is no word
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str], where: str) -> str:

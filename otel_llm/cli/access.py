@@ -103,10 +103,8 @@ def require_absent(file: Path, store: Path | None, *, force: bool) -> None:
 
     paths = StorePaths.of(locate(store))
     target = file.resolve()
-    if target in (paths.database.resolve(), paths.wal.resolve()) or paths.journal.resolve() in (
-        target,
-        *target.parents,
-    ):
+    own = {each.resolve() for each in (paths.database, paths.wal, paths.next, paths.spare, paths.lock)}
+    if target in own or paths.journal.resolve() in (target, *target.parents):
         raise CommandError(f"{file} belongs to the store itself; name another file")
     if file.exists() and not force:
         raise CommandError(f"{file} is there already; --force replaces it")

@@ -6,6 +6,7 @@ A table is cut to the terminal it is printed on. In a pipe it has no colours and
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -172,6 +173,8 @@ def write_csv(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
     Text goes out as it is, but for a terminal, which must not act upon it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a dash in the data is not one that we have drawn
     writer = csv.writer(sys.stdout, lineterminator="\n")
     shown = printable if sys.stdout.isatty() else str
     writer.writerow(map(shown, names))

@@ -300,11 +300,12 @@ def on_a_terminal(*arguments: str, **variables: str) -> str:
 
 
 def test_an_encoding_without_these_characters(fill: Fill, execute: Run) -> None:
-    fill({**CALL, "user_id": "Zoë 日本"})
+    fill({**CALL, "user_id": "Zoë 日本", "module": "a–b"})
     for format in ("table", "csv"):
-        result = execute("usage", "--by", "user", "--format", format, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+        result = execute("usage", "--by", "user,module", "--format", format, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
         assert (result.code, result.err) == (0, "")
         assert r"Zo\xeb" in result.out
+    assert r",a\u2013b," in result.out  # what is recorded stays what it is
     result = execute("usage", "--by", "user", "--format", "json", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert json.loads(result.out)[0]["user"] == "Zoë 日本"
     # Lines and bars are drawn with what there is.
