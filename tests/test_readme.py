@@ -73,7 +73,9 @@ def environment(folder: Path, openai_server) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OPENAI_BASE_URL": openai_server.base_url,
         "OPENAI_API_KEY": "local",
-        "OTEL_PYTHON_DISTRO": "otel_llm",  # the stock one is installed too, for other tests
+        # The stock distro and its configurator are installed too, for other tests.
+        "OTEL_PYTHON_DISTRO": "otel_llm",
+        "OTEL_PYTHON_CONFIGURATOR": "none",
         "OTEL_LLM_STORE": str(folder / "usage.duckdb"),
         "COLUMNS": "160",
         "PYTHONUTF8": "1",

@@ -320,3 +320,12 @@ def test_where_metrics_and_events_go(examine: Any, monkeypatch: pytest.MonkeyPat
     assert "OTEL_METRICS_EXPORTER names 'prometheux', which nothing installed provides" in problems(examine())
     monkeypatch.setenv("OTEL_CONFIG_FILE", "sdk.yaml")
     assert examine()["metrics"]["exporter"] == "what sdk.yaml says"
+
+
+def test_what_an_exporter_that_is_not_there_costs(examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tests/integration/test_auto_launch.py sees it happen."""
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheux")
+    monkeypatch.setenv("OTEL_PYTHON_CONFIGURATOR", "none")
+    assert "nothing is exported; calls are in the store all the same" in problems(examine())
+    monkeypatch.delenv("OTEL_PYTHON_CONFIGURATOR")  # that of opentelemetry-distro comes first
+    assert "nothing is exported, instrumented or recorded" in problems(examine())

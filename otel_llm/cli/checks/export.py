@@ -98,6 +98,12 @@ def with_defaults(distro: str | None) -> Mapping[str, str]:
             del os.environ[name]
 
 
+def _is_set_up_by_others() -> bool:
+    """Whether a configurator comes before us: `opentelemetry-instrument` ends with its failure, we go on without an exporter."""
+    wanted = os.environ.get("OTEL_PYTHON_CONFIGURATOR")
+    return any(wanted in (None, entry.name) for entry in metadata.entry_points(group="opentelemetry_configurator"))
+
+
 def named(variables: Mapping[str, str], signal: Signal) -> list[str]:
     """The exporters that the variables name for a signal."""
     return [name.strip() for name in variables.get(signal.exporter, "").split(",") if name.strip()]
@@ -107,11 +113,15 @@ def check_names(section: Section, exporters: Iterable[str], signal: Signal) -> N
     """Whether something that is installed provides each of the exporters."""
     group = f"opentelemetry_{signal.name.lower()}_exporter"
     known = {entry.name for entry in metadata.entry_points(group=group)} | {"none"}
+    lost = (
+        "nothing is exported, instrumented or recorded"
+        if _is_set_up_by_others()
+        else "nothing is exported; calls are in the store all the same"
+    )
     for name in exporters:
         if name not in known:
             section.problem(
-                f"{signal.exporter} names {name!r}, which nothing installed provides: OpenTelemetry stops there and "
-                "instruments nothing",
+                f"{signal.exporter} names {name!r}, which nothing installed provides: {lost}",
                 f"take it out, or install what provides it; there are {', '.join(sorted(known))}",
             )
 
