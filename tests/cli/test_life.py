@@ -185,6 +185,7 @@ def test_prune_by_size_then_compact(run: Run, store_path: Path) -> None:
 def test_a_store_that_is_open_elsewhere(fill: Fill, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fill(CALL)
     monkeypatch.setattr("otel_llm.store.upkeep.when_free", lambda attempt, _: attempt())
+    monkeypatch.setattr("otel_llm.store.copying.when_free", lambda attempt, _: attempt())
     with duckdb.connect(str(store)):
         for command in (["compact"], ["prune", "--older-than", "1d"], ["replay", "--endpoint", "localhost:1"]):
             result = run(*command)

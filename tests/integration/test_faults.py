@@ -18,6 +18,7 @@ import duckdb
 import pytest
 from local_openai import LocalOpenAI
 
+from otel_llm.store import reader
 from otel_llm.store.errors import StoreBusy
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.reader import connect
@@ -132,7 +133,10 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def test_a_store_that_a_foreign_process_writes(
-    start_app: Callable[..., App], store_path: Path, all_are_there: Callable[[], None]
+    start_app: Callable[..., App],
+    store_path: Path,
+    all_are_there: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app = start_app()
     app.ask()
@@ -142,6 +146,7 @@ def test_a_store_that_a_foreign_process_writes(
     app.ask(3)
     assert app.do("flush(0.1)") is False
     until(lambda: app.stats()["postponed"] > 2, "the background thread to be refused")
+    monkeypatch.setattr(reader, "_OPEN_SECONDS", 0.05)
     with pytest.raises(StoreBusy, match=str(holder.process.pid)):
         connect(store_path)
     app.ask()
