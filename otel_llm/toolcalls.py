@@ -6,7 +6,7 @@ Ids and names are no content; arguments and results are, and are not looked at h
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final, TypeGuard
 
 from opentelemetry.trace import Link, SpanContext
@@ -47,13 +47,19 @@ def is_id(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= _LONGEST_ID and value.isprintable()
 
 
-def returned_in_chat(messages: object, speaker: str = "role", model: str = "assistant") -> list[str]:
+def returned_in_chat(
+    messages: object,
+    speaker: str = "role",
+    models: Container[object] = ("assistant",),
+    tools: Container[object] = ("tool",),
+) -> list[str]:
     """Ids of the calls whose results end the messages of a chat request: since the model last spoke.
 
     Args:
         messages: mappings or objects.
         speaker: the field that says whose a message is; other frameworks than OpenAI's have other names for it.
-        model: what it says in the model's own messages.
+        models: what it says in the model's own messages.
+        tools: what it says in the results of tools.
     """
     found: list[str] = []
     if not isinstance(messages, list | tuple):
@@ -61,9 +67,9 @@ def returned_in_chat(messages: object, speaker: str = "role", model: str = "assi
     for message in reversed(messages):
         told = fields(message)
         role = told.get(speaker)
-        if role == model or len(found) >= MAX_CALLS:
+        if role in models or len(found) >= MAX_CALLS:
             break
-        if role == "tool" and is_id(identity := told.get("tool_call_id")):
+        if role in tools and is_id(identity := told.get("tool_call_id")):
             found.append(identity)
     return found[::-1]
 

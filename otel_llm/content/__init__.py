@@ -17,7 +17,7 @@ import orjson
 from opentelemetry.trace import Span, Status, StatusCode
 
 from otel_llm import faults, semconv
-from otel_llm.content.parts import SLACK, TRUNCATED, plain
+from otel_llm.content.parts import ALL_TEXTS, SLACK, TRUNCATED, Room, plain
 from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact, scrub
 from otel_llm.settings import settings
 
@@ -35,8 +35,6 @@ NAMES: Final = frozenset(
 )
 """The attributes that hold content."""
 
-_ALL_TEXTS: Final = 16
-"""The texts of an attribute are this many times as long as one text may be, taken together."""
 _PART_COST: Final = 64
 """What a message costs of that, beside its text."""
 
@@ -102,13 +100,19 @@ def clean_text(text: str) -> str | None:
 
 
 def foreign(value: Any) -> Any:
-    """Content of another instrumentation's, redacted: a text, or texts; None where it is not to be recorded. Raises nothing."""
+    """Content of another instrumentation's, redacted: a text, or texts; None where it is not to be recorded. Raises nothing.
+
+    Attributes may be structured, too: those become JSON text.
+    """
     try:
+        if value is None or isinstance(value, bool | int | float):
+            return value
         if isinstance(value, str):
             return clean_text(value)
-        if isinstance(value, list | tuple):
-            return [told for one in value if (told := clean_text(str(one))) is not None]
-        return value
+        if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+            return [told for one in value if (told := clean_text(one)) is not None]
+        longest = settings().content_limit + SLACK
+        return clean_text(as_json(scrub(plain(value, longest), longest, TRUNCATED)))
     except RedactionFailed as failure:
         fail(failure)
     except Exception as fault:
@@ -123,19 +127,19 @@ def clean_messages(messages: list[Message]) -> list[Message]:
     """
     limit = settings().content_limit
     longest = limit + SLACK
-    left = limit * _ALL_TEXTS
+    left = limit * ALL_TEXTS
     redactor = current()
     kept: list[Message] = []
     for number in range(len(messages) - 1, -1, -1):
         if left <= 0:
             kept.append({"role": "system", "parts": [{"type": "omitted", "messages": number + 1}]})
             break
-        message = plain(messages[number], longest)
+        message = plain(messages[number], longest, Room(left + SLACK))
         if redactor is not None:
             message = redact(redactor, message)
             if message is None:
                 continue
-            message = plain(message, longest)
+            message = plain(message, longest, Room(left + SLACK))
         message = scrub(message, limit, TRUNCATED)
         left -= _length(message)
         kept.append(message)
@@ -167,7 +171,7 @@ def _documents(found: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     asked = [{"role": "tool", "parts": [{**one, "type": "text"}]} for one in reversed(found)]
     parts = [part for message in reversed(clean_messages(asked)) for part in message["parts"]]
     return [
-        {"omitted": part["messages"]}
+        {"omitted": part.get("messages", part.get("items"))}
         if part.get("type") == "omitted"
         else {k: v for k, v in part.items() if k != "type"}
         for part in parts

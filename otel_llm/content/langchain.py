@@ -11,7 +11,9 @@ from otel_llm.content.parts import SLACK, TRUNCATED, Part, parts_of, plain, tool
 from otel_llm.content.redaction import is_secret, scrub
 from otel_llm.settings import settings
 
-_ROLES: Final = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant", "HumanMessageChunk": "user"}
+_ROLES: Final = {"human": "user", "ai": "assistant"}
+_CHUNKS: Final = {f"{kind}MessageChunk": kind.lower() for kind in ("AI", "Human", "System", "Tool", "Function", "Chat")}
+"""The types of messages that were put together from the chunks of a stream, and of the same messages made at once."""
 
 
 def request(asked: Sequence[object], parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def _asked(one: object) -> list[Message]:
 
 def _message(message: object) -> Message:
     kind = str(getattr(message, "type", "user"))
+    kind = _CHUNKS.get(kind, kind)
     role = getattr(message, "role", None) or _ROLES.get(kind, kind)
     content = getattr(message, "content", None)
     found: Message = {"role": str(role), "parts": []}

@@ -10,6 +10,7 @@ from otel_llm.content.parts import (
     SLACK,
     Part,
     blob,
+    each,
     parsed,
     part_of,
     parts_of,
@@ -121,7 +122,7 @@ def chat_message(found: Mapping[str, Any]) -> Message:
         parts.append({"type": "refusal", "content": refusal})
     if (audio := fields(found.get("audio"))) and (part := part_of({**audio, "type": "audio"})):
         parts.append(part)
-    for call in found.get("tool_calls") or ():
+    for call in each(found.get("tool_calls")):
         parts.append(_called(fields(call)))
     if call := fields(found.get("function_call")):
         parts.append(tool_call(None, call.get("name"), call.get("arguments")))
@@ -292,8 +293,16 @@ class Output:
     def messages(self, finish_reason: str | None = None) -> list[Message]:
         """One message for each choice; empty where nothing was said.
 
-        `finish_reason` is that of a Responses object, whose output is one message.
+        `finish_reason` is that of a Responses object, whose output is one message. Raises nothing: of an answer that cannot be
+        read, all else is still told.
         """
+        try:
+            return self._messages(finish_reason)
+        except Exception as fault:
+            faults.report("read what an OpenAI answer says", fault)
+            return []
+
+    def _messages(self, finish_reason: str | None) -> list[Message]:
         found = [choice.output() for _, choice in sorted(self._choices.items())]
         items: dict[int, list[Part]] = {}
         for number, item in self._items.items():
@@ -354,7 +363,7 @@ class _Choice:
         self.reasoning.add(delta.get("reasoning_content") or delta.get("reasoning"), longest)
         if audio := delta.get("audio"):
             self.transcript.add(fields(audio).get("transcript"), longest)
-        for call in delta.get("tool_calls") or ():
+        for call in each(delta.get("tool_calls")):
             told = fields(call)
             index = told.get("index")
             number = index if type(index) is int else len(self.tools)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from otel_llm.usage import fields
@@ -19,6 +19,10 @@ SLACK: Final = 4_096
 """Characters beyond the limit that are looked at, so that a secret which the limit cuts in two is still seen as one."""
 _MAX_DEPTH: Final = 16
 _MAX_ITEMS: Final = 1_000
+ALL_TEXTS: Final = 16
+"""The texts of an attribute are this many times as long as one text may be, taken together."""
+_COST: Final = 64
+"""What an object costs of that, beside what is in it; a number costs an eighth."""
 
 _TEXT_TYPES: Final = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
 _REASONING_TYPES: Final = frozenset({"thinking", "reasoning", "reasoning_content"})
@@ -41,6 +45,14 @@ _BINARY_TYPES: Final = {
 }
 _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]+)*?);base64,([A-Za-z0-9+/=_\s-]{16,})")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{512,}={0,2}\s*")
+_BASE64_INSIDE: Final = re.compile(_BASE64.pattern.removesuffix(r"\s*"))
+_LOOKS_CODED: Final = re.compile(r"(?=.*[a-z])(?=.*[A-Z]).*[0-9]")
+"""What a line of dashes, a word or a sequence of bases is not."""
+
+
+def each(value: object) -> Sequence[Any]:
+    """The items of a list; none of anything else that a server may send in its place."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def parts_of(content: object) -> list[Part]:
@@ -84,7 +96,7 @@ def reasoning(found: Mapping[str, Any]) -> Part | None:
     for name in ("thinking", "reasoning", "reasoning_content", "text"):
         told = told or found.get(name)
     if not told:
-        blocks = [*(found.get("summary") or ()), *(found.get("content") or ())]
+        blocks = [*each(found.get("summary")), *each(found.get("content"))]
         told = "\n".join(text for block in blocks if isinstance(text := fields(block).get("text"), str))
     return {"type": "reasoning", "content": told} if isinstance(told, str) and told else None
 
@@ -180,37 +192,70 @@ def _binary(kind: str, modality: str, found: Mapping[str, Any]) -> Part:
     return part
 
 
-def plain(value: object, longest: int, depth: int = 0) -> Any:
-    """A bounded copy of `value` that JSON can say: texts of at most `longest` characters, no base64, nothing that is the app's."""
+class Room:
+    """How much of a value is still copied, in characters."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+def plain(value: object, longest: int, room: Room | None = None, depth: int = 0) -> Any:
+    """A bounded copy of `value` that JSON can say: texts of at most `longest` characters, no base64, nothing that is the app's.
+
+    Of lists too long for `room` (`ALL_TEXTS` of those texts by default) the rest is `{"type": "omitted", "items": 12}`.
+    """
+    if room is None:
+        room = Room(longest * ALL_TEXTS)
     if value is None or isinstance(value, bool):
         return value
+    is_full = room.left <= 0
     if isinstance(value, str):
-        return _shortened(value, longest)
+        if is_full and len(value) > _COST:
+            return TRUNCATED  # not a part of it: half a secret would not be seen as one
+        text = _shortened(value, longest)
+        room.left -= len(text)
+        return text
+    room.left -= _COST // 8
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, float):
         return float(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return {"type": "blob", "size": len(value)}
-    if depth >= _MAX_DEPTH:
+    if depth >= _MAX_DEPTH or is_full:
         return TRUNCATED
     if isinstance(value, Mapping):
+        room.left -= _COST
         items = list(value.items())[:_MAX_ITEMS]
-        return {_shortened(str(key), 256): plain(item, longest, depth + 1) for key, item in items}
+        return {_shortened(str(key), 256): plain(item, longest, room, depth + 1) for key, item in items}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, longest, depth + 1) for item in list(value)[:_MAX_ITEMS]]
+        copied: list[Any] = []
+        for item in list(value)[:_MAX_ITEMS]:
+            if room.left <= 0:
+                copied.append({"type": "omitted", "items": len(value) - len(copied)})
+                break
+            copied.append(plain(item, longest, room, depth + 1))
+        return copied
     if own := fields(value):
         public = {name: item for name, item in own.items() if not name.startswith("_")}
-        return plain(public, longest, depth + 1)
-    return _shortened(str(value), longest)
+        return plain(public, longest, room, depth + 1)
+    return plain(str(value), longest, room)
 
 
 def _shortened(text: str, longest: int) -> str:
     if "base64," in text:
         text = _DATA_URL.sub(lambda found: f"data:{found[1] or ''};base64,[{len(found[3])} characters]", text)
-    if len(text) >= 512 and _BASE64.fullmatch(text):
-        return f"[base64, {len(text)} characters]"
-    if len(text) > longest:
+    if len(text) >= 512:
+        if _BASE64.fullmatch(text):
+            return f"[base64, {len(text)} characters]"
+        is_cut = len(text) > 2 * longest  # what is far beyond the limit is not looked at
+        # Inside JSON, say, that is not taken apart: a tool's answer, or arguments that were cut.
+        text = _BASE64_INSIDE.sub(_without_base64, text[: 2 * longest])
+        if len(text) > longest or is_cut:
+            text = text[:longest] + TRUNCATED
+    elif len(text) > longest:
         text = text[:longest] + TRUNCATED
     if not text.isascii():
         try:
@@ -218,6 +263,10 @@ def _shortened(text: str, longest: int) -> str:
         except UnicodeEncodeError:  # JSON can spell lone surrogates, which no exporter can encode
             text = text.encode("utf-8", "replace").decode()
     return str(text) if type(text) is not str else text
+
+
+def _without_base64(found: re.Match[str]) -> str:
+    return f"[base64, {len(found[0])} characters]" if _LOOKS_CODED.match(found[0], 0, 512) else found[0]
 
 
 def _text(value: object) -> str:

@@ -22,6 +22,7 @@ _ITEMS: Final[Mapping[str, str]] = {
 _SESSIONS: Final = frozenset({"session.update", "session.start"})
 _APPENDED: Final = frozenset({"session.instructions.append", "session.thinking.append", "session.commentary.append"})
 """Texts for the model that leads a live session."""
+_STANDING: Final = {"instructions": semconv.SYSTEM_INSTRUCTIONS, "tools": semconv.TOOL_DEFINITIONS}
 _TOLD: Final = frozenset({*_ITEMS, *_SESSIONS, *_APPENDED, "response.create"})
 
 
@@ -56,7 +57,11 @@ class Sent:
                 session = fields(found.get("session"))
                 delegated = fields(fields(session.get("delegation")).get("responses"))
                 for operation, told in ((self._leader, session), (semconv.CHAT, delegated)):
-                    self._standing[operation] |= self._read(operation, told)
+                    standing = self._standing[operation]
+                    for field, name in _STANDING.items():
+                        if told.get(field) in ("", [], ()):  # taken back
+                            standing.pop(name, None)
+                    standing |= self._read(operation, told)
             elif parts := parts_of(found.get("content")):
                 self._add(self._leader, [{"role": "developer", "parts": parts}])
         except Exception as fault:

@@ -376,7 +376,7 @@ def tool(name: str | Callable[_P, _R] | None = None, /, *, call_id: str | None =
         name: the tool's name.
         call_id: the id that the model gave this call of it, which ties the execution to the answer that asked for it.
 
-    Neither its arguments nor its result are recorded.
+    Arguments and result are recorded only of a decorated function, and only where content is captured.
     """
     attributes = {semconv.TOOL_TYPE: "function"}
     if call_id is not None:

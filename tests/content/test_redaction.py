@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import sys
@@ -249,6 +250,79 @@ def test_of_a_long_conversation_the_newest_is_kept() -> None:
     assert told[-1]["parts"][0]["content"].startswith("999 ")
     (left_out,) = told[0]["parts"]
     assert left_out == {"type": "omitted", "messages": 1_000 - (len(told) - 1)}
+
+
+CODED = base64.b64encode(bytes(range(256)) * 300).decode()  # 102,400 characters
+
+
+@pytest.mark.parametrize(
+    "text",
+    [CODED, f"see {CODED}", f'{{"image": "{CODED}"}}', f'{{"image": "{CODED}', f"data:image/png;base64,{CODED} and on"],
+    ids=["alone", "in a sentence", "in JSON", "in JSON that was cut", "in an address"],
+)
+@pytest.mark.parametrize("as_it_came", [True, False], ids=["whole", "cut where a stream is"])
+def test_binary_data_is_not_text(text: str, as_it_came: bool) -> None:
+    told = recorded(text if as_it_came else text[:21_000])
+    assert told is not None
+    assert len(told) < 100
+    assert CODED[:40] not in told
+
+
+@pytest.mark.parametrize("text", ["-" * 2_000, "ACGT" * 500, "a/path/" * 200])
+def test_a_long_line_is_no_data(text: str) -> None:
+    assert recorded(f"see {text}!") == f"see {text}!"
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize(
+    "value",
+    [
+        [["x" * 90] * 1_000] * 1_000,
+        [[0.25] * 1_000] * 1_000,
+        {f"k{n}": {"a": ["x" * 90] * 1_000} for n in range(1_000)},
+        [[[[]] * 1_000] * 1_000] * 1_000,
+    ],
+    ids=["texts", "numbers", "objects", "nothing"],
+)
+def test_an_attribute_is_bounded_whatever_is_in_it(value: Any) -> None:
+    """16 texts of 100 characters, and what is looked at beyond."""
+    told = content.on_span({s.TOOL_CALL_RESULT: value})[s.TOOL_CALL_RESULT]
+    assert len(told) < 50_000
+    assert "omitted" in told
+
+
+@pytest.mark.usefixtures("_short")
+def test_of_a_long_message_the_first_parts_are_kept() -> None:
+    parts = [{"type": "text", "content": f"{number} " + "x" * 80} for number in range(1_000)]
+    (told,) = json.loads(content.on_span({s.INPUT_MESSAGES: [{"role": "user", "parts": parts}]})[s.INPUT_MESSAGES])
+    assert told["role"] == "user"
+    kept, rest = told["parts"][:-1], told["parts"][-1]
+    assert 10 < len(kept) < 100
+    assert [part["content"].split()[0] for part in kept[:-1]] == [str(number) for number in range(len(kept) - 1)]
+    assert kept[-1]["content"] in (parts[len(kept) - 1]["content"], TRUNCATED)
+    assert rest == {"type": "omitted", "items": 1_000 - len(kept)}
+
+
+SECRET = {"password": "correct-horse", "mail": "ann@example.org"}
+MASKED = '{"password":"[redacted: api key]","mail":"[redacted: email]"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("ann@example.org", "[redacted: email]"),
+        (("ann@example.org", "x"), ["[redacted: email]", "x"]),
+        (SECRET, MASKED),
+        ((SECRET, SECRET), f"[{MASKED},{MASKED}]"),
+        (b"ann@example.org", '{"type":"blob","size":15}'),
+        (7, 7),
+    ],
+)
+def test_what_others_captured_in_whatever_form(value: Any, told: Any) -> None:
+    """Attributes can be structured since OpenTelemetry 1.40."""
+    assert content.foreign(value) == told
+    redaction.use(lambda message: None)
+    assert content.foreign(value) == ([] if isinstance(told, list) else 7 if told == 7 else None)
 
 
 def test_what_json_cannot_say() -> None:

@@ -101,6 +101,19 @@ def test_langchain_with_a_model_of_its_own(spans: Spans) -> None:
     check_linked(*spans.all(), ["call_1", "call_2"])
 
 
+def test_langchain_after_an_answer_that_was_streamed(spans: Spans) -> None:
+    from langchain_core.language_models import GenericFakeChatModel
+    from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage, ToolMessageChunk
+
+    asked: Any = AIMessageChunk("", tool_calls=[{"id": "call_2", "name": "time", "args": {}}])
+    history = [HumanMessage("Lisbon?"), AIMessage(""), ToolMessage("secret", tool_call_id="call_1")]
+    for result in (ToolMessage, ToolMessageChunk):
+        GenericFakeChatModel(messages=iter([AIMessage("noon")])).invoke(
+            [*history, asked, result("secret", tool_call_id="call_2")]
+        )
+    assert [(span.attributes or {})[semconv.RETURNED_TOOL_IDS] for span in spans.all()] == [("call_2",)] * 2
+
+
 @pytest.mark.parametrize(
     "messages",
     [

@@ -22,6 +22,10 @@ from otel_llm.toolcalls import returned_in_chat
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Said = Callable[[], dict[str, Any]]
 
+_MODELS = ("ai", "AIMessageChunk")
+_TOOLS = ("tool", "ToolMessageChunk")
+"""The types of LangChain's messages; those of a stream that was put together are chunks still."""
+
 
 def _safe(hook: _Hook) -> _Hook:
     """No exception of ours reaches LangChain, which would log it as the app's."""
@@ -202,7 +206,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
         run.request = Request(semconv.CHAT, serialized, metadata, invocation_params, messages)
         last = messages[0] if messages else ()
-        if returned := returned_in_chat(last, speaker="type", model="ai"):
+        if returned := returned_in_chat(last, "type", _MODELS, _TOOLS):
             run.request.attributes[semconv.RETURNED_TOOL_IDS] = returned
         runs.begin_call(run, may_adopt=batch_size == 1)
 

@@ -10,7 +10,16 @@ import pytest
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListLLM, GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    HumanMessage,
+    HumanMessageChunk,
+    SystemMessage,
+    SystemMessageChunk,
+    ToolMessage,
+    ToolMessageChunk,
+)
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
@@ -64,6 +73,22 @@ def test_a_model_that_no_client_hook_sees(traced: Traced, capture: Capture) -> N
         {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "sunny"}]},
     ]
     assert said(span, s.OUTPUT_MESSAGES) == [{"role": "assistant", "parts": [text("hello")], "finish_reason": "stop"}]
+
+
+def test_messages_that_were_streamed_are_told_like_any_other(traced: Traced, capture: Capture) -> None:
+    capture()
+    GenericFakeChatModel(messages=iter([AIMessage("hello")])).invoke(
+        [
+            SystemMessageChunk("Be brief."),
+            HumanMessageChunk("Weather?"),
+            AIMessageChunk("", tool_calls=HISTORY[2].tool_calls),  # type: ignore[union-attr]
+            ToolMessageChunk("sunny", tool_call_id="c1"),
+        ]
+    )
+    (span,) = traced.models()
+    told = said(span, s.INPUT_MESSAGES)
+    assert [message["role"] for message in told] == ["system", "user", "assistant", "tool"]
+    assert [message["parts"][0]["type"] for message in told] == ["text", "text", "tool_call", "tool_call_response"]
 
 
 def test_a_model_of_prompts(traced: Traced, capture: Capture) -> None:

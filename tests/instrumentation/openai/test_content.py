@@ -11,6 +11,7 @@ import pytest
 from otel_llm import faults
 from otel_llm import semconv as s
 from otel_llm.content import NAMES
+from otel_llm.content import openai as content_of_openai
 from otel_llm.content.openai import Output
 from otel_llm.content.parts import SLACK
 from tests.instrumentation.conftest import Capture, Spans
@@ -268,10 +269,32 @@ def test_memory_is_bounded(capture: Capture) -> None:
         {"type": "response.completed", "response": {"output": [None, {"type": 3}, {"type": "x_call", "results": 3}]}},
         {"object": "response", "output": [{"type": "reasoning", "summary": [3], "content": None}]},
         {"data": [None, {"b64_json": 3}]},
+        {"choices": [{"message": {"role": "assistant", "content": "hi", "tool_calls": 5}}]},
+        {"choices": [{"delta": {"content": "hi", "tool_calls": 5}}]},
+        {"object": "response", "output": [{"type": "reasoning", "summary": 5, "content": 7}]},
     ],
 )
 def test_payloads_that_no_api_documents(payload: Any, capture: Capture) -> None:
     capture()
+    before = faults.counts()
     output = Output()
     output.see(payload)
-    assert isinstance(output.messages("stop"), list)
+    told = output.messages("stop")
+    assert ["hi" in repr(told), isinstance(told, list)] == ["hi" in repr(payload), True]
+    assert faults.counts() == before
+
+
+def test_an_answer_whose_words_cannot_be_read_has_its_usage(
+    instrumented: Spans, client: openai.OpenAI, capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError("ours")
+
+    capture()
+    monkeypatch.setattr(content_of_openai, "chat_message", broken)
+    with pytest.MonkeyPatch.context() as quiet:
+        quiet.setattr(faults, "report", lambda *_: None)
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
+    told = instrumented.attributes()
+    assert told["gen_ai.usage.input_tokens"] and told["gen_ai.response.id"]
+    assert s.OUTPUT_MESSAGES not in told

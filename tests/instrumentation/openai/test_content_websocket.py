@@ -188,6 +188,18 @@ def test_a_live_session(capture: Capture) -> None:
     assert sent.take(s.LIVE_SESSION) == {s.SYSTEM_INSTRUCTIONS: [text("Lead.")]}
 
 
+def test_settings_that_are_taken_back(capture: Capture) -> None:
+    capture()
+    sent = Sent(is_live=False)
+    sent.see({"type": "session.update", "session": {"instructions": "Be brief.", "tools": [TOOL]}})
+    sent.see({"type": "session.update", "session": {"voice": "alloy"}})
+    assert set(sent.take(s.CHAT)) == {s.SYSTEM_INSTRUCTIONS, s.TOOL_DEFINITIONS}
+    sent.see({"type": "session.update", "session": {"tools": []}})
+    assert set(sent.take(s.CHAT)) == {s.SYSTEM_INSTRUCTIONS}
+    sent.see({"type": "session.update", "session": {"instructions": ""}})
+    assert sent.take(s.CHAT) == {}
+
+
 def test_memory_is_bounded(capture: Capture) -> None:
     capture(OTEL_LLM_CONTENT_LIMIT="10")
     sent = Sent(is_live=False)
