@@ -5,7 +5,8 @@ Layers of one process, in one trace or not, at once or one after the other:
 - Two instrumentations, of which one may sit on a framework and the other on the client, report one request each in its own way.
 - They are told to be the same by what they say: one runs inside the other; or both name the same response and overlap in time;
   or, where one of the two names none, they overlap and agree in service, model, tokens and outcome.
-- A framework's report beside our row of an answer out of a cache is of that answer, with whatever tokens it was paid for once.
+- A report of LangChain's beside our row of an answer out of LangChain's cache is of that answer, with whatever tokens it was paid
+  for once, unless the two name different responses.
 - Ours counts, where it is among them; else the client's rather than the framework's; else the inner one.
 
 Processes, which need know nothing of each other:
@@ -31,6 +32,8 @@ _WINDOW_US: Final = 10 * 60 * 10**6
 """How much earlier than a batch's first span a report of the same call can have begun: as long as a client waits by default."""
 _FRAMEWORKS: Final = "langchain|langgraph|llama_?index|crewai|haystack|agents|agno|dspy|smolagents|pydantic_ai"
 """Scopes above a client."""
+_CACHES: Final = "langchain|langgraph"
+"""Scopes that can report an answer out of a cache that we know of, which is LangChain's."""
 _NEVER: Final = 2**62
 
 _RESULT: Final = ("response_model", "status", "error_type", "finish_reasons", *TOKENS, "service_tier")
@@ -142,7 +145,8 @@ def _covered() -> str:
         WHERE {side_by_side} AND (a.response_id IS NULL OR b.response_id IS NULL) AND ({same_model})
     UNION
     {which} seen AS a JOIN (FROM seen WHERE cache_hit AND level = 2) AS b ON a.service_name IS NOT DISTINCT FROM b.service_name
-        WHERE a.level = 0 AND {side_by_side} AND ({same_model})
+        WHERE a.level = 0 AND regexp_matches(a.scope, {literal(_CACHES)}) AND {side_by_side} AND ({same_model})
+            AND coalesce(a.response_id = b.response_id, true)
     UNION
     {which} seen AS a JOIN seen AS b USING (response_id, operation)
         WHERE a.level = 2 AND b.level = 2 AND a.is_new AND (a.is_result OR a.start_us = b.start_us)

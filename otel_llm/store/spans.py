@@ -205,7 +205,7 @@ def end_record(
             {
                 "trace_id": f"{link.context.trace_id:032x}",
                 "span_id": f"{link.context.span_id:016x}",
-                "attributes": dict(link.attributes or {}),
+                "attributes": dict(recorded(link.attributes or {}, own)),
             }
             for link in span.links
         ]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+from otel_llm import semconv
 from otel_llm.store import Store, connect
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
@@ -121,6 +122,33 @@ def test_reports_of_one_call_in_two_merges(
         journal.append(second)
         assert query(store_path, "select instrumentation from llm_usage order by 1") == [(name,) for name in counted]
         assert count(store_path, "spans") == 2
+
+
+def cached(number: int, **more: Any) -> dict[str, Any]:
+    """Our row of an answer out of LangChain's cache."""
+    begin = start(number=number, sc="otel_llm.instrumentation.langchain", st=NOON + 20 * 10**6)
+    return end(begin, {semconv.CACHE_HIT: True, **more}, et=begin["st"] + 10**6)
+
+
+@pytest.mark.parametrize(
+    ("scope", "told", "is_of_the_hit"),
+    [
+        ("opentelemetry.instrumentation.langchain", {}, True),
+        ("opentelemetry.instrumentation.langchain", ID, True),
+        ("opentelemetry.instrumentation.langchain", OTHER_ID, False),
+        ("openinference.instrumentation.crewai", {}, False),  # asks a model past LangChain and its cache
+        ("openinference.instrumentation.llama_index", OTHER_ID, False),
+    ],
+)
+def test_what_is_beside_an_answer_out_of_a_cache(
+    scope: str, told: dict[str, str], is_of_the_hit: bool, journal: Journal, store_path: Path
+) -> None:
+    journal.append(cached(1, **ID))
+    journal.append(ended(scope, 2, length_ms=3_000, **told))
+    merge(store_path)
+    billed = query(store_path, "select instrumentation from llm_usage where input_tokens is not null")
+    assert billed == ([] if is_of_the_hit else [(scope,)])
+    assert count(store_path, "llm_usage") == 2 - is_of_the_hit
 
 
 def test_many_at_once_are_all_counted(journal: Journal, store_path: Path) -> None:

@@ -119,6 +119,13 @@ def test_events_links_and_status(tracer: Tracer, store_path: Path) -> None:
     assert code == StatusCode.ERROR.name
 
 
+def test_what_others_say_in_links_is_left_out_like_all_else(tracer: Tracer, store_path: Path) -> None:
+    link = Link(SpanContext(1, 2, is_remote=True), {"gen_ai.prompt": "secret", "why": "x"})
+    tracer.start_span("chat", attributes=CHAT, links=[link]).end()
+    assert "secret" not in query(store_path, "SELECT links FROM spans")[0][0]
+    assert '"why"' in query(store_path, "SELECT links FROM spans")[0][0]
+
+
 def test_unsampled_calls_that_are_recorded_are_in_the_account(quiet_store: Store, store_path: Path) -> None:
     class RecordOnly(Sampler):
         def should_sample(self, *_: Any, attributes: Any = None, **__: Any) -> SamplingResult:
