@@ -5,7 +5,9 @@ Each is a context manager and a decorator, of functions, coroutines, generators 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
@@ -51,7 +53,7 @@ tracer = _Tracer()
 class _Entry:
     """A scope that has been entered and not been left. The context refers to it where it was entered by `with`."""
 
-    __slots__ = ("_inner", "_is_left", "_outer", "process", "span", "stopwatch")
+    __slots__ = ("_home", "_inner", "_is_left", "_outer", "process", "span", "stopwatch")
 
     def __init__(self, span: Span, stopwatch: metrics.Stopwatch | None, outer: otel.Context) -> None:
         """`outer`: the context that it is entered in."""
@@ -59,6 +61,7 @@ class _Entry:
         self.stopwatch = stopwatch
         self.process = calls.process()
         self._outer = outer
+        self._home = _here()
         self._is_left = False
         self._inner: otel.Context | None = None
         """What was attached; let go when it is left, for it refers to this entry."""
@@ -81,13 +84,20 @@ class _Entry:
             # A span of the app's that was opened inside and is still open stays. One that has ended was forgotten there.
             if span is self.span or not span.is_recording():
                 otel.attach(_without_span(current, self._around()))
+        elif (still := _still_inside(current)) is not current:  # what was entered inside this is gone, and so is this
+            otel.attach(still)
 
     def _around(self) -> otel.Context:
         """The context to go back to: that from before, without the scopes that have been left since."""
-        around = self._outer
-        while (above := _entry_of(around)) is not None and above._is_left and around.get(_SPAN) is above.span:
-            around = _without_span(around, above._outer)
-        return around
+        return _still_inside(self._outer)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was entered here and has been left, here or elsewhere.
+
+        Work that was begun inside goes on inside: its calls belong to this part of the run, though that has ended.
+        """
+        return self._is_left and self._home == _here()
 
     @property
     def above(self) -> _Entry | None:
@@ -99,6 +109,20 @@ def _entry_of(context: otel.Context) -> _Entry | None:
     """The innermost entry in `context`."""
     entry = context.get(_ENTRY)
     return entry if isinstance(entry, _Entry) else None
+
+
+def _here() -> int:
+    """Stands for the task, or else the thread, that runs this."""
+    loop = asyncio._get_running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    return threading.get_ident() if task is None else id(task)
+
+
+def _still_inside(context: otel.Context) -> otel.Context:
+    """`context` without the scopes that are gone: nobody can change the context that they were entered in from elsewhere."""
+    while (entry := _entry_of(context)) is not None and entry.is_gone and context.get(_SPAN) is entry.span:
+        context = _without_span(context, entry._outer)
+    return context
 
 
 def _without_span(context: otel.Context, around: otel.Context) -> otel.Context:
@@ -134,7 +158,7 @@ class Scope:
     # --- as a context manager ----------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
         try:
-            entry = self._begin(otel.get_current())
+            entry = self._begin(_still_inside(otel.get_current()))
             entry.attach()
             self._open.append(entry)
         except Exception as fault:
@@ -162,7 +186,7 @@ class Scope:
                     self._open.remove(entry)
                     return entry
                 entry = entry.above
-        return self._open.pop()
+        return self._open.pop() if self._open else None
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

@@ -10,6 +10,7 @@ import itertools
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from opentelemetry.trace import StatusCode, get_current_span
 
 from otel_llm import call as calls
 from otel_llm import chain, context, llm_context, semconv, step, tool
-from otel_llm.lifecycle import Scope
+from otel_llm.lifecycle import Scope, scopes
 from tests.instrumentation.conftest import Spans
 
 
@@ -306,6 +307,49 @@ async def test_left_in_a_task_that_was_begun_inside(spans: Spans, caplog: pytest
     assert not caplog.records
 
 
+async def test_what_was_begun_inside_stays_inside(spans: Spans) -> None:
+    """A task that outlives the part of the run which it was begun in: all that it does belongs there."""
+    is_left = asyncio.Event()
+
+    async def goes_on() -> None:
+        await is_left.wait()
+        with step("one"), step("below"):
+            pass
+        with step("two"):
+            pass
+
+    with chain("c"):
+        task = asyncio.create_task(goes_on())
+        await asyncio.sleep(0)
+    is_left.set()
+    await task
+    assert tree(spans) == [
+        ("invoke_workflow c", None),
+        ("step one", "invoke_workflow c"),
+        ("step below", "step one"),
+        ("step two", "invoke_workflow c"),
+    ]
+
+
+def test_entered_here_and_left_elsewhere_again_and_again(spans: Spans) -> None:
+    """A thread that hands each request over to others does not go deeper and deeper."""
+
+    def depth() -> int:
+        entry, found = otel.get_current().get(scopes._ENTRY), 0
+        while isinstance(entry, scopes._Entry):
+            entry, found = entry.above, found + 1
+        return found
+
+    with ThreadPoolExecutor(1) as elsewhere, step("around"):
+        for _ in range(20):
+            request = chain("request")
+            request.__enter__()
+            elsewhere.submit(request.__exit__, None, None, None).result()
+        assert depth() == 2
+    assert set(tree(spans)) == {("step around", None), ("invoke_workflow request", "step around")}
+    assert current() == 0
+
+
 async def test_an_async_generator_that_the_event_loop_closes(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
     async def values() -> AsyncIterator[int]:
         with chain("c"):
@@ -442,6 +486,14 @@ def test_a_fault_of_ours_is_not_the_apps(spans: Spans, monkeypatch: pytest.Monke
 
     assert list(values()) == [1]
     assert otel.get_current() == {}
+
+
+def test_left_more_often_than_entered(spans: Spans) -> None:
+    run = chain("c")
+    with run:
+        pass
+    run.__exit__(None, None, None)
+    assert len(spans.all()) == 1
 
 
 @pytest.mark.parametrize("make", [chain, step, tool])
