@@ -115,6 +115,12 @@ _KEYS: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_IN_KEYS: Final = (
+    *("sk-", "rk-", "_live_", "_test_", "sec_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-"),
+    *("AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "xox", "hf_", "hf-", "gsk_", "npm_", "npm-", "r8_", "r8-"),
+    *("dop_v1", "lsv2_", "xai_", "xai-", "pplx", "pypi-", "eyJ", "PRIVATE KEY"),
+)
+"""One of these is in whatever `_KEYS` finds; to look for them first takes a tenth of the time where there is none."""
 _NAMED: Final = re.compile(
     r"""
     ( \b (?:bearer | authorization["']?\s*[:=]\s*["']?(?:basic|bearer)) \s+
@@ -125,6 +131,7 @@ _NAMED: Final = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """What is a secret by the word before it."""
+_IN_NAMED: Final = ("bearer", "authorization", "apikey", "api_key", "api-key", "secret", "passw", "token")
 _SECRET_NAME: Final = re.compile(
     r".*(?:api[_-]?key|secret[_-]?key|access[_-]?key|client[_-]?secret|password|passwd|(?:access|refresh|auth)[_-]?token)"
     r"|authorization",
@@ -175,7 +182,11 @@ def scrub_text(text: str) -> str:
     """`text` without API keys, e-mail addresses and card numbers."""
     if len(text) < 8:
         return text
-    text = _NAMED.sub(rf"\1{API_KEY}", _KEYS.sub(API_KEY, text))
+    if any(mark in text for mark in _IN_KEYS):
+        text = _KEYS.sub(API_KEY, text)
+    folded = text.casefold()
+    if any(mark in folded for mark in _IN_NAMED):
+        text = _NAMED.sub(rf"\1{API_KEY}", text)
     if "@" in text:
         text = _EMAIL.sub(EMAIL, text)
     return _CARD.sub(lambda found: CARD if _is_card(found[0]) else found[0], text)

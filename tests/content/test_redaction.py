@@ -71,6 +71,32 @@ def test_keys_are_masked(key: str) -> None:
     assert told.endswith("and go on")
 
 
+BEGINNINGS = [
+    *("sk-", "rk-", "sk_live_", "rk_test_", "whsec_", "wh_live_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
+    *("github_pat_", "glpat-", "AIza", "ya29.", "xoxb-", "xoxp-", "hf_", "hf-", "gsk_", "gsk-", "npm_", "npm-"),
+    *("r8_", "r8-", "dop_v1_", "dop_v1-", "lsv2_pt_", "lsv2_sk-", "xai-", "xai_", "pplx-", "pplx_", "pypi-"),
+]
+NAMES = [
+    *("Bearer ", "AUTHORIZATION: Basic ", "api_key=", "API-KEY: ", "apikey: ", "Secret-Key=", "secretAccessKey: "),
+    *(
+        "client_secret=",
+        "Password: ",
+        "PASSWD=",
+        "access_token=",
+        "Refresh-Token: ",
+        "authToken: ",
+        "pa\u017f\u017fword=",
+    ),
+]
+
+
+@pytest.mark.parametrize("before", [*BEGINNINGS, "AKIA", "ASIA", "ABIA", "ACCA", *NAMES])
+def test_each_kind_of_key_is_masked(before: str) -> None:
+    secret = "0123456789ABCDEF" if before in ("AKIA", "ASIA", "ABIA", "ACCA") else "0123456789abcdefGHIJ0123456789"
+    assert redaction.scrub_text(f"use {before}{secret} and go on").endswith(" and go on")
+    assert secret not in redaction.scrub_text(f"use {before}{secret} and go on")
+
+
 @pytest.mark.parametrize("text", ["ann@example.org", "first.last+tag@mail.example.co.uk", "jürgen@müller.example"])
 def test_addresses_are_masked(text: str) -> None:
     assert recorded(f"write to {text}, please") == "write to [redacted: email], please"
