@@ -8,6 +8,7 @@ cools down is asked when no other is left: better a further try than a call that
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from opentelemetry import context as otel
 
@@ -44,7 +46,7 @@ def failures() -> tuple[type[BaseException], ...]:
 class Target:
     """A deployment and its state. Safe to use from any thread."""
 
-    __slots__ = ("_clock", "_failed_at", "_lock", "_sent", "attributes", "cooling_until", "deployment")
+    __slots__ = ("__weakref__", "_clock", "_failed_at", "_lock", "_sent", "attributes", "cooling_until", "deployment")
 
     def __init__(self, deployment: Deployment, clock: Callable[[], float]) -> None:
         self.deployment = deployment
@@ -57,6 +59,11 @@ class Target:
         self._failed_at = float("-inf")
         self._sent: deque[float] = deque()
         """When each request of the last minute was sent."""
+        self.reset()
+        _targets.add(self)
+
+    def reset(self) -> None:
+        """Forgets who holds the lock: in a forked child it was a thread of its parent's."""
         self._lock = threading.Lock()
 
     def is_full(self, now: float) -> bool:
@@ -106,6 +113,18 @@ class Target:
         self._failed_at = now
         # A failure without `Retry-After` does not shorten what another one said.
         self.cooling_until = max(self.cooling_until, now + seconds)
+
+
+_targets: WeakSet[Target] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for target in list(_targets):
+        target.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Pool:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 """Seconds of waiting after which streams are looked for that were dropped unclosed: they refer to themselves, so only the
 collector finds them, and in a process where all wait it might never run."""
+_LONGEST_PAUSE = 60.0
+"""Seconds between two such searches at most. All of the process stands still meanwhile, for a quarter of a second where it has
+three million objects, so each one that finds nothing makes the pause to the next twice as long."""
 
 
 class Slot:
@@ -71,7 +74,8 @@ class Door:
         self._told: deque[Target | Future[Slot]] = deque()
         """Deployments with a slot that was given back, and those who wait no more."""
         self._lock = threading.Lock()
-        self._collected_at = 0.0
+        self._next_search = 0.0
+        self._pause = 0.0
 
     def ask(self, targets: Sequence[Target]) -> Slot | Future[Slot]:
         """A slot of the first deployment that has a free one, else the place of one who waits for any of them."""
@@ -163,9 +167,15 @@ class Door:
 
     def _find_dropped(self) -> None:
         now = time.monotonic()
-        if self.lent and now - self._collected_at >= PATIENCE:  # once for all who wait
-            self._collected_at = now
-            gc.collect()
+        if not self.lent or now < self._next_search:  # once for all who wait
+            return
+        self._pause = min(2 * self._pause or PATIENCE, _LONGEST_PAUSE)
+        self._next_search = now + self._pause
+        before = len(self.lent)
+        gc.collect()
+        if len(self.lent) < before:
+            self._pause = 0.0
+            self._next_search = now + PATIENCE
 
 
 _doors: WeakSet[Door] = WeakSet()

@@ -6,10 +6,13 @@ import asyncio
 import gc
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -323,6 +326,30 @@ async def test_an_invokers_abandoned_stream_gives_its_slot_back(
     assert nothing_is_taken(made)
 
 
+def test_searches_that_find_nothing_come_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one holds the whole process up, an event loop as well."""
+    now, searched = 1_000.0, []
+    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(slots, "gc", SimpleNamespace(collect=lambda: searched.append(now)))
+    door, target = Door(), only(2)
+    held: list[Any] = [door.ask([target]), door.ask([target])]
+    for slot in held:
+        slot.lend()
+    del slot
+    for _ in range(60):  # five minutes, as two wait
+        now += slots.PATIENCE
+        door._find_dropped()
+        door._find_dropped()
+    assert [later - earlier for earlier, later in pairwise(searched)] == [5, 10, 20, 40, 60, 60, 60]
+    monkeypatch.setattr(slots, "gc", SimpleNamespace(collect=lambda: (searched.append(now), held.pop())))
+    searched.clear()
+    for _ in range(60):
+        now += slots.PATIENCE
+        door._find_dropped()
+    assert len(searched) == 2 and searched[1] - searched[0] == 5
+    assert not held
+
+
 # --- which deployment -------------------------------------------------------------------------------------------------
 async def test_after_a_failure_it_waits_for_one_that_works(provider: Make, openai_server: LocalOpenAI) -> None:
     made = provider(bad="error-500", good=at_most(1))
@@ -433,6 +460,17 @@ def test_a_slot_found_by_the_collector_inside_the_door() -> None:
     assert waiter.done() and isinstance(later, Future)  # and who came first has it
     door.wait(waiter).give_back()
     assert isinstance(later.result(0), Slot)
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
+    target = pool(Clock(), Deployment("fast", "only", "m", requests_per_minute=5)).targets[0]
+    with target._lock:  # as another thread holds it for a moment
+        child = os.fork()
+        if not child:
+            signal.alarm(30)
+            target.take()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_forked_child_begins_with_free_slots() -> None:
