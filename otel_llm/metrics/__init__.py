@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -96,8 +97,9 @@ def record(
     try:
         if semconv.CACHE_HIT in facts:
             return  # no provider was asked
-        attributes = {name: facts[name] for name in _COMMON if name in facts}
-        call = CallFacts.of(attributes, seconds, first_chunk, usage or _NO_USAGE, error_type, at)
+        if error_type is not None:
+            error_type = _bounded(semconv.ERROR_TYPE, error_type)
+        call = CallFacts.of(_common(facts), seconds, first_chunk, usage or _NO_USAGE, error_type, at)
         for instruments in _instruments():
             instruments.record(call)
     except Exception as fault:
@@ -111,14 +113,14 @@ class ChunkTimes:
 
     def __init__(self, histograms: list[Histogram], facts: Mapping[str, Any], span: Span) -> None:
         self._histograms = histograms
-        self._attributes = {name: facts[name] for name in _COMMON if name in facts}
+        self._attributes = _common(facts)
         self._at = set_span_in_context(span)
 
     def record(self, seconds: float, response_model: str | None) -> None:
         """Records the time that has passed since the chunk before. Raises nothing."""
         try:
             if response_model is not None:  # the first chunk tells it, which is before the first time is recorded
-                self._attributes[semconv.RESPONSE_MODEL] = response_model
+                self._attributes[semconv.RESPONSE_MODEL] = _bounded(semconv.RESPONSE_MODEL, response_model)
             for histogram in self._histograms:
                 histogram.record(seconds, self._attributes, self._at)
         except Exception as fault:
@@ -177,23 +179,34 @@ def stopwatch(operation: str, attributes: Mapping[str, Any]) -> Stopwatch | None
     """
     try:
         if (names := _OF_PARTS.get(operation)) is not None and wanted():
-            return Stopwatch(operation, {name: _bounded(attributes[name]) for name in names if name in attributes})
+            return Stopwatch(
+                operation, {name: _bounded(name, attributes[name]) for name in names if name in attributes}
+            )
     except Exception as fault:
         faults.report("record metrics", fault)
     return None
 
 
 MOST_NAMES: Final = 500
-_names: set[str] = set()
+_OPEN: Final = frozenset({semconv.REQUEST_MODEL, semconv.RESPONSE_MODEL, semconv.SERVER_ADDRESS})
+"""The attributes of a call whose values come from outside."""
+_names: defaultdict[str, set[str]] = defaultdict(set)
+"""By attribute: the values so far."""
 
 
-def _bounded(name: str) -> str:
-    """`name`, or `_OTHER` once there are too many: an app may make up a name for every run."""
-    if name not in _names:
-        if len(_names) >= MOST_NAMES:
+def _bounded(attribute: str, value: str) -> str:
+    """`value`, or `_OTHER` once there are too many: an app may make up a name for every run, or ask for what its users type."""
+    seen = _names[attribute]
+    if value not in seen:
+        if len(seen) >= MOST_NAMES:
             return "_OTHER"
-        _names.add(name)
-    return name
+        seen.add(value)
+    return value
+
+
+def _common(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that every metric of a call has."""
+    return {name: _bounded(name, facts[name]) if name in _OPEN else facts[name] for name in _COMMON if name in facts}
 
 
 def _instruments() -> list[Current | Legacy]:

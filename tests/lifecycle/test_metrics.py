@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -103,7 +104,7 @@ def test_a_generator_that_is_left_is_as_long_as_it_ran(
 
 def test_names_that_an_app_makes_up_are_bounded(reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "MOST_NAMES", 3)
-    monkeypatch.setattr(metrics, "_names", set())
+    monkeypatch.setattr(metrics, "_names", defaultdict(set))
     for number in range(5):
         with chain(f"job-{number}"):
             pass

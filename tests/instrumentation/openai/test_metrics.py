@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_which_names(
     if legacy:
         kinds = {attributes[s.TOKEN_TYPE] for _, _, attributes in measured.points(s.METRIC_LEGACY_TOKENS)}
         assert kinds == {"input", "output"}
+
+
+def test_models_and_errors_without_number(measured: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway passes on what its users ask for, and the SDK keeps a series for each value it has ever seen."""
+    monkeypatch.setattr(metrics, "MOST_NAMES", 3)
+    monkeypatch.setattr(metrics, "_names", defaultdict(set))
+    for number in range(5):
+        named = dict.fromkeys((s.REQUEST_MODEL, s.RESPONSE_MODEL, s.SERVER_ADDRESS), f"{number}")
+        metrics.record({s.OPERATION: "chat", **named}, None, f"code-{number}", 1.0, None, Context())
+    told = [attributes for _, _, attributes in measured.points(s.METRIC_DURATION)]
+    assert [attributes[s.REQUEST_MODEL] for attributes in told] == ["0", "1", "2", "_OTHER"]
+    assert {tuple(attributes.values())[1:] for attributes in told if attributes[s.REQUEST_MODEL] == "_OTHER"} == {
+        ("_OTHER",) * 4
+    }
 
 
 def test_modalities(measured: Read) -> None:
