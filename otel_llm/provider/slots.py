@@ -44,7 +44,7 @@ class Slot:
         """Lets another call have it. Only the first time counts, from whatever thread."""
         try:
             door = self._door.pop()
-        except IndexError:
+        except (IndexError, AttributeError):  # given back before; or interrupted before it was anything
             return
         if door.epoch is self._epoch:
             door.tell(self.target)
@@ -139,11 +139,17 @@ class Door:
 
     def _settle(self) -> None:
         """Does what was told. Whoever finds the lock held leaves it to its holder, who looks again after letting go."""
-        while self._told and self._lock.acquire(blocking=False):
+        while self._told:
+            held: list[bool] = []
             try:
+                # In one step, so that what a signal's handler raises finds the lock either not taken or known to be.
+                held.extend(map(self._lock.acquire, (False,)))
+                if not held[0]:
+                    return
                 granted = self._grant()
             finally:
-                self._lock.release()
+                if held and held[0]:
+                    self._lock.release()
             for waiter, slot in granted:
                 if waiter.set_running_or_notify_cancel():
                     waiter.set_result(slot)

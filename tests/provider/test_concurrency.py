@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -437,6 +438,39 @@ def test_threads_that_give_back_drop_and_leave() -> None:
         list(threads.map(work, range(8)))
     assert most[id(targets[0])] <= 2 and most[id(targets[1])] == 1
     assert not any(door._taken.values()) and not door._waiting
+
+
+def test_what_a_signals_handler_raises_leaves_the_door_usable() -> None:
+    """After each call of a function that giving back a slot makes, as Ctrl-C may."""
+
+    class Interrupt(BaseException):
+        pass
+
+    for moment in range(1_000):
+        door, target = Door(), only(1)
+        held, waiter = door.ask([target]), door.ask([target])
+        assert isinstance(held, Slot) and isinstance(waiter, Future)
+        left = moment
+
+        def strike(_frame: Any, event: str, _argument: Any) -> None:
+            nonlocal left
+            left -= event in ("call", "c_return")
+            if left < 0:
+                sys.setprofile(None)
+                raise Interrupt
+
+        interrupted = False
+        sys.setprofile(strike)
+        try:
+            held.give_back()
+        except Interrupt:
+            interrupted = True
+        finally:
+            sys.setprofile(None)
+        assert not door._lock.locked()
+        if not interrupted:
+            break
+    assert moment > 10 and waiter.done()
 
 
 def test_a_slot_found_by_the_collector_inside_the_door() -> None:
