@@ -84,7 +84,7 @@ class _Entry:
             # A span of the app's that was opened inside and is still open stays. One that has ended was forgotten there.
             if span is self.span or not span.is_recording():
                 otel.attach(_without_span(current, self._around()))
-        elif (still := _still_inside(current)) is not current:  # what was entered inside this is gone, and so is this
+        elif (still := _still_inside(current)) is not current:  # what is current is gone, and perhaps this below it
             otel.attach(still)
 
     def _around(self) -> otel.Context:
