@@ -89,7 +89,7 @@ def _load(name: str) -> Redactor | None:
             if callable(found):
                 return found  # type: ignore[no-any-return]
             why = "names something that is no function"
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends itself must not end the app
             why = f"cannot be loaded ({type(error).__name__}: {error})"
     _logger.warning("OTEL_LLM_REDACT=%s %s; no content is recorded. Give module:function, importable.", name[:200], why)
     return None

@@ -8,6 +8,7 @@ import logging
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,10 +224,12 @@ def test_what_cannot_be_called_is_refused() -> None:
         redaction.use("module:function")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["json", "no.such.module:f", "json:nothing", "json:__doc__", ":f", "json:"])
+@pytest.mark.parametrize("name", ["json", "no.such.module:f", "json:nothing", "json:__doc__", ":f", "json:", "ends:f"])
 def test_a_name_that_is_wrong_records_nothing_and_says_so_once(
-    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")  # a script that ends itself, which must not end the app
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("OTEL_LLM_REDACT", name)
     reload()
     assert recorded("x") is None
