@@ -47,17 +47,17 @@ def compact(paths: StorePaths, *, timeout: float = upkeep.PATIENCE) -> Copied:
     StoreNotFound, StoreBusy where somebody has the store open to write for longer than `timeout` seconds, StoreError.
     """
     merged = upkeep.brought_up_to_date(paths)
-    target = paths.database.resolve()  # a link stays one
+    target = paths.database
     if paths.wal.exists():
         with upkeep.alone(paths, timeout):
             pass  # what another client has left in its write-ahead log goes into the file when that is closed
     with upkeep.unmerged(paths, timeout), _opened_to_read(paths, timeout) as connection:
-        before, mode = target.stat().st_size, target.stat().st_mode
+        before = target.stat().st_size
         connection.execute(f"USE {_SOURCE}")
         _require_room(target.parent, retention.used(connection))
         with _temporary(target) as new:
             calls, spans = _copy(connection, _SOURCE, new)
-            new.chmod(mode & 0o777)
+            publish.belong_alike(new, target)
             if paths.wal.exists():
                 raise StoreError(f"{paths.wal} is not empty after a checkpoint; the store is left as it is")
             # The old file is still open here, so that nobody else can begin to write to it.

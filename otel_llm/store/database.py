@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_llm.store import handles
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths, make_private_dir
 from otel_llm.store.publish import Draft
@@ -38,9 +41,11 @@ _BUSY: Final = re.compile(
     re.IGNORECASE,
 )
 _CORRUPT: Final = re.compile(
-    r"Corrupt (database|WAL) file|not a valid DuckDB database|Could not read enough bytes|replaying WAL", re.IGNORECASE
+    r"Corrupt (database|WAL) file|not a valid DuckDB database|Could not read enough bytes|replaying WAL|This WAL was created",
+    re.IGNORECASE,
 )
-_CORRUPT_WAL: Final = re.compile(r"Corrupt WAL|replaying WAL", re.IGNORECASE)
+_CORRUPT_WAL: Final = re.compile(r"Corrupt WAL|replaying WAL|This WAL was created", re.IGNORECASE)
+"""Or it is that of another database: somebody has put a backup in the place of one that had a log."""
 
 
 def open_in_memory() -> DuckDBPyConnection:
@@ -58,10 +63,8 @@ def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths, draft: D
     The caller holds the merge lock. A damaged store is moved aside and a new one begun. Raises StoreBusy where another
     process has the database open, StoreError where it cannot be opened.
     """
-    new = not draft.file.exists()
     _attach_or_quarantine(connection, paths, draft)
-    if new:
-        _make_private(draft.file)
+    draft.opened()
     migrate(connection)
 
 
@@ -85,9 +88,22 @@ def prepare(paths: StorePaths) -> None:
     try:
         make_private_dir(paths.database.parent)
         if paths.database.exists() and paths.database.stat().st_size == 0:
-            paths.database.unlink()  # a placeholder, as `tempfile` makes them: DuckDB takes no empty file
+            _remove_placeholder(paths.database)
     except OSError as error:
         raise StoreError(f"cannot make the store {paths.database}: {error}") from error
+
+
+def _remove_placeholder(file: Path) -> None:
+    """Deletes an empty file, as `tempfile` makes them: DuckDB takes none. One that somebody is just making is locked."""
+    fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        handles.lock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_size == 0:
+            file.unlink()
+    except BlockingIOError:
+        raise StoreBusy(f"the store {file} is being made by somebody else") from None
+    finally:
+        handles.let_go(fd)
 
 
 def _make_private(file: Path) -> None:
@@ -103,8 +119,12 @@ def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths, dra
     import duckdb
 
     for last_try in (False, False, True):
+        new = not draft.file.exists()
         try:
-            return _attach(connection, draft.file)
+            _attach(connection, draft.file)
+            if new:
+                _make_private(draft.file)
+            return
         except duckdb.Error as error:
             failure = classify(paths, error)
             if last_try or isinstance(failure, StoreBusy) or not is_corruption(error) or not _is_ours(paths, error):

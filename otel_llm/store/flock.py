@@ -44,8 +44,8 @@ def exclusive(path: Path, deadline: float) -> Iterator[None]:
     """Holds the lock file `path`, which is made where it is missing and never deleted.
 
     Those who wait take turns: who lets go and comes back at once, in a loop, has to queue behind whoever waits.
-    Raises TimeoutError where another process holds it beyond `deadline` (monotonic seconds), OSError where the file cannot
-    be made.
+    Raises TimeoutError where another process holds it beyond `deadline` (monotonic seconds) or where somebody deletes it
+    meanwhile, OSError where the file cannot be made.
     """
     with ExitStack() as held:
         with _locked(path.with_name(f"{path.name}.next"), deadline):
@@ -75,6 +75,8 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
                     raise TimeoutError(f"{path} is held by another process") from None
             time.sleep(wait)
             wait = min(wait * 2, _LONGEST_WAIT)
+        if not _leads_to(path, fd):  # whoever comes now makes another, which is the one to hold
+            raise TimeoutError(f"{path} was deleted while it was waited for")
         try:
             yield
         finally:
@@ -82,6 +84,13 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
     finally:
         _held.discard(fd)
         os.close(fd)
+
+
+def _leads_to(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 _held: set[int] = set()

@@ -1,37 +1,71 @@
-"""Which files this process has open, whoever opened them.
+"""Which files this process has open, whoever opened them, and locks on them that keep the app's own apart from ours.
 
-DuckDB locks its files with POSIX locks. Those do not hold within a process, and a process loses all of its locks on a file as
-soon as it closes any descriptor of that file. So before we open the file of a store ourselves we look whether the app has it
-open in a DuckDB connection of its own, and do not close it before that does.
+DuckDB locks its files with POSIX locks. Those do not hold within a process, a process that takes one on a file replaces the one
+that it had, and it loses all of them as soon as it closes any descriptor of that file. So we lock by open file descriptions where
+the system can. And before we open the file of a store ourselves we look whether the app has it open in a DuckDB connection of its
+own, and do not close it before that does.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from pathlib import Path
+import struct
+import sys
 from typing import Final
 
-_DIRECTORY: Final = Path("/dev/fd")
+_DIRECTORY: Final = "/dev/fd"
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+"""`struct flock` of Linux: type, whence, start, length, process."""
+_KINDS: Final = {fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
 
 _parked: set[int] = set()
 """Descriptors of ours that are kept open for the sake of the app's locks. Whoever uses it holds `guard.mutex`."""
+_inherited: set[int] = set()
+"""Those of a merge in the middle of which this process was forked: nobody uses them."""
 
 
 def others(file: os.stat_result) -> list[int]:
-    """The descriptors of `file` in this process, but for those of ours that are parked. Raises OSError where none can be told."""
-    return [fd for fd in _descriptors() if fd not in _parked and _is(fd, file)]
+    """The descriptors of `file` in this process, but for those that nobody uses. Raises OSError where none can be told."""
+    return [fd for fd in _descriptors() if fd not in _parked and fd not in _inherited and _is(fd, file)]
 
 
-def any_writes(descriptors: list[int]) -> bool:
-    """Whether one of `descriptors` is open to write."""
-    return any(_access(fd) != os.O_RDONLY for fd in descriptors)
+def lock(fd: int, kind: int) -> None:
+    """Takes `fcntl.LOCK_SH` or `LOCK_EX` on the file behind `fd` or lets go of it (`LOCK_UN`).
+
+    It conflicts with the locks that DuckDB takes, in this process as well. Raises BlockingIOError, OSError.
+    """
+    if sys.platform == "linux":
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(_KINDS[kind], os.SEEK_SET, 0, 0, 0))
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # not one of those who only look like Linux
+                raise
+    app = [other for other in others(os.fstat(fd)) if other != fd]
+    if kind == fcntl.LOCK_UN:
+        if not app:
+            fcntl.lockf(fd, fcntl.LOCK_UN)  # a lock of the app's own would go with ours
+        return
+    if any(_access(other) != os.O_RDONLY for other in app):
+        raise BlockingIOError(errno.EAGAIN, "open to write in this process")
+    fcntl.lockf(fd, kind | fcntl.LOCK_NB)
 
 
 def let_go(fd: int) -> None:
     """Closes `fd`, or keeps it open for as long as something else in this process has the same file open."""
+    try:
+        lock(fd, fcntl.LOCK_UN)
+    except OSError:  # it goes when the descriptor is closed
+        pass
     _parked.add(fd)
     sweep()
+
+
+def disown(file: os.stat_result) -> None:
+    """Has the descriptors of `file` count for nothing: they are those of the parent of this process. Raises OSError."""
+    _inherited.update(others(file))
 
 
 def sweep() -> None:
@@ -47,7 +81,7 @@ def sweep() -> None:
 
 
 def _descriptors() -> list[int]:
-    return [int(path.name) for path in _DIRECTORY.iterdir()]
+    return [int(name) for name in os.listdir(_DIRECTORY)]  # noqa: PTH208  (three times as fast)
 
 
 def _is(fd: int, file: os.stat_result) -> bool:

@@ -15,8 +15,12 @@ class StorePaths:
 
     @classmethod
     def of(cls, store: str | os.PathLike[str]) -> StorePaths:
-        """The layout of the store whose database is at `store` (made absolute, `~` expanded)."""
-        return cls(Path(store).expanduser().absolute())
+        """The layout of the store whose database is at `store` (made absolute, `~` expanded).
+
+        A link is followed: whoever comes by another name must find the same lock and the same journal.
+        """
+        path = Path(store).expanduser().absolute()
+        return cls(path.resolve() if path.is_symlink() else path)
 
     @property
     def wal(self) -> Path:
@@ -25,12 +29,12 @@ class StorePaths:
     @property
     def next(self) -> Path:
         """The copy of the database that a merge writes, until it takes the place of the database."""
-        return _beside(self.database.resolve(), ".next")
+        return _beside(self.database, ".next")
 
     @property
     def spare(self) -> Path:
         """What the database was before the last merge: the next merge brings it up to date instead of copying everything."""
-        return _beside(self.database.resolve(), ".spare")
+        return _beside(self.database, ".spare")
 
     @property
     def lock(self) -> Path:

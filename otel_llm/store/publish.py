@@ -11,13 +11,16 @@ the database itself is written, as any DuckDB client would.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 from otel_llm.store import blocks, handles
@@ -27,16 +30,26 @@ from otel_llm.store.paths import StorePaths
 _SMALL: Final = 16 * 2**20
 """Bytes that are copied without a second thought."""
 _COPY_RATE: Final = 32 * 2**20
-"""Of larger stores, the bytes a second that go into whole copies at most."""
+"""Of larger stores, the bytes a second that go into whole copies at most. The lock file's time says when the last was made."""
+_ROOM: Final = 8 * 2**20
+"""Bytes that must be free besides those of a whole copy: new rows take some, and so may others on the same disk."""
 _PATIENCE: Final = 1.0
 """Seconds to wait for those who still read the spare file before a whole copy is made."""
 _UNTOUCHED: Final = 0
 """The time of modification that a draft has until something is written to it, in nanoseconds since 1970."""
 
+_ACL: Final = "system.posix_acl_access"
+_NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What a directory says that cannot be synced, on some file systems or because it may not be read."""
+
 _fixed: set[Path] = set()
-"""Databases that cannot be renamed: a file that is mounted by itself, for instance."""
+"""Databases that cannot be renamed, such as a file that is mounted by itself, or that must be written in place otherwise."""
 _failed: set[Path] = set()
 """Databases whose last draft came to nothing: where the disk is full, there may be room for the new rows but not for a copy."""
+
+
+_under_way: Draft | None = None
+"""The one that this process writes now."""
 
 
 class Draft:
@@ -44,9 +57,10 @@ class Draft:
 
     def __init__(self, paths: StorePaths) -> None:
         self._paths = paths
-        self._target = paths.database.resolve()
+        self._target = paths.database
         self._source: int | None = None
         self._before: os.stat_result | None = None
+        self._made: os.stat_result | None = None
         self.file = self._target
         self.reused = False
         """It is made from the spare file, so that damage found in it says nothing of the database."""
@@ -57,15 +71,28 @@ class Draft:
         return self.file == self._target
 
     def begin(self) -> None:
-        """Makes the copy. Raises StoreBusy where it is worth waiting for a reader to let go of the spare file."""
+        """Makes the copy. Raises StoreBusy where it is worth waiting for a reader to let go of the spare file, or for the app."""
         try:
             self._begin()
-        except StoreBusy:
-            self.abandon()
-            raise
         except OSError:  # whatever it is, opening the database itself works, or says best why not
             self.abandon()
             self.file = self._target
+        except BaseException:
+            self.abandon()
+            raise
+        if self.in_place:
+            self._require_closed_here()
+
+    def _require_closed_here(self) -> None:
+        """DuckDB's locks would not keep it from writing to what it has open in this process by another name."""
+        try:
+            used = bool(handles.others(self._target.stat()))
+        except OSError:  # it is not there, or cannot be told
+            return
+        if used:
+            raise StoreBusy(
+                f"the store {self._target} is open in this process itself; it can be written when that is closed"
+            )
 
     def _begin(self) -> None:
         handles.sweep()
@@ -73,27 +100,24 @@ class Draft:
             _failed.discard(self._target)
             remove_spare(self._paths)
             return
-        if self._target in _fixed or self._paths.wal.exists() or _beside(self._target, ".wal").exists():
+        if self._target in _fixed or self._paths.wal.exists():
             return
         _remove(self._paths.next)
         if not self._target.exists():
             self._paths.spare.unlink(missing_ok=True)  # whoever deletes the store wants its contents gone
             self.file = self._paths.next
             return
-        self._before = self._target.stat()
-        if self._before.st_uid != os.geteuid() or handles.any_writes(handles.others(self._before)):
+        if self._target.stat().st_uid != os.geteuid():
             return
         self._source = os.open(self._target, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.lockf(self._source, fcntl.LOCK_SH | fcntl.LOCK_NB)  # nobody writes to it while it is copied
+        handles.lock(self._source, fcntl.LOCK_SH)  # nobody writes to it while it is copied
         self._before = os.fstat(self._source)
         if not (self._reuse_spare(self._source) or self._copy_whole(self._source, self._before)):
             self.abandon()
             return
         os.utime(self._paths.next, ns=(time.time_ns(), _UNTOUCHED))
         self.file = self._paths.next
-        # Others may write from here on; `publish` sees whether they have. A lock of the app's own would go with ours.
-        if handles.others(self._before) == [self._source]:
-            fcntl.lockf(self._source, fcntl.LOCK_UN)
+        handles.lock(self._source, fcntl.LOCK_UN)  # others may write from here on; `publish` sees whether they have
 
     def _reuse_spare(self, source: int) -> bool:
         """Makes the draft from the spare file, if there is one that nobody reads."""
@@ -102,12 +126,13 @@ class Draft:
             stat = spare.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
-        if not handles.others(stat) and not os.path.samestat(stat, os.fstat(source)):
+        # One that has another name, as a backup of hard links has, is somebody else's too; so is a link.
+        if stat.st_nlink == 1 and S_ISREG(stat.st_mode) and not handles.others(stat):
             fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                handles.lock(fd, fcntl.LOCK_EX)
                 spare.rename(self._paths.next)  # first: half up to date, it must not be taken for the spare file
-                _belong_alike(fd, os.fstat(source))
+                belong_alike(fd, source)
                 blocks.copy_changed(source, fd)
                 self.reused = True
                 return True
@@ -118,20 +143,30 @@ class Draft:
         size, age = stat.st_size, time.time() - os.fstat(source).st_mtime
         if size > _SMALL and 0 <= age < _PATIENCE:
             raise StoreBusy(f"the store {self._paths.database} is being read, and its spare file as well")
-        spare.unlink(missing_ok=True)
+        with suppress(OSError):  # it is a directory
+            spare.unlink(missing_ok=True)
         return False
 
     def _copy_whole(self, source: int, stat: os.stat_result) -> bool:
         """Makes the draft anew, unless that would be done too often for the size of the store."""
-        if stat.st_size > _SMALL and (time.time() - stat.st_mtime) * _COPY_RATE < stat.st_size:
+        if stat.st_size > _SMALL and 0 <= time.time() - self._paths.lock.stat().st_mtime < stat.st_size / _COPY_RATE:
+            return False
+        disk = shutil.disk_usage(self._target.parent)
+        if disk.total and disk.free < stat.st_size + _ROOM:
             return False
         fd = os.open(self._paths.next, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _belong_alike(fd, stat)
+            belong_alike(fd, source)
             blocks.copy_changed(source, fd)
         finally:
             os.close(fd)
+        with suppress(OSError):  # it is somebody else's
+            os.utime(self._paths.lock)
         return True
+
+    def opened(self) -> None:
+        """DuckDB has it open now: this is the file that is to become the database, and no other of its name."""
+        self._made = self.file.stat()
 
     def begin_anew(self) -> None:
         """The database was damaged and is out of the way: the next thing that is opened here is a new one."""
@@ -148,9 +183,14 @@ class Draft:
         try:
             if _beside(self.file, ".wal").exists():
                 raise StoreBusy(f"{self.file} could not be written to its end")
+            now = _stat(self.file)
+            if now is None or self._made is None or not os.path.samestat(now, self._made):
+                raise StoreBusy(
+                    f"{self.file} was deleted while it was written"
+                )  # with the lock file, by another merge or by hand
             if self._before is None:
                 self._put_first()
-            elif self._source is None or self.file.stat().st_mtime_ns == _UNTOUCHED:
+            elif self._source is None or now.st_mtime_ns == _UNTOUCHED:
                 _sync(self.file)  # a block of which a power cut kept the checksum alone would pass for up to date
                 self.file.replace(self._paths.spare)
             else:
@@ -165,14 +205,14 @@ class Draft:
             raise StoreBusy(f"somebody else has just made {self._target}") from None
         except OSError:  # a file system without hard links
             self.file.rename(self._target)
-        _sync(self._target.parent)
+        _sync_directory(self._target.parent)
 
     def _replace(self, source: int, before: os.stat_result) -> None:
         try:
-            fcntl.lockf(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            handles.lock(source, fcntl.LOCK_SH)
         except OSError:
             raise StoreBusy(f"the store {self._target} has been opened to write while it was merged") from None
-        if not _unchanged(self._target, before):
+        if self._paths.wal.exists() or not _unchanged(self._target, before):
             raise StoreBusy(f"{self._target} was changed or replaced while it was merged")
         with suppress(OSError):  # without hard links each merge makes a whole copy
             os.link(self._target, self._paths.spare)
@@ -180,12 +220,23 @@ class Draft:
             self.file.replace(self._target)
         except OSError as error:
             self._paths.spare.unlink(missing_ok=True)
-            _fixed.add(self._target)
+            if error.errno != errno.ENOENT:
+                _fixed.add(self._target)
             raise StoreBusy(
                 f"{self._target} cannot be replaced: {error.strerror or error}; it is written as it is"
             ) from error
         # On the disk before the file that was there is written again: until then a power cut may undo the rename.
-        _sync(self._target.parent)
+        _sync_directory(self._target.parent)
+
+    def disown(self) -> None:
+        """This process is a child that was forked in the middle: all of it is its parent's."""
+        source, self._source = self._source, None
+        if source is not None:
+            os.close(source)
+        with suppress(OSError):
+            handles.disown(self.file.stat())
+        if not self.in_place:
+            _fixed.add(self._target)  # for DuckDB, the other name is in use in this process from now on
 
     def abandon(self) -> None:
         """Lets go of the database, and leaves nothing behind."""
@@ -201,16 +252,20 @@ def draft(paths: StorePaths) -> Iterator[Draft]:
 
     The caller holds the merge lock and `guard.mutex`. Raises StoreBusy.
     """
-    made = Draft(paths)
-    made.begin()
+    global _under_way
+    made = _under_way = Draft(paths)
     try:
-        yield made
-    except BaseException as error:
-        made.abandon()
-        if not made.in_place and not isinstance(error, StoreBusy):
-            _failed.add(paths.database.resolve())
-        raise
-    made.publish()
+        made.begin()
+        try:
+            yield made
+        except BaseException as error:
+            made.abandon()
+            if not made.in_place and not isinstance(error, StoreBusy):
+                _failed.add(paths.database)
+            raise
+        made.publish()
+    finally:
+        _under_way = None
 
 
 def snapshot(paths: StorePaths, target: Path) -> None:
@@ -220,7 +275,7 @@ def snapshot(paths: StorePaths, target: Path) -> None:
     """
     source = os.open(paths.database, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.lockf(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        handles.lock(source, fcntl.LOCK_SH)
         with target.open("x+b") as copy:
             blocks.copy_changed(source, copy.fileno())
         if paths.wal.exists():
@@ -236,17 +291,38 @@ def remove_spare(paths: StorePaths) -> None:
     paths.spare.unlink(missing_ok=True)
 
 
-def _belong_alike(fd: int, stat: os.stat_result) -> None:
-    """Whoever may read the database may read the file behind `fd`, and nobody else."""
-    os.fchmod(fd, stat.st_mode & 0o777)
-    if os.fstat(fd).st_gid != stat.st_gid:
-        os.fchown(fd, -1, stat.st_gid)
+def belong_alike(file: int | Path, like: int | Path) -> None:
+    """Whoever may read the file `like` may read `file`, and nobody else. Raises OSError."""
+    stat, own = os.stat(like), os.stat(file)
+    owner = stat.st_uid if os.geteuid() == 0 else own.st_uid
+    if (owner, stat.st_gid) != (own.st_uid, own.st_gid):
+        os.chown(file, owner, stat.st_gid)
+    os.chmod(file, stat.st_mode & 0o777)  # noqa: PTH101  (a descriptor has no Path)
+    acl = _acl(like)
+    if acl != _acl(file):
+        os.removexattr(file, _ACL) if acl is None else os.setxattr(file, _ACL, acl)
+
+
+def _acl(file: int | Path) -> bytes | None:
+    """Who else may read it, where the system has such lists."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.getxattr(file, _ACL)
+    except OSError:
+        return None
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _unchanged(path: Path, before: os.stat_result) -> bool:
-    try:
-        now = path.stat()
-    except FileNotFoundError:
+    now = _stat(path)
+    if now is None:
         return False
     return os.path.samestat(now, before) and (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
 
@@ -265,5 +341,23 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
+def _sync_directory(path: Path) -> None:
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _after_fork_in_child() -> None:
+    global _under_way
+    if _under_way is not None:  # the fork has not waited for its end any longer
+        _under_way.disown()
+        _under_way = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -16,7 +16,8 @@ import pytest
 
 from otel_llm import semconv
 from otel_llm.settings import reload
-from otel_llm.store import Store, flock, store
+from otel_llm.store import Store, flock, publish, store
+from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.reader import connect
@@ -44,6 +45,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for each in list(store._stores.values()):
         each.close()
     store._stores.clear()
+    publish._fixed.clear()
+    publish._failed.clear()
     monkeypatch.undo()
     reload()
 
@@ -59,6 +62,17 @@ def journal(paths: StorePaths) -> Iterator[Journal]:
     journal.resource = {"service.name": "tests"}
     yield journal
     journal.close()
+
+
+@pytest.fixture
+def stored(journal: Journal, store_path: Path) -> Callable[[], None]:
+    """Journals a call and merges it."""
+
+    def store() -> None:
+        write_call(journal)
+        assert merge(store_path).complete
+
+    return store
 
 
 @pytest.fixture

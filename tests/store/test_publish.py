@@ -23,23 +23,6 @@ from tests.store.conftest import HOLDER, Script, count, merging, query, write_ca
 from tests.store.test_migration import contents
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> None:
-    publish._fixed.clear()
-    publish._failed.clear()
-
-
-@pytest.fixture
-def stored(journal: Journal, store_path: Path) -> Callable[[], None]:
-    """Journals a call and merges it."""
-
-    def store() -> None:
-        write_call(journal)
-        assert merge(store_path).complete
-
-    return store
-
-
 def refused(path: Path, mode: str) -> bool:
     """Whether another process is turned away that opens `path` to `read` or to `write`."""
     code = "import duckdb, sys; duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'read').execute('FROM llm_usage')"
@@ -308,17 +291,22 @@ def test_the_mode_of_the_file_stays(stored: Callable[[], None], paths: StorePath
         assert paths.database.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_link_stays_one(journal: Journal, tmp_path: Path) -> None:
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """And what stands beside a store stands beside the file: whoever comes by its other name must find it."""
     elsewhere = tmp_path / "big disk"
     elsewhere.mkdir()
-    link = StorePaths.of(tmp_path / "usage.duckdb")
-    link.database.symlink_to(elsewhere / "account.duckdb")
+    link = tmp_path / "usage.duckdb"
+    link.symlink_to(elsewhere / "account.duckdb")
+    assert StorePaths.of(link) == StorePaths.of(elsewhere / "account.duckdb")
+    journal = Journal(StorePaths.of(link).journal)
     for number in range(3):
         write_call(journal)
-        assert merge(link.database).complete
-        assert link.database.is_symlink()
-        assert count(link.database) == number + 1
-    assert {path.name for path in elsewhere.iterdir()} == {"account.duckdb", "account.duckdb.spare"}
+        assert merge(link).complete
+        assert link.is_symlink()
+        assert count(link) == number + 1
+    journal.close()
+    assert {path.suffix for path in elsewhere.iterdir()} == {".duckdb", ".spare", ".journal", ".lock", ".next"}
+    assert {path.name for path in tmp_path.iterdir()} == {"big disk", "usage.duckdb"}
 
 
 def test_a_deleted_store_does_not_come_back(stored: Callable[[], None], journal: Journal, paths: StorePaths) -> None:
