@@ -162,6 +162,7 @@ def _contents(connection: DuckDBPyConnection, name: str) -> dict[str, tuple[int,
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A name beside `target`, of which nothing is left after the block unless it was renamed."""
+    publish.remove_leftovers(target)
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield new

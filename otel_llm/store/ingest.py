@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -251,8 +252,11 @@ def _forget_removed(connection: DuckDBPyConnection, paths: StorePaths, offsets: 
 def plan(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int] | None = None) -> list[Take]:
     """What to take next, about `BATCH_BYTES` of it; nothing where all is taken. `goals` bounds how far to read."""
     # Whether a writer lives is asked before what it has written: what a dead one has written is final.
-    listed = segments.list_segments(paths.journal)
-    live = {segment.name: segments.is_live(segment) for segment in listed}
+    listed, live = [], {}
+    for segment in segments.list_segments(paths.journal):
+        with suppress(PermissionError):  # another user's: he takes it in, and it must not keep ours out
+            live[segment.name] = segments.is_live(segment)
+            listed.append(segment)
     latest = {segment.writer: segment for segment in segments.list_segments(paths.journal)}
     takes: list[Take] = []
     room = BATCH_BYTES

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import sys
@@ -38,6 +39,8 @@ _PATIENCE: Final = 1.0
 _UNTOUCHED: Final = 0
 """The time of modification that a draft has until something is written to it, in nanoseconds since 1970."""
 
+_ABANDONED: Final = 3600.0
+"""Seconds after which a copy that nobody writes to is that of a dead process."""
 _ACL: Final = "system.posix_acl_access"
 _NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 """What a directory says that cannot be synced, on some file systems or because it may not be read."""
@@ -289,6 +292,15 @@ def snapshot(paths: StorePaths, target: Path) -> None:
 def remove_spare(paths: StorePaths) -> None:
     """Gives the room of the spare file back; the next merge makes a whole copy. Raises OSError."""
     paths.spare.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Deletes the copies beside `path` whose makers died over them: hidden names like `.usage.duckdb.1f2e.tmp`. Raises nothing."""
+    with suppress(OSError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def belong_alike(file: int | Path, like: int | Path) -> None:

@@ -133,8 +133,10 @@ def _connect(paths: StorePaths) -> DuckDBPyConnection:
     except OSError:  # it cannot be told
         return connection
     connection.close()
-    with tempfile.TemporaryDirectory(dir=paths.database.parent, prefix=f".{paths.database.name}.") as folder:
-        copy = Path(folder) / paths.database.name  # the name of the file is that of the database in SQL
+    publish.remove_leftovers(paths.database)
+    folder, name = paths.database.parent, paths.database.name
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", suffix=".tmp") as hidden:
+        copy = Path(hidden) / name  # the name of the file is that of the database in SQL
         publish.snapshot(paths, copy)
         connection = duckdb.connect(str(copy), read_only=True)
     connection.execute("SET temp_directory = ?", [f"{paths.database}.tmp"])

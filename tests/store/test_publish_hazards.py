@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from otel_llm.store import StoreBusy, blocks, flock, handles, publish, upkeep
+from otel_llm.store import StoreBusy, blocks, connect, copying, flock, handles, publish, upkeep
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
@@ -209,6 +209,30 @@ def test_the_store_that_follows_a_damaged_one_is_private(
     assert paths.database.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_journal_of_another_user_does_not_stop_the_merges(
+    journal: Journal, paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what root's processes have left. He takes it in, with the next merge of his."""
+    theirs = Journal(paths.journal)
+    write_call(theirs)
+    write_call(journal)
+    segment, opened = theirs.segment, os.open
+
+    def refuse(path: Path, *arguments: int) -> int:
+        if path == segment:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for number in range(2):
+            assert merge(paths.database).complete
+            assert query(paths.database, "SELECT count(*) FROM llm_usage") == [(number + 1,)]
+            write_call(journal)
+    theirs.close()
+    assert count(paths.database) == 4
+
+
 # --- forks ------------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +346,28 @@ def test_a_large_store_that_is_written_all_the_time_gets_its_copy_back(
     stored()
     assert paths.database.stat().st_ino != before
     assert paths.spare.exists()
+
+
+@pytest.mark.parametrize("how", ["compact", "connect"])
+def test_copies_of_the_dead_are_removed(how: str, stored: Callable[[], None], paths: StorePaths) -> None:
+    stored()
+    beside = paths.database.parent
+    names = [f".{paths.database.name}.{name}" for name in ("dead.tmp", "dead.tmp.wal", "alive.tmp")]
+    left = [beside / name for name in names]
+    for path in left:
+        path.touch()
+    folder = beside / f".{paths.database.name}.gone.tmp"
+    folder.mkdir()
+    (folder / paths.database.name).touch()
+    for path in (*left[:2], folder):
+        os.utime(path, (0, 0))
+    if how == "compact":
+        copying.compact(paths)
+    else:
+        with connect(paths.database):
+            stored()
+            connect(paths.database).close()
+    assert [path.name for path in beside.iterdir() if path.name.startswith(".")] == [left[2].name]
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
