@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.store import database, guard, publish, retention, upkeep
-from otel_llm.store.errors import StoreError
+from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.waiting import when_free
 
@@ -52,7 +52,7 @@ def compact(paths: StorePaths, *, timeout: float = upkeep.PATIENCE) -> Copied:
         with upkeep.alone(paths, timeout):
             pass  # what another client has left in its write-ahead log goes into the file when that is closed
     with upkeep.unmerged(paths, timeout), _opened_to_read(paths, timeout) as connection:
-        before = target.stat().st_size
+        before = target.stat()
         connection.execute(f"USE {_SOURCE}")
         _require_room(target.parent, retention.used(connection))
         with _temporary(target) as new:
@@ -60,10 +60,12 @@ def compact(paths: StorePaths, *, timeout: float = upkeep.PATIENCE) -> Copied:
             publish.belong_alike(new, target)
             if paths.wal.exists():
                 raise StoreError(f"{paths.wal} is not empty after a checkpoint; the store is left as it is")
+            if not publish.unchanged(target, before):
+                raise StoreBusy(f"{target} was changed or replaced while it was copied; try again")
             # The old file is still open here, so that nobody else can begin to write to it.
             new.replace(target)
         publish.remove_spare(paths)
-    return Copied(calls, spans, before, target.stat().st_size, merged.complete)
+    return Copied(calls, spans, before.st_size, target.stat().st_size, merged.complete)
 
 
 def backup(paths: StorePaths, target: Path) -> Copied:

@@ -110,7 +110,7 @@ class Draft:
             self._paths.spare.unlink(missing_ok=True)  # whoever deletes the store wants its contents gone
             self.file = self._paths.next
             return
-        if self._target.stat().st_uid != os.geteuid():
+        if os.geteuid() not in (0, self._target.stat().st_uid):
             return
         self._source = os.open(self._target, os.O_RDONLY | os.O_CLOEXEC)
         handles.lock(self._source, fcntl.LOCK_SH)  # nobody writes to it while it is copied
@@ -130,7 +130,7 @@ class Draft:
         except FileNotFoundError:
             return False
         # One that has another name, as a backup of hard links has, is somebody else's too; so is a link.
-        if stat.st_nlink == 1 and S_ISREG(stat.st_mode) and not handles.others(stat):
+        if stat.st_nlink <= 1 and S_ISREG(stat.st_mode) and not handles.others(stat):
             fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 handles.lock(fd, fcntl.LOCK_EX)
@@ -188,9 +188,8 @@ class Draft:
                 raise StoreBusy(f"{self.file} could not be written to its end")
             now = _stat(self.file)
             if now is None or self._made is None or not os.path.samestat(now, self._made):
-                raise StoreBusy(
-                    f"{self.file} was deleted while it was written"
-                )  # with the lock file, by another merge or by hand
+                # By hand, or by another merge, which has begun because somebody deleted the lock file.
+                raise StoreBusy(f"{self.file} was deleted while it was written")
             if self._before is None:
                 self._put_first()
             elif self._source is None or now.st_mtime_ns == _UNTOUCHED:
@@ -215,7 +214,7 @@ class Draft:
             handles.lock(source, fcntl.LOCK_SH)
         except OSError:
             raise StoreBusy(f"the store {self._target} has been opened to write while it was merged") from None
-        if self._paths.wal.exists() or not _unchanged(self._target, before):
+        if self._paths.wal.exists() or not unchanged(self._target, before):
             raise StoreBusy(f"{self._target} was changed or replaced while it was merged")
         with suppress(OSError):  # without hard links each merge makes a whole copy
             os.link(self._target, self._paths.spare)
@@ -332,7 +331,8 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _unchanged(path: Path, before: os.stat_result) -> bool:
+def unchanged(path: Path, before: os.stat_result) -> bool:
+    """Whether `path` still leads to the file of `before`, and nobody has written to it."""
     now = _stat(path)
     if now is None:
         return False
