@@ -266,7 +266,7 @@ def test_the_redactor_is_looked_for_where_the_program_starts(
         ("", "without_it:redact", "has no attribute 'redact'"),
         ("redact = 1", "not_callable:redact", "names something that is no function"),
         ("", "without_colon", "is not module:function"),
-        ("raise SystemExit(3)", "a_script:redact", "ends the process when it is imported"),
+        ("raise SystemExit(3)", "a_script:redact", "cannot be loaded (SystemExit: 3)"),
     ],
 )
 def test_a_redactor_that_cannot_be_used(
