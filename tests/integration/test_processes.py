@@ -142,7 +142,8 @@ signal.signal(signal.SIGTERM, stop)
 
 NOTEBOOK = """
 try:
-    stream()
+    for number, _ in enumerate(client_of(0).chat.completions.create(model="stream-slow", messages=QUESTION, stream=True)):
+        number == 1 and print("streaming", flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 ask()
@@ -150,8 +151,10 @@ ask()
 ASYNC_NOTEBOOK = """
 async def stream_async():
     async with AsyncOpenAI() as client:
+        number = 0
         async for _ in await client.chat.completions.create(model="stream-slow", messages=QUESTION, stream=True):
-            pass
+            number += 1
+            number == 2 and print("streaming", flush=True)
 
 
 try:
@@ -168,7 +171,7 @@ def test_a_kernel_that_is_interrupted_in_mid_stream(
 ) -> None:
     """A notebook's stop button is a SIGINT; the process lives on."""
     process = start_instrumented(ASK + script)
-    openai_server.wait_for(1)
+    wait_for_line(process, "streaming")  # at the first chunk pydantic makes another exception of an interrupt
     process.send_signal(signal.SIGINT)
     wait_for_line(process, "interrupted")
     assert process.wait(60) == 0
