@@ -38,14 +38,18 @@ class Batch:
     """There are calls in it that other instrumentations or processes may have reported too."""
 
 
+_TABLES: Final = sql.TABLES | duplicates.TABLES
 _MAX_TRIALS: Final = 200
 _EMPTY: Final = Batch(0, 0, 0, 0)
 
 
 def prepare(connection: DuckDBPyConnection) -> None:
-    """Makes the tables and statements that the other functions need; once for each connection."""
-    for table in sql.TABLES:
-        connection.execute(sql.create_table(table))
+    """Makes the tables and statements that the other functions need; once for each connection.
+
+    No other temporary table may be made where merges are many: DuckDB would plan the prepared statements anew for each use.
+    """
+    for name, types in _TABLES.items():
+        connection.execute(sql.create_table(name, types))
     # There is nothing in these queries to optimise, and the attempt takes longer than running them on a small batch.
     connection.execute("PRAGMA disable_optimizer")
     try:
@@ -53,6 +57,12 @@ def prepare(connection: DuckDBPyConnection) -> None:
             connection.execute(f"PREPARE {name} AS {statement}")
     finally:
         connection.execute("PRAGMA enable_optimizer")
+
+
+def clear_away(connection: DuckDBPyConnection) -> None:
+    """Drops the tables that `prepare` made: they would hide stored ones of the same names from whoever goes on to read."""
+    for name in _TABLES:
+        connection.execute(f"DROP TABLE temp.{name}")
 
 
 def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from otel_llm import semconv
-from otel_llm.store.sql import CACHE_HIT, OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, literal
+from otel_llm.store.sql import CACHE_HIT, OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, USAGE_TYPES, literal
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -42,6 +42,31 @@ _OF_THE_CALL: Final = tuple(
     column for column in USAGE_COLUMNS if column not in (*_RESULT, "usage_source", "cost_usd", "price_source")
 )
 
+_IDENTITY: Final = {"trace_id": "VARCHAR", "span_id": "VARCHAR"}
+_SEEN: Final = {
+    **_IDENTITY,
+    "parent_span_id": "VARCHAR",
+    "start_us": "BIGINT",
+    "end_us": "BIGINT",
+    "scope": "VARCHAR",
+    **{name: USAGE_TYPES[name] for name in ("operation", "response_id", "request_model", "response_model", "service_name")},
+    **{name: USAGE_TYPES[name] for name in ("input_tokens", "output_tokens")},
+    **dict.fromkeys(("failed", "is_result", "is_new", "cache_hit"), "BOOLEAN"),
+    "level": "TINYINT",
+}
+TABLES: Final = {
+    "seen": _SEEN,
+    "nested": {**_IDENTITY, "above_id": "VARCHAR"},
+    "covered": {**_IDENTITY, "is_new": "BOOLEAN"},
+    "result": {
+        **{name: USAGE_TYPES[name] for name in (*_RESULT, "output_messages")},
+        **_IDENTITY,
+        **{f"call_{name}": kind for name, kind in _IDENTITY.items()},
+        **dict.fromkeys(("is_new", "call_is_new", "is_complete"), "BOOLEAN"),
+    },
+}
+"""Temporary tables, and the types of their columns."""
+
 
 def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: str | None = None) -> bool:
     """Leaves each call to be counted once, in the table `batch` and in `llm_usage`. Returns whether `batch` has changed.
@@ -57,10 +82,14 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
     retrieved = f"SELECT response_id FROM batch WHERE model_call AND operation = {literal(semconv.RETRIEVE)}"
     # The call that a result belongs to may be of any age; without results, only the last row groups are read.
     older = f"OR response_id IN ({retrieved})" if connection.execute(f"{retrieved} LIMIT 1").fetchall() else ""
+    for table in TABLES:
+        connection.execute(f"TRUNCATE {table}")
     connection.execute(_seen(tables, since, older))
+    calls, results = connection.execute("SELECT count(*), count(*) FILTER (WHERE is_result) FROM seen").fetchall()[0]
+    if calls < 2:
+        return False
     connection.execute(_nested(spans, since))
     connection.execute(_covered())
-    (results,) = connection.execute("SELECT count(*) FROM seen WHERE is_result").fetchall()[0]
     if results:
         connection.execute(_results(tables))
         connection.execute(_complete_new())
@@ -70,8 +99,6 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
         connection.execute("INSERT INTO hidden SELECT trace_id, span_id FROM covered WHERE NOT is_new")
     connection.execute(f"DELETE FROM {tables[-1]} USING covered WHERE NOT is_new AND {_same(tables[-1], 'covered')}")
     (covered,) = connection.execute("SELECT count(*) FROM covered").fetchall()[0]
-    for table in ("seen", "nested", "covered", "result"):
-        connection.execute(f"DROP TABLE IF EXISTS temp.{table}")
     return bool(results or covered)
 
 
@@ -96,7 +123,7 @@ def _seen(tables: list[str], since: str, older: str) -> str:
         f"SELECT false AS is_new, {is_hit} AS cache_hit, {columns} FROM {table} WHERE started_at >= {since} {older}"
         for table in tables
     )
-    return f"""CREATE OR REPLACE TEMP TABLE seen AS
+    return f"""INSERT INTO seen BY NAME
     SELECT *, CASE WHEN starts_with(scope, {literal(OURS)}) THEN 2
                    WHEN regexp_matches(scope, {literal(_FRAMEWORKS)}) THEN 0 ELSE 1 END AS level
     FROM (SELECT true AS is_new, cache_hit, {columns} FROM batch WHERE model_call UNION ALL {stored})"""
@@ -109,7 +136,7 @@ def _nested(spans: list[str], since: str) -> str:
             WHERE started_at >= {since} AND trace_id IN (SELECT trace_id FROM batch)"""
         for table in spans
     )
-    return f"""CREATE OR REPLACE TEMP TABLE nested AS
+    return f"""INSERT INTO nested BY NAME
     WITH RECURSIVE links AS ({links}), above (trace_id, span_id, above_id) AS (
         SELECT trace_id, span_id, parent_span_id FROM seen
         WHERE parent_span_id IS NOT NULL AND trace_id IN (SELECT trace_id FROM batch)
@@ -131,7 +158,7 @@ def _covered() -> str:
     same_model = """coalesce(a.request_model = b.request_model, false) OR coalesce(a.response_model = b.response_model, false)
         OR coalesce(a.request_model = b.response_model, false) OR coalesce(a.response_model = b.request_model, false)"""
     which = "SELECT a.trace_id, a.span_id, a.is_new FROM"
-    return f"""CREATE OR REPLACE TEMP TABLE covered AS
+    return f"""INSERT INTO covered BY NAME
     {which} nested JOIN seen AS a USING (trace_id) JOIN seen AS b USING (trace_id)
         WHERE a.level < 2 AND (a.scope <> b.scope OR a.response_id = b.response_id)
         AND (nested.above_id = a.span_id AND nested.span_id = b.span_id
@@ -158,7 +185,7 @@ def _results(tables: list[str]) -> str:
     """What the results tell that are not counted yet, and the calls that they are the results of."""
     rows = " UNION ALL BY NAME ".join(f"SELECT * FROM {table}" for table in ("batch", *tables))
     facts = ", ".join(f"facts.{column}" for column in (*_RESULT, "output_messages"))
-    return f"""CREATE OR REPLACE TEMP TABLE result AS
+    return f"""INSERT INTO result BY NAME
     SELECT {facts}, result.trace_id, result.span_id, result.is_new, call.trace_id AS call_trace_id,
         call.span_id AS call_span_id, call.is_new AS call_is_new, call.input_tokens IS NOT NULL AS is_complete
     FROM seen AS result JOIN seen AS call USING (response_id)

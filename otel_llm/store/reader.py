@@ -173,6 +173,7 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
             offsets[take.segment.name] = (take.chunk.next, take.finished)
         if loaded.rows:
             batch.overlay(connection, loaded, stored)
+    batch.clear_away(connection)
     for table, replaced in (
         ("spans", "new_spans"),
         ("llm_usage", "(FROM hidden UNION ALL SELECT trace_id, span_id FROM new_spans)"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from otel_llm import semconv
@@ -414,7 +414,7 @@ _SPAN_TYPES: Final = {
     "duration_ms": "DOUBLE",
     "trace_flags": "UTINYINT",
 }
-_USAGE_TYPES: Final = {
+USAGE_TYPES: Final = {
     **dict.fromkeys(USAGE_COLUMNS, "VARCHAR"),
     **dict.fromkeys(TOKENS, "BIGINT"),
     **dict.fromkeys(("duration_ms", "time_to_first_chunk_ms"), "DOUBLE"),
@@ -429,7 +429,7 @@ _USAGE_TYPES: Final = {
 _COMPUTED: Final = ("usage_source", "cost_usd", "price_source")
 _BATCH_TYPES: Final = {
     **_SPAN_TYPES,
-    **{name: kind for name, kind in _USAGE_TYPES.items() if name not in _COMPUTED},
+    **{name: kind for name, kind in USAGE_TYPES.items() if name not in _COMPUTED},
     "model_call": "BOOLEAN",
     "stated_usage_source": "VARCHAR",
     "cache_hit": "BOOLEAN",
@@ -439,7 +439,7 @@ TABLES: Final = {
     "line": {**_LINE, "filename": "VARCHAR"},
     "batch": _BATCH_TYPES,
     "price": _PRICE,
-    "usage_batch": _USAGE_TYPES,
+    "usage_batch": USAGE_TYPES,
 }
 """Temporary tables, and the types of their columns."""
 
@@ -452,6 +452,6 @@ STATEMENTS: Final = {
 """Prepared once: planning them takes longer than running them on a small batch."""
 
 
-def create_table(name: str) -> str:
-    columns = ", ".join(f"{column} {kind}" for column, kind in TABLES[name].items())
+def create_table(name: str, types: Mapping[str, str]) -> str:
+    columns = ", ".join(f"{column} {kind}" for column, kind in types.items())
     return f"CREATE TEMP TABLE {name} ({columns})"

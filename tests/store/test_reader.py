@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from otel_llm.settings import reload
-from otel_llm.store import Store, StoreError, StoreNotFound, connect
+from otel_llm.store import Store, StoreError, StoreNotFound, batch, connect
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
@@ -73,6 +73,20 @@ def test_what_cannot_be_merged_is_laid_over(journal: Journal, paths: StorePaths,
     assert merge(store_path).complete
     assert query(store_path, "SELECT span_id, status, cost_usd > 0 FROM llm_usage ORDER BY started_at") == rows
     dead.close()
+
+
+def test_a_table_of_the_user_s_own_is_not_hidden(journal: Journal, paths: StorePaths, store_path: Path) -> None:
+    """Whatever tables a reader needs for what is not merged yet, they are gone when it is handed out."""
+    write_call(journal)
+    merge(store_path)
+    with duckdb.connect(str(store_path)) as connection:
+        for name in batch._TABLES:
+            connection.execute(f"CREATE TABLE {name} AS SELECT 'mine' AS whose")
+    write_call(journal)
+    with merging(paths), connect(store_path) as connection:
+        for name in batch._TABLES:
+            assert connection.execute(f"SELECT whose FROM {name}").fetchall() == [("mine",)]
+        assert connection.execute("SELECT count(*) FROM llm_usage").fetchall() == [(2,)]
 
 
 def test_a_store_that_another_process_writes_is_named(
