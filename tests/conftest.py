@@ -7,6 +7,7 @@ def test_something(openai_server, run_instrumented, rows):
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -49,6 +50,13 @@ OTHER_INSTRUMENTORS = sorted(
 
 # What a developer has set must not reach the processes that the tests start.
 _FOREIGN = ("OTEL_", "OPENAI_", "AZURE_", "LANGSMITH_", "LANGCHAIN_", "PYTHONPATH", "PYTHONWARNINGS")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Reading spans collects garbage first, some thousand times: what is here by now need not be gone through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

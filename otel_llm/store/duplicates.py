@@ -49,7 +49,10 @@ _SEEN: Final = {
     "start_us": "BIGINT",
     "end_us": "BIGINT",
     "scope": "VARCHAR",
-    **{name: USAGE_TYPES[name] for name in ("operation", "response_id", "request_model", "response_model", "service_name")},
+    **{
+        name: USAGE_TYPES[name]
+        for name in ("operation", "response_id", "request_model", "response_model", "service_name")
+    },
     **{name: USAGE_TYPES[name] for name in ("input_tokens", "output_tokens")},
     **dict.fromkeys(("failed", "is_result", "is_new", "cache_hit"), "BOOLEAN"),
     "level": "TINYINT",

@@ -112,15 +112,6 @@ def open_runs() -> int:
     return len(LangChainInstrumentor()._installed[0])
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Reading the spans collects garbage first; what LangChain's modules hold need not be gone through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
 def traced(spans: Spans, openai_server: LocalOpenAI) -> Iterator[Traced]:
     """LangChain and OpenAI instrumented for the length of a test, which must leave nothing open and cause no fault."""
