@@ -59,6 +59,10 @@ def _quick_collections() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or DuckDB takes what Python does not go through for leaked, and says so
+
+
 @pytest.fixture(scope="session")
 def _openai_process() -> Iterator[LocalOpenAI]:
     with LocalOpenAI() as server:

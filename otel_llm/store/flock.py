@@ -20,9 +20,23 @@ _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.02
 
 
-def hold(fd: int) -> None:
-    """Takes the exclusive lock on `fd`, waiting for a prober that holds it for microseconds. Raises OSError."""
-    fcntl.flock(fd, fcntl.LOCK_EX)
+@contextmanager
+def new_and_held(path: Path, flags: int) -> Iterator[int]:
+    """Makes the file `path`, open with `flags` and locked: yields its descriptor, which stays open; after an error nothing is left.
+
+    It is born under a hidden name and gets its own when the block has ended: until it is locked and whole, somebody who looks
+    would take it for one of the dead. Raises OSError.
+    """
+    hidden = path.with_name(f".{path.name}.tmp")
+    fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # a prober may hold it for microseconds
+        yield fd
+        hidden.rename(path)
+    except BaseException:
+        os.close(fd)
+        hidden.unlink(missing_ok=True)
+        raise
 
 
 def is_held(path: Path) -> bool:

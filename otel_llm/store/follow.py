@@ -77,17 +77,8 @@ class Follower:
     def _leave_sign(self) -> None:
         make_private_dir(self._directory)
         sign = self._directory / f"{_SIGN}{os.getpid()}-{secrets.token_hex(4)}"
-        # Born under another name: a merge must not take it for a dead one's before it is locked.
-        hidden = sign.with_name(f".{sign.name}.tmp")
-        fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            flock.hold(fd)
+        with flock.new_and_held(sign, os.O_WRONLY) as fd:
             os.utime(fd, ns=(0, 0))  # nothing has been read yet
-            hidden.rename(sign)
-        except BaseException:
-            os.close(fd)
-            hidden.unlink(missing_ok=True)
-            raise
         self._sign, self._sign_fd = sign, fd
 
     def __exit__(

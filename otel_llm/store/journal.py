@@ -226,21 +226,11 @@ class Journal:
         make_private_dir(self.directory)
         self._sequence += 1
         path = self.directory / f"{self._writer}-{self._sequence:06d}.jsonl"
-        # Born under another name and locked before it gets its own: a merge in between must not take it for a dead one's.
-        hidden = path.with_name(f".{path.name}.tmp")
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(hidden, flags, 0o600)
-        try:
-            flock.hold(fd)
+        with flock.new_and_held(path, os.O_RDWR | os.O_APPEND) as fd:
             beginning = record.encode(self._header()) + b"".join(self._running.values())
             rest = memoryview(beginning)
             while rest:
                 rest = rest[os.write(fd, rest) :]
-            hidden.rename(path)
-        except BaseException:
-            os.close(fd)
-            hidden.unlink(missing_ok=True)
-            raise
         self._fd, self._path = fd, path
         self._size = self._empty_size = len(beginning)
         self._opened_at = time.monotonic()
