@@ -36,6 +36,8 @@ _ROOM: Final = 8 * 2**20
 """Bytes that must be free besides those of a whole copy: new rows take some, and so may others on the same disk."""
 _PATIENCE: Final = 1.0
 """Seconds to wait for those who still read the spare file before a whole copy is made."""
+_REST: Final = 0.5
+"""Seconds that a small file is left alone after it was the database: who has opened it may take that long to lock it."""
 _UNTOUCHED: Final = 0
 """The time of modification that a draft has until something is written to it, in nanoseconds since 1970."""
 
@@ -129,8 +131,9 @@ class Draft:
             stat = spare.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
+        fresh = stat.st_size <= _SMALL and 0 <= time.time() - stat.st_ctime < _REST
         # One that has another name, as a backup of hard links has, is somebody else's too; so is a link.
-        if stat.st_nlink <= 1 and S_ISREG(stat.st_mode) and not handles.others(stat):
+        if not fresh and stat.st_nlink <= 1 and S_ISREG(stat.st_mode) and not handles.others(stat):
             fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 handles.lock(fd, fcntl.LOCK_EX)

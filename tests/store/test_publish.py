@@ -58,6 +58,33 @@ def test_nobody_who_reads_is_turned_away(
     assert int(poller.finish()) > 1
 
 
+def test_a_reader_may_take_his_time_between_opening_and_locking(
+    stored: Callable[[], None], store_path: Path, script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file may be the database no longer by then; it is not written at once."""
+    monkeypatch.setattr(publish, "_REST", 3600)
+    stored()
+    reader = script(
+        """
+import sys
+with open(sys.argv[1], "rb") as file:
+    print("open", flush=True)
+    sys.stdin.readline()
+    open(sys.argv[2], "wb").write(file.read())
+""",
+        str(store_path),
+        str(copy := store_path.with_name("copy.duckdb")),
+    )
+    reader.line()
+    for _ in range(3):
+        stored()
+    reader.say()
+    reader.finish()
+    with duckdb.connect(str(copy), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM llm_usage").fetchall() == [(1,)]
+    assert count(store_path) == 4
+
+
 def test_a_reader_is_let_in_in_the_middle_of_a_merge(stored: Callable[[], None], paths: StorePaths) -> None:
     stored()
     with upkeep.alone(paths) as connection:
