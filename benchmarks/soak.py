@@ -165,10 +165,12 @@ def _stderr(directory: Path) -> Path:
 
 
 _DROPPED: Final = re.compile(
-    r"^Exception ignored in: <async_generator object Response\.aiter_\w+ at 0x\w+>\n(?:Traceback.*\n(?: .*\n)*\w+.*\n)?",
+    r"^Exception ignored in: <async_generator object "
+    r"(?:Response\.aiter_\w+|(?:BoundAsyncStream|AsyncResponseStream|\w+ByteStream)\.__aiter__) at 0x\w+>\n"
+    r"(?:Traceback.*\n(?: .*\n)*\w+.*\n)?",
     re.M,
 )
-"""What Python says of a generator of the HTTP library that was dropped, where it finds it as the event loop closes."""
+"""What Python says now and then of a generator of the HTTP library that was dropped, with no instrumentation at all as well."""
 
 
 def _stderr_lines(directory: Path) -> list[str]:
