@@ -1012,7 +1012,7 @@ SCENARIOS: dict[str, tuple[Callable[..., Report], dict[str, int], dict[str, int]
     "many": (many, {"processes": 8, "calls": 5000}, {"processes": 4, "calls": 150}),
     "rows": (rows, {"size": 1_000_000}, {"size": 5_000}),
     "costs": (costs, {"size": 50_000}, {"size": 2_000}),
-    "calls": (calls, {"size": 100_000}, {"size": 800}),
+    "calls": (calls, {"size": 100_000}, {"size": 2_000}),
 }
 
 
