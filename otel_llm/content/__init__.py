@@ -17,7 +17,7 @@ import orjson
 from opentelemetry.trace import Span, Status, StatusCode
 
 from otel_llm import faults, semconv
-from otel_llm.content.parts import ALL_TEXTS, SLACK, TRUNCATED, Room, plain
+from otel_llm.content.parts import ALL_TEXTS, COST, SLACK, TRUNCATED, Room, plain
 from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact, scrub
 from otel_llm.settings import settings
 
@@ -34,9 +34,6 @@ NAMES: Final = frozenset(
     }
 )
 """The attributes that hold content."""
-
-_PART_COST: Final = 64
-"""What a message costs of that, beside its text."""
 
 
 def wanted() -> bool:
@@ -186,10 +183,10 @@ def _length(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return _PART_COST + sum(map(_length, value.values()))
+        return COST + sum(map(_length, value.values()))
     if isinstance(value, list):
         return sum(map(_length, value))
-    return 8
+    return COST // 8
 
 
 def failed(span: Span, error: BaseException) -> Status:

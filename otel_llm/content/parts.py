@@ -21,7 +21,7 @@ _MAX_DEPTH: Final = 16
 _MAX_ITEMS: Final = 1_000
 ALL_TEXTS: Final = 16
 """The texts of an attribute are this many times as long as one text may be, taken together."""
-_COST: Final = 64
+COST: Final = 64
 """What an object costs of that, beside what is in it; a number costs an eighth."""
 
 _TEXT_TYPES: Final = frozenset({"text", "input_text", "output_text", "summary_text", "reasoning_text"})
@@ -44,8 +44,8 @@ _BINARY_TYPES: Final = {
     "media": "document",
 }
 _DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]+)*?);base64,([A-Za-z0-9+/=_\s-]{16,})")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{512,}={0,2}\s*")
-_BASE64_INSIDE: Final = re.compile(_BASE64.pattern.removesuffix(r"\s*"))
+_BASE64_INSIDE: Final = re.compile(r"[A-Za-z0-9+/_-]{512,}={0,2}")
+_BASE64: Final = re.compile(_BASE64_INSIDE.pattern + r"\s*")
 _LOOKS_CODED: Final = re.compile(r"(?=.*[a-z])(?=.*[A-Z]).*[0-9]")
 """What a line of dashes, a word or a sequence of bases is not."""
 
@@ -212,12 +212,12 @@ def plain(value: object, longest: int, room: Room | None = None, depth: int = 0)
         return value
     is_full = room.left <= 0
     if isinstance(value, str):
-        if is_full and len(value) > _COST:
+        if is_full and len(value) > COST:
             return TRUNCATED  # not a part of it: half a secret would not be seen as one
         text = _shortened(value, longest)
         room.left -= len(text)
         return text
-    room.left -= _COST // 8
+    room.left -= COST // 8
     if isinstance(value, int):
         return int(value) if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, float):
@@ -227,7 +227,7 @@ def plain(value: object, longest: int, room: Room | None = None, depth: int = 0)
     if depth >= _MAX_DEPTH or is_full:
         return TRUNCATED
     if isinstance(value, Mapping):
-        room.left -= _COST
+        room.left -= COST
         items = list(value.items())[:_MAX_ITEMS]
         return {_shortened(str(key), 256): plain(item, longest, room, depth + 1) for key, item in items}
     if isinstance(value, list | tuple | set | frozenset):

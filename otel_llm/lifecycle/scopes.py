@@ -78,18 +78,14 @@ class _Entry:
         self._is_left = True
         current = otel.get_current()
         if current is inner:
-            otel.attach(self._around())
+            otel.attach(_still_inside(self._outer))
         elif current.get(_ENTRY) is self:  # below an `llm_context`, say
             span = trace.get_current_span(current)
             # A span of the app's that was opened inside and is still open stays. One that has ended was forgotten there.
             if span is self.span or not span.is_recording():
-                otel.attach(_without_span(current, self._around()))
+                otel.attach(_without_span(current, _still_inside(self._outer)))
         elif (still := _still_inside(current)) is not current:  # what is current is gone, and perhaps this below it
             otel.attach(still)
-
-    def _around(self) -> otel.Context:
-        """The context to go back to: that from before, without the scopes that have been left since."""
-        return _still_inside(self._outer)
 
     @property
     def is_gone(self) -> bool:

@@ -8,7 +8,6 @@ cools down is asked when no other is left: better a further try than a call that
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -18,11 +17,10 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
 
 from opentelemetry import context as otel
 
-from otel_llm import context, semconv
+from otel_llm import context, forks, semconv
 from otel_llm.provider.profiles import Deployment, Profile
 from otel_llm.provider.slots import Door, Slot
 
@@ -115,16 +113,7 @@ class Target:
         self.cooling_until = max(self.cooling_until, now + seconds)
 
 
-_targets: WeakSet[Target] = WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for target in list(_targets):
-        target.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_targets = forks.reset_in_child(Target.reset)
 
 
 class Pool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 from collections import Counter, deque
@@ -17,6 +16,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakSet
+
+from otel_llm import forks
 
 if TYPE_CHECKING:
     from otel_llm.provider.deployments import Target
@@ -184,13 +185,4 @@ class Door:
             self._next_search = now + PATIENCE
 
 
-_doors: WeakSet[Door] = WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for door in list(_doors):
-        door.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_doors = forks.reset_in_child(Door.reset)

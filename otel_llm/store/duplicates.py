@@ -42,6 +42,9 @@ _OF_THE_CALL: Final = tuple(
     column for column in USAGE_COLUMNS if column not in (*_RESULT, "usage_source", "cost_usd", "price_source")
 )
 
+_COMPARED: Final = (
+    "operation", "response_id", "request_model", "response_model", "input_tokens", "output_tokens", "service_name",
+)  # fmt: skip
 _IDENTITY: Final = {"trace_id": "VARCHAR", "span_id": "VARCHAR"}
 _SEEN: Final = {
     **_IDENTITY,
@@ -49,11 +52,7 @@ _SEEN: Final = {
     "start_us": "BIGINT",
     "end_us": "BIGINT",
     "scope": "VARCHAR",
-    **{
-        name: USAGE_TYPES[name]
-        for name in ("operation", "response_id", "request_model", "response_model", "service_name")
-    },
-    **{name: USAGE_TYPES[name] for name in ("input_tokens", "output_tokens")},
+    **{name: USAGE_TYPES[name] for name in _COMPARED},
     **dict.fromkeys(("failed", "is_result", "is_new", "cache_hit"), "BOOLEAN"),
     "level": "TINYINT",
 }
@@ -118,8 +117,8 @@ def _seen(tables: list[str], since: str, older: str) -> str:
     """The calls of the batch, and those stored that may be the same."""
     columns = f"""trace_id, span_id, parent_span_id, epoch_us(started_at) AS start_us,
         coalesce(epoch_us(started_at) + CAST(duration_ms * 1000 AS BIGINT), {_NEVER}) AS end_us,
-        coalesce(instrumentation, '') AS scope, operation, response_id, request_model, response_model,
-        input_tokens, output_tokens, status NOT IN ('ok', 'partial', 'interrupted') AS failed, service_name,
+        coalesce(instrumentation, '') AS scope, {", ".join(_COMPARED)},
+        status NOT IN ('ok', 'partial', 'interrupted') AS failed,
         operation = {literal(semconv.RETRIEVE)} AS is_result"""
     is_hit = f"coalesce(price_source = {literal(CACHE_HIT)}, false)"
     stored = " UNION ALL ".join(

@@ -24,12 +24,12 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from otel_llm import forks
 from otel_llm.store import flock, guard, record
 from otel_llm.store.paths import make_private_dir
 from otel_llm.version import __version__
@@ -375,14 +375,6 @@ class Journal:
                 pass
 
 
-_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for journal in list(_journals):
-        journal._abandon()
-
-
+_journals = forks.reset_in_child(Journal._abandon)
 # No segment may be half open at a fork.
 guard.short_locks.append(lambda: [journal._lock for journal in list(_journals)])
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from opentelemetry import context as otel
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from otel_llm import call as calls
-from otel_llm import context, faults, metrics, semconv
+from otel_llm import context, faults, forks, metrics, semconv
 from otel_llm.call import Place
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
@@ -369,13 +368,4 @@ def _still_open(run: Run | None) -> Run | None:
     return run
 
 
-_all: weakref.WeakSet[Runs] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for runs in list(_all):
-        runs.belong_to_parent_process()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_all = forks.reset_in_child(Runs.belong_to_parent_process)
