@@ -24,7 +24,8 @@ from otel_llm.store import connect
 
 _BESIDE = Path(__file__).resolve().parents[3] / "shared" / "recordings"
 RECORDINGS = Path(os.environ.get("OTEL_LLM_RECORDINGS", _BESIDE))
-FILES = sorted(RECORDINGS.rglob("*.yaml")) if RECORDINGS.is_dir() else []
+# Other providers' recordings stand beside them: what those send is another matter.
+FILES = sorted(file for file in RECORDINGS.rglob("*.yaml") if "https://api.openai.com/v1" in file.read_text())
 
 pytestmark = pytest.mark.skipif(
     not FILES, reason="no recordings: set OTEL_LLM_RECORDINGS to a folder of recorded OpenAI exchanges (YAML)"
