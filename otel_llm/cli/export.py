@@ -13,8 +13,8 @@ from otel_llm.cli import when
 from otel_llm.cli.access import reading, require_absent
 from otel_llm.cli.checks import Size
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options import FILE, force_option, period_options, store_option
-from otel_llm.cli.output import counted, write_line
+from otel_llm.cli.options import FILE, force_option, period_options, raw_option, store_option
+from otel_llm.cli.output import FORMULA, PLAIN_NUMBER, counted, write_line
 
 if TYPE_CHECKING:
     import duckdb
@@ -63,10 +63,18 @@ _TIMES: Final = {Table.llm_events: "occurred_at", Table.llm_conversations: "last
 @click.option(
     "--format", "-f", "kind", type=click.Choice([*map(str, Kind)]), help="In place of what the suffix of FILE says."
 )
+@raw_option
 @force_option
 @store_option
 def export(
-    file: Path, table: str, since: str | None, until: str | None, kind: str | None, force: bool, store: Path | None
+    file: Path,
+    table: str,
+    since: str | None,
+    until: str | None,
+    kind: str | None,
+    raw: bool,
+    force: bool,
+    store: Path | None,
 ) -> None:
     """Write a table to a Parquet, CSV or JSON file.
 
@@ -77,7 +85,8 @@ def export(
       otel-llm export spans.json --table spans --since 2h
 
     JSON is an array of objects, JSONL an object on each line. In CSV a value that is not known is an empty field, lists and
-    maps are JSON. FILE is there only when it is whole.
+    maps are JSON, and a text that a spreadsheet would take for a formula begins with an apostrophe, unless --raw says no.
+    FILE is there only when it is whole.
     """
     chosen = Kind(kind) if kind else _SUFFIXES.get(file.suffix.lower())
     if chosen is None:
@@ -90,7 +99,7 @@ def export(
         with reading(store) as connection:
             name = str(new).replace("'", "''")
             (rows,) = connection.execute(
-                f"COPY (SELECT {_columns(connection, table, chosen)} FROM {table} WHERE {period.sql}) "
+                f"COPY (SELECT {_columns(connection, table, chosen, raw=raw)} FROM {table} WHERE {period.sql}) "
                 f"TO '{name}' ({_OPTIONS[chosen]}, USE_TMP_FILE false)",
                 list(period.parameters),
             ).fetchall()[0]
@@ -102,10 +111,18 @@ def export(
     write_line(f"Wrote {counted(rows, 'row')} of {table} to {target} ({Size(target.stat().st_size)}).")
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, table: str, kind: Kind) -> str:
-    """The columns as they are written: CSV has no lists and maps."""
+def _columns(connection: duckdb.DuckDBPyConnection, table: str, kind: Kind, *, raw: bool) -> str:
+    """The columns as they are written: CSV has no lists and maps, and its texts must not be formulas unless they are `raw`."""
     if kind is not Kind.csv:
         return "*"
     columns = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {table})").fetchall()
-    nested = [name for name, kind in columns if kind.endswith("[]") or kind.startswith(("MAP", "STRUCT"))]
-    return f"* REPLACE ({', '.join(f'to_json({name}) AS {name}' for name in nested)})" if nested else "*"
+    changed = {
+        name: f"to_json({name})"
+        for name, type_ in columns
+        if type_.endswith("[]") or type_.startswith(("MAP", "STRUCT"))
+    }
+    for name, type_ in columns:
+        if type_ == "VARCHAR" and not raw:
+            formula = f"regexp_matches({name}, '{FORMULA}') AND NOT regexp_matches({name}, '{PLAIN_NUMBER}')"
+            changed[name] = f"CASE WHEN {formula} THEN chr(39) || {name} ELSE {name} END"
+    return f"* REPLACE ({', '.join(f'{value} AS {name}' for name, value in changed.items())})" if changed else "*"

@@ -115,8 +115,8 @@ def logs(
         match output:
             case Format.json:
                 write_json(_COLUMNS, map(_decoded, rows))
-            case Format.csv:
-                write_csv(_COLUMNS, rows)
+            case Format.csv | Format.raw_csv:
+                write_csv(_COLUMNS, rows, raw=output is Format.raw_csv)
             case Format.table if rows:
                 _print([dict(zip(_COLUMNS, row, strict=True)) for row in rows], short=short)
             case Format.table:

@@ -21,19 +21,30 @@ FILE = click.Path(path_type=Path)
 """A path as the user typed it. Whether it is there is for the command to say, in its own words."""
 
 
+def raw_option(function: _Function) -> _Function:
+    """`--raw`, of CSV."""
+    return click.option(
+        "--raw", is_flag=True, help="CSV with texts as they are, for programs: spreadsheets may take some for formulas."
+    )(function)
+
+
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--format` and its short form `--json`; the command gets `output`, a `Format`."""
 
     @click.option(
-        "--format", "-f", "chosen", type=click.Choice([*map(str, Format)]),
+        "--format", "-f", "chosen", type=click.Choice([Format.table.value, Format.json.value, Format.csv.value]),
         help="How to print the rows.  [default: table]",
     )  # fmt: skip
     @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+    @raw_option
     @functools.wraps(function)
-    def command(*, chosen: str | None, as_json: bool, **arguments: Any) -> Any:
+    def command(*, chosen: str | None, as_json: bool, raw: bool, **arguments: Any) -> Any:
         if as_json and chosen not in (None, Format.json):
             raise CommandError(f"--json and --format {chosen} contradict each other; give one of them")
-        return function(output=Format.json if as_json else Format(chosen or Format.table), **arguments)
+        output = Format.json if as_json else Format(chosen or Format.table)
+        if raw and output is not Format.csv:
+            raise CommandError("--raw is about --format csv; give both, or neither")
+        return function(output=Format.raw_csv if raw else output, **arguments)
 
     return command
 

@@ -41,6 +41,8 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    raw_csv = "csv --raw"
+    """CSV whose texts no spreadsheet is kept from taking for formulas."""
 
 
 def plain(value: object) -> object:
@@ -134,8 +136,8 @@ def write_data(output: Format, names: Sequence[str], rows: Iterable[Sequence[obj
     match output:
         case Format.json:
             write_json(names, rows)
-        case Format.csv:
-            write_csv(names, rows)
+        case Format.csv | Format.raw_csv:
+            write_csv(names, rows, raw=output is Format.raw_csv)
         case Format.table:
             return False
     return True
@@ -168,18 +170,43 @@ def _json(value: object, indent: int | None = None) -> str:
     return _ACTED_UPON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
-def write_csv(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+FORMULA: Final = r"^[=+\-@\t\r\n＝＋－＠|]"
+"""How a text begins that a spreadsheet may take for a formula (OWASP, CSV injection); the names of models and users may come from
+anybody."""
+PLAIN_NUMBER: Final = r"^[+-]?[0-9]+([.][0-9]+)?$"
+_FORMULA: Final = re.compile(FORMULA)
+_PLAIN_NUMBER: Final = re.compile(PLAIN_NUMBER)
+
+
+def as_text(words: str) -> str:
+    """The words as a cell that spreadsheets show and do not calculate: an apostrophe before what may be a formula."""
+    return f"'{words}" if _FORMULA.match(words) and not _PLAIN_NUMBER.match(words) else words
+
+
+def write_csv(names: Sequence[str], rows: Iterable[Sequence[object]], *, raw: bool = False) -> None:
     """A header and the rows; a value that is not known is an empty field, lists and maps are JSON.
 
-    Text goes out as it is, but for a terminal, which must not act upon it.
+    Text goes out as it is, but for a spreadsheet, which must not calculate it (unless `raw`), and for a terminal, which must
+    not act upon it.
     """
+    cell = str if raw else as_text
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a dash in the data is not one that we have drawn
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(_Lines(), lineterminator="\r\n")
     shown = printable if sys.stdout.isatty() else str
-    writer.writerow(map(shown, names))
+    writer.writerow(shown(cell(name)) for name in names)
     for row in rows:
-        writer.writerow([shown(field) if isinstance(field, str) else field for field in map(_field, row)])
+        # Numbers may begin with a minus: only what is text here is text there.
+        texts = (cell(value) if isinstance(value, str) else _field(value) for value in row)
+        writer.writerow([shown(field) if isinstance(field, str) else field for field in texts])
+
+
+class _Lines:
+    """Takes what `csv` writes. Only what is in the end of its lines does it put between quotation marks, and `\\r` ends a line for
+    those who read."""
+
+    def write(self, line: str) -> None:
+        sys.stdout.write(line.removesuffix("\r\n") + "\n")
 
 
 def _field(value: object) -> object:

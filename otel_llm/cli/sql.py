@@ -114,8 +114,8 @@ def answer(text: str, output: Format, store: Path | None) -> None:
         match output:
             case Format.json:
                 write_json(_told_apart(names), _decoded(_stream(connection, result, statements[-1]), types))
-            case Format.csv:
-                write_csv(names, _stream(connection, result, statements[-1]))
+            case Format.csv | Format.raw_csv:
+                write_csv(names, _stream(connection, result, statements[-1]), raw=output is Format.raw_csv)
             case Format.table:
                 rows = result.limit(_MOST_ROWS + 1).fetchall()
                 if not rows and is_empty(connection):

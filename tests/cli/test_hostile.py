@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import time
@@ -30,6 +32,7 @@ SPAN = {
     "name": EVIL, "span_id": EVIL, "operation": "chat", "status": "error", "scope_name": EVIL,
     "attributes": json.dumps({"gen_ai.operation.name": "chat", "error.type": EVIL, "user.id": EVIL, "otel_llm.module": EVIL}),
 }  # fmt: skip
+NOON = "2026-11-01T12:00:00Z"
 OUR_STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -94,3 +97,43 @@ def test_numbers_and_times_that_are_none(fill: Fill, run: Run) -> None:
     assert [row["started_at"] for row in rows][-1] == "infinity"
     assert {row["duration_ms"] for row in rows} == {None, 1e300}
     assert run("usage", "--by", "day", "--plot").code == 0
+
+
+FORMULAS = ["=1+1", "+1+1", "-2+3|cmd", "@SUM(A1)", "\t=1+1", "\r=1+1", "＝1+1", "=HYPERLINK(\"http://x\",\"y\")"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["usage", "--by", "user"],
+        ["logs"],
+        ["sql", 'select user_id as "user", request_model as "=alias" from llm_usage'],
+        ["export"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("raw", [False, True], ids=["by default", "raw"])
+def test_no_spreadsheet_takes_what_was_recorded_for_a_formula(
+    command: list[str], raw: bool, fill: Fill, run: Run, tmp_path: Path
+) -> None:
+    fill(*({"user_id": text, "request_model": text, "started_at": NOON, "input_tokens": 1} for text in FORMULAS))
+    file = tmp_path / "calls.csv"
+    to_file = command == ["export"]
+    arguments = [*command, str(file)] if to_file else [*command, "--format", "csv"]
+    done = run(*arguments, *(["--raw"] if raw else []))
+    assert done.code == 0
+    cells = [
+        cell
+        for row in csv.reader(io.StringIO(file.read_bytes().decode() if to_file else done.out, newline=""))
+        for cell in row
+    ]
+    begins = [cell for cell in cells if cell[:1] in "=+-@\t\r＝" and cell]
+    if raw:
+        assert set(FORMULAS) <= set(begins)
+    else:
+        assert not begins
+        assert {f"'{text}" for text in FORMULAS} <= set(cells)
+
+
+def test_raw_is_about_csv(run: Run) -> None:
+    assert run("usage", "--raw", "--json").code == 2

@@ -101,7 +101,7 @@ def test_a_failed_export_leaves_nothing(fill: Fill, run: Run, tmp_path: Path, mo
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / "usage.csv"
     file.write_text("precious")
-    monkeypatch.setattr("otel_llm.cli.export._columns", lambda *_: "error('no luck')")
+    monkeypatch.setattr("otel_llm.cli.export._columns", lambda *_, **__: "error('no luck')")
     result = run("export", str(file), "--force")
     assert (result.code, result.err) == (2, "otel-llm: Invalid Input Error: no luck\n")
     assert [path.name for path in file.parent.iterdir()] == ["usage.csv"]
