@@ -18,7 +18,8 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from otel_llm import faults, semconv
 from otel_llm.content.parts import ALL_TEXTS, COST, SLACK, TRUNCATED, Room, plain
-from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact, scrub
+from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact
+from otel_llm.content.secrets import scrub
 from otel_llm.settings import settings
 
 NAMES: Final = frozenset(

@@ -8,7 +8,7 @@ from typing import Any, Final
 from otel_llm import content, faults, semconv
 from otel_llm.content.openai import Message, chat_message, definitions
 from otel_llm.content.parts import SLACK, TRUNCATED, Part, parts_of, plain, tool_call, tool_call_response
-from otel_llm.content.redaction import is_secret, scrub
+from otel_llm.content.secrets import is_secret, scrub
 from otel_llm.settings import settings
 
 _ROLES: Final = {"human": "user", "ai": "assistant"}

@@ -15,7 +15,7 @@ import pytest
 
 from otel_llm import content, faults
 from otel_llm import semconv as s
-from otel_llm.content import redaction
+from otel_llm.content import redaction, secrets
 from otel_llm.content.parts import TRUNCATED
 from otel_llm.settings import reload
 
@@ -94,8 +94,8 @@ NAMES = [
 @pytest.mark.parametrize("before", [*BEGINNINGS, "AKIA", "ASIA", "ABIA", "ACCA", *NAMES])
 def test_each_kind_of_key_is_masked(before: str) -> None:
     secret = "0123456789ABCDEF" if before in ("AKIA", "ASIA", "ABIA", "ACCA") else "0123456789abcdefGHIJ0123456789"
-    assert redaction.scrub_text(f"use {before}{secret} and go on").endswith(" and go on")
-    assert secret not in redaction.scrub_text(f"use {before}{secret} and go on")
+    assert secrets.scrub_text(f"use {before}{secret} and go on").endswith(" and go on")
+    assert secret not in secrets.scrub_text(f"use {before}{secret} and go on")
 
 
 @pytest.mark.parametrize("text", ["ann@example.org", "first.last+tag@mail.example.co.uk", "jürgen@müller.example"])
@@ -156,7 +156,7 @@ def test_a_hostile_text_takes_no_time() -> None:
         "bearer " * 2_000,
         "eyJ" * 5_000,
     ):
-        redaction.scrub_text(text)
+        secrets.scrub_text(text)
 
 
 # --- the app's function -----------------------------------------------------------------------------------------------
