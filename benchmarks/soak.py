@@ -461,12 +461,18 @@ def _read_plainly(pipe: Connection) -> None:
 
 
 def _read_usage(pipe: Connection) -> None:
-    """Runs `otel-llm usage` in a loop."""
+    """Runs `otel-llm usage` in a loop, from when anything is recorded: before, a store named with `--store` is an error."""
+    from otel_llm.store.paths import StorePaths
+    from otel_llm.store.segments import list_segments
+
+    store = Path(os.environ["OTEL_LLM_STORE"])
     looks = _Looks()
     pipe.send("ready")
     told = _when_told(pipe)
+    while not store.exists() and not list_segments(StorePaths.of(store).journal):
+        time.sleep(0.01)
     while not told.is_set() or not looks.looks:
-        done, _ = _usage(Path(os.environ["OTEL_LLM_STORE"]))
+        done, _ = _usage(store)
         if done.returncode or done.stderr:
             looks.errors.append(f"exit code {done.returncode}: {done.stderr}")
         else:
