@@ -1,5 +1,8 @@
 # make demo     run the examples against a local server and show the account (no key, no network but for pip)
 # make test     the test suite
+# make test-newest  the test suite on the newest of everything, with what is newer than what was tested
+# make outdated  only say what is newer
+# make constraints  have the newest of everything be what is tested: writes constraints.txt
 # make lint     ruff and mypy
 # make bench    the benchmarks (minutes)
 # make soak     the long tests: what `make test` shows in short form, at full length
@@ -7,20 +10,37 @@
 # make clean    remove what the others made
 #
 # Everything happens in .venv, made with $(PYTHON). The stamp files in it say what is installed, so that a second run
-# installs nothing; a change of pyproject.toml does.
+# installs nothing; a change of pyproject.toml or constraints.txt does.
+#
+# What is installed is what was tested: constraints.txt names one version of everything, for every Python and platform.
+# Libraries that we stand on are released weekly. `make test-newest` goes without it, in an environment of its own.
 
 PYTHON ?= python3
 VENV ?= .venv
 
 # Compiling on import costs less than compiling everything at once: most of what is installed is never imported.
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+CONSTRAINTS := constraints.txt
+# The environments in which wheels are built obey these; old versions of pip know the first alone.
+export PIP_CONSTRAINT := $(CONSTRAINTS)
+export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
+
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 # The peers that the benchmarks measure are instrumentors too: in an environment of their own they record nothing here.
 BENCH_VENV := $(VENV)-bench
 BENCH := $(BENCH_VENV)/.installed
 
-.PHONY: demo test lint bench soak pictures clean
+NEWEST_VENV := $(VENV)-newest
+NEWEST := $(NEWEST_VENV)/constraints.txt
+NEWEST_PIP := $(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# It finds one version of everything that goes with every Python from the oldest on; pip knows the running one alone.
+UV := $(VENV)-uv/bin/uv
+# Of what wheels are built with (the second for editable installs) one version too. `--upgrade`: not what the file has already.
+RESOLVE = printf 'hatchling\neditables\n' | $(UV) --quiet pip compile pyproject.toml - --extra dev \
+	--universal --python-version 3.11 --upgrade --strip-extras --no-annotate --custom-compile-command 'make constraints'
+
+.PHONY: demo test test-newest outdated constraints lint bench soak pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -28,6 +48,21 @@ demo: $(DEMO)
 
 test: $(DEV)
 	$(VENV)/bin/pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+
+# pytest ends with its own summary; what changed is the first thing to look at, so it comes last, where the tests failed or not.
+test-newest: outdated
+	$(NEWEST_PIP) install --no-compile --upgrade --constraint $(NEWEST) --editable '.[dev]'
+	@code=0; $(NEWEST_VENV)/bin/pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS) || code=$$?; \
+	$(NEWEST_VENV)/bin/python .ci/newer $(CONSTRAINTS) $(NEWEST); exit $$code
+
+test-newest outdated: export PIP_CONSTRAINT :=
+test-newest outdated: export PIP_BUILD_CONSTRAINT :=
+outdated: $(UV) | $(NEWEST_VENV)/bin/python
+	@$(RESOLVE) --output-file $(NEWEST) >/dev/null
+	@$(NEWEST_VENV)/bin/python .ci/newer $(CONSTRAINTS) $(NEWEST)
+
+constraints: $(UV)
+	@$(RESOLVE) --output-file $(CONSTRAINTS) >/dev/null
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
@@ -44,20 +79,25 @@ pictures: $(DEV)
 	$(VENV)/bin/python docs/pictures/make.py
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-uv $(BENCH_VENV) $(NEWEST_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/bin/python $(BENCH_VENV)/bin/python:
+$(VENV)/bin/python $(BENCH_VENV)/bin/python $(NEWEST_VENV)/bin/python:
 	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
 
+# The newest uv itself: an old one may not read what a registry says a year from now.
+$(UV):
+	$(PYTHON) -m venv $(VENV)-uv
+	PIP_CONSTRAINT= $(VENV)-uv/bin/python -m pip --disable-pip-version-check --quiet install uv
+
 # Editable: what is changed in otel_llm/ is there at once. uvicorn serves examples/local_openai.py.
-$(DEMO): pyproject.toml | $(VENV)/bin/python
+$(DEMO): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) install --no-compile --editable '.[openai,langchain]' uvicorn
 	@touch $@
 
-$(DEV): pyproject.toml | $(VENV)/bin/python
+$(DEV): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) install --no-compile --editable '.[dev]'
 	@touch $(DEMO) $@
 
-$(BENCH): pyproject.toml | $(BENCH_VENV)/bin/python
+$(BENCH): pyproject.toml $(CONSTRAINTS) | $(BENCH_VENV)/bin/python
 	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,bench]'
 	@touch $@

@@ -34,6 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_llm import faults
 from otel_llm.store.sql import MAX_TOKENS, SLOT_NS, TOKENS
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class PriceBook:
             try:
                 found = _library_quote(provider, model, tier, at_ns)
             except Exception as error:
-                _logger.debug("no price for %s/%s", provider, model, exc_info=True)
+                faults.report("look up a price", error)
                 return Quote(f"price look-up failed: {type(error).__name__}")
             if found is not None:
                 return found

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,23 @@ def test_a_price_is_worked_out_once_however_long_it_holds(monkeypatch: pytest.Mo
     monkeypatch.setattr(price, "_linear", lambda *arguments: worked_out.append(arguments) or linear(*arguments))
     PriceBook().rows([("openai", "gpt-4o-mini", None, None, NOON // SLOT_NS + slot) for slot in range(20)])
     assert len(worked_out) == 1
+
+
+def test_a_price_list_that_cannot_be_read_is_said_once(
+    journal: Journal, store_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A packed app without the library's metadata, a half-installed library: the calls are there, and why they cost nothing."""
+
+    def broken(*_: object) -> None:
+        raise ModuleNotFoundError("no price list")
+
+    monkeypatch.setattr(price, "_library_quote", broken)
+    monkeypatch.setattr("otel_llm.faults._counts", Counter())
+    for model in ("gpt-4o-mini", "gpt-4o"):
+        usage = {semconv.INPUT_TOKENS: 1, semconv.OUTPUT_TOKENS: 1}
+        found = cost(journal, store_path, {semconv.REQUEST_MODEL: model} | usage)
+        assert found == (None, "price look-up failed: ModuleNotFoundError")
+    assert [record.getMessage() for record in caplog.records if "no price list" in record.getMessage()] == [
+        "otel-llm could not look up a price (ModuleNotFoundError: no price list); the app's call is not affected. "
+        "Further faults of this kind are only counted."
+    ]
