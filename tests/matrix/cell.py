@@ -11,7 +11,7 @@ import contextvars
 import gc
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,6 +182,22 @@ async def cancel(task: asyncio.Task[None]) -> None:
     assert task.cancelled(), "the task has ended otherwise"
 
 
+@asynccontextmanager
+async def timed_out_when(reached: Awaitable[object]) -> AsyncIterator[None]:
+    """The time limit of the app's runs out in this block, in the task that runs it, once that has been reached."""
+    async with asyncio.timeout(None) as limit:
+
+        async def run_out() -> None:
+            await reached
+            limit.reschedule(asyncio.get_running_loop().time())
+
+        running_out = asyncio.ensure_future(run_out())
+        try:
+            yield
+        finally:
+            running_out.cancel()
+
+
 # --- running ---------------------------------------------------------------------------------------------------------
 class Recorder(SpanProcessor):
     """Every span of a tracer provider, and which of them have not ended."""
@@ -252,7 +268,7 @@ def matrix(**options: Any) -> Iterator[tuple[Matrix, TracerProvider]]:
     recorder = Recorder()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(recorder)
-    with Provider(cap=5) as server:
+    with Provider() as server:
         env = Env(server)
         try:
             yield Matrix(env, recorder, **options), provider

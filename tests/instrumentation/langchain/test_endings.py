@@ -26,6 +26,7 @@ from otel_llm import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.langchain.conftest import MODEL, Traced, create_agent, needs_agents, open_runs
+from tests.matrix.cell import timed_out_when
 
 Model = Callable[..., ChatOpenAI]
 PROMPT = ChatPromptTemplate.from_template("{x}")
@@ -123,11 +124,11 @@ async def test_a_cancelled_agent(
 
 
 async def test_the_task_goes_on_after_a_timeout(
-    traced: Traced, chat_model: Model, async_client: openai.AsyncOpenAI
+    traced: Traced, chat_model: Model, async_client: openai.AsyncOpenAI, openai_server: LocalOpenAI
 ) -> None:
     """The next call of the task is not taken for the one that was cancelled."""
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with timed_out_when(asyncio.to_thread(openai_server.wait_for)):
             await chat_model("slow").ainvoke("hi")
     await async_client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "direct"}])
     assert _outcomes(traced) == {"chat slow": ("cancelled", "CancelledError"), f"chat {MODEL}": ("ok", None)}
@@ -164,7 +165,7 @@ async def test_a_timeout_of_another_provider(
     traced: Traced, waiting: Waiting, async_client: openai.AsyncOpenAI
 ) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
+        async with timed_out_when(waiting.waits.wait()):
             await waiting.ainvoke("hi")
     await async_client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "direct"}])
     assert _outcomes(traced) == {"chat": ("cancelled", "CancelledError"), f"chat {MODEL}": ("ok", None)}
