@@ -112,7 +112,7 @@ class Run(Protocol):
         instrument: bool = True,
         python: Path | None = None,
         cwd: Path | None = None,
-        timeout: float = 60,
+        timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -135,7 +135,7 @@ def run_instrumented(environment: dict[str, str], tmp_path: Path) -> Run:
         instrument: bool = True,
         python: Path | None = None,
         cwd: Path | None = None,
-        timeout: float = 60,
+        timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]:
         process = subprocess.run(
             [*command(script, tmp_path, instrument=instrument, python=python), *arguments],

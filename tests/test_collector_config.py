@@ -478,7 +478,7 @@ def test_prometheus_accepts_its_configuration() -> None:
     if (promtool := shutil.which("promtool")) is None:
         pytest.skip("NOT VALIDATED by the real program: no promtool on PATH")
     command = [promtool, "check", "config", str(DIRECTORY / "prometheus.yaml")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 
 
@@ -489,5 +489,5 @@ def test_the_real_program_accepts_it(name: str, tmp_path: Path) -> None:
         pytest.skip(f"NOT VALIDATED by the real program: {variable} does not name one")
     command = [os.environ[variable], "validate", f"--config={DIRECTORY / name}"]
     environment = {**os.environ, "COLLECTOR_DATA": str(tmp_path / "queue")}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr

@@ -139,7 +139,7 @@ def _words(text: str) -> list[str]:
 
 def _run(command: list[str], folder: Path, environment: dict[str, str], where: str) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

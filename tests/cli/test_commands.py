@@ -174,7 +174,7 @@ heavy = ("duckdb", "openai", "langchain", "langchain_core", "opentelemetry.sdk",
          "otel_llm.store", "otel_llm.cli.sql")
 print([name for name in heavy if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -198,7 +198,7 @@ def test_every_example_in_the_help_runs(
             else:
                 done = subprocess.run(
                     ["bash", "-c", line], cwd=tmp_path, env={**os.environ, "PATH": scripts},
-                    stdout=subprocess.PIPE, text=True, timeout=60,
+                    stdout=subprocess.PIPE, text=True, timeout=120,
                 )  # fmt: skip
                 code, out = done.returncode, done.stdout
             assert code in ((0, 1) if command == "doctor" else (0,)), line
@@ -218,7 +218,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], first: 
     fill(CALL)
     command = shlex.join([*otel_llm_command(), *arguments])
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command} | head -n 1"], capture_output=True, text=True, timeout=60
+        ["bash", "-c", f"set -o pipefail; {command} | head -n 1"], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(first)
@@ -229,7 +229,7 @@ def test_a_reader_that_was_never_there_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     for arguments in (["--help"], ["version"], ["usage", "--help"]):
-        done = subprocess.run([*otel_llm_command(), *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run([*otel_llm_command(), *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=120)
         assert (done.returncode, done.stderr) == (0, b"")
     os.close(writing)
 
@@ -237,7 +237,7 @@ def test_a_reader_that_was_never_there_is_no_error() -> None:
 def test_no_output_at_all_is_no_error(fill: Fill) -> None:
     fill(CALL)
     command = shlex.join([*otel_llm_command(), "usage"])
-    done = subprocess.run(["bash", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -294,7 +294,7 @@ def on_a_terminal(*arguments: str, **variables: str) -> str:
             written += block
     except OSError:  # how Linux says that the other side of a terminal was closed
         pass
-    process.wait(60)
+    process.wait(120)
     os.close(ours)
     return written.decode()
 

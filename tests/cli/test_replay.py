@@ -117,7 +117,7 @@ def test_a_bar_on_a_terminal(journal: Journal, receiver: OtlpReceiver) -> None:
             drawn += block
     except OSError:  # how Linux says that the other side of a terminal was closed
         pass
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     os.close(ours)
     assert (process.returncode, out.split(" to ")[0]) == (0, "Sent 3 spans")
     assert b"3/3" in drawn

@@ -39,7 +39,7 @@ class Terminal:
 
     def _tmux(self, *arguments: str, environment: dict[str, str] | None = None) -> str:
         done = subprocess.run(
-            ["tmux", "-S", str(self._socket), *arguments], env=environment, capture_output=True, text=True, timeout=30
+            ["tmux", "-S", str(self._socket), *arguments], env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

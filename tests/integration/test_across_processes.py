@@ -43,13 +43,13 @@ def test_a_background_response(order, start_instrumented, run_instrumented, rows
     elif order == "ended":
         creator.stdin.close()
     if order != "running":
-        creator.wait(timeout=30)
+        creator.wait(timeout=120)
         assert [row["input_tokens"] for row in rows()] == [None]
     run_instrumented(RETRIEVE, response_id)
     if order == "running":
         assert [row["operation"] for row in rows()] == ["retrieve"]  # until the call itself is known
         creator.stdin.close()
-        creator.wait(timeout=30)
+        creator.wait(timeout=120)
     for _ in range(2):  # another process asks, and it makes no difference
         (row,) = rows()
         (billed,) = openai_server.ledger

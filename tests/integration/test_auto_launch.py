@@ -126,7 +126,7 @@ def test_the_stock_distro_beside_ours(
 
 def test_the_stock_distro_beside_ours_without_settings(run_instrumented: Run, rows: Rows) -> None:
     """The stock distro exports to a Collector by default; there is none, which must cost neither the row nor the exit."""
-    run_instrumented(ASK, env={"OTEL_PYTHON_DISTRO": "distro"}, stderr="localhost:4317|UNAVAILABLE|export", timeout=30)
+    run_instrumented(ASK, env={"OTEL_PYTHON_DISTRO": "distro"}, stderr="localhost:4317|UNAVAILABLE|export", timeout=120)
     assert len(rows()) == 1
 
 
@@ -218,7 +218,7 @@ def test_a_plain_duckdb_client_reads_while_the_app_runs(
         app.stdin.write("again\n")
         app.stdin.flush()
     app.stdin.close()
-    assert app.wait(timeout=30) == 0
+    assert app.wait(timeout=120) == 0
 
 
 def test_a_subprocess_of_the_app_writes_the_same_store(

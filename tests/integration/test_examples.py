@@ -191,7 +191,7 @@ def test_each_request_of_the_web_app_has_its_user(
         answers = list(pool.map(ask, users))
     assert all(user in answer for user, answer in zip(users, answers, strict=True))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
     assert recorded(rows) == as_account(openai_server.ledger)
     asked_by = {call.response_id: call.body["messages"][0]["content"].split()[-1] for call in openai_server.ledger}

@@ -78,7 +78,7 @@ class App:
 
     def end(self) -> list[str]:
         """Lets it come to a good end; returns what it wrote to stderr, by line."""
-        _, stderr = self._process.communicate(timeout=60)
+        _, stderr = self._process.communicate(timeout=120)
         assert self._process.returncode == 0, stderr
         return stderr.splitlines()
 

@@ -49,7 +49,7 @@ def test_a_program_that_is_killed_has_begun_what_it_had_begun(
         program.wait()
         assert shown == [[event, name] for event, name, _ in BEGUN]
         tail.send_signal(signal.SIGINT)
-        assert tail.wait(30) == 130
+        assert tail.wait(120) == 130
         assert tail.stderr.read() == ""
     finally:
         tail.kill()

@@ -89,7 +89,7 @@ def test_sigterm_ends_a_script_as_it_always_does(
     process = start_instrumented(script)
     openai_server.wait_for(1)
     process.terminate()
-    assert process.wait(60) == -signal.SIGTERM
+    assert process.wait(120) == -signal.SIGTERM
     assert process.communicate()[1] == ""
     check(interrupted=1)
     (interrupted,) = rows("from llm_usage where status = 'interrupted'")
@@ -135,7 +135,7 @@ signal.signal(signal.SIGTERM, stop)
     openai_server.wait_for(1)
     process.terminate()
     wait_for_line(process, "mine")
-    assert process.wait(60) == code, process.stderr.read()
+    assert process.wait(120) == code, process.stderr.read()
     check(**statuses)
     assert len(openai_server.ledger) == 4
 
@@ -185,7 +185,7 @@ def test_a_kernel_that_is_interrupted_in_mid_stream(
     wait_for_line(process, "streaming")
     process.send_signal(signal.SIGINT)
     wait_for_line(process, "interrupted")
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     check(cancelled=1)
 
 
@@ -275,7 +275,7 @@ def test_tasks_that_are_cancelled(
 ) -> None:
     process = start_instrumented(ASK + TASKS)
     openai_server.wait_for(3)
-    assert process.communicate("go on\n", timeout=60) == ("", "")
+    assert process.communicate("go on\n", timeout=120) == ("", "")
     check(cancelled=3)
 
 
@@ -298,7 +298,7 @@ def test_a_prefork_pool_that_is_terminated(
     """As Celery's: workers that live for some tasks and are stopped by SIGTERM, some in the middle of one."""
     process = start_instrumented(ASK + POOL)
     openai_server.wait_for(2)
-    assert process.communicate("go on\n", timeout=60)[1] == ""
+    assert process.communicate("go on\n", timeout=120)[1] == ""
     assert process.returncode == 0
     check(interrupted=2)
 
@@ -404,7 +404,7 @@ def test_a_server_with_workers(
             if len(workers) == 2:
                 break
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert sum(not call.stream for call in openai_server.ledger) == loads
     check()
 
@@ -420,7 +420,7 @@ def test_uvicorn_stopped_with_a_call_under_way(
         request = pool.submit(urllib.request.urlopen, url, timeout=60)
         openai_server.wait_for(1)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         assert request.exception(timeout=60) is not None
     assert process.returncode == -signal.SIGTERM
     (status,) = [row["status"] for row in rows() if row["status"] != "ok"]

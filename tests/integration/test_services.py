@@ -106,4 +106,4 @@ def test_gateway_worker_model(
         until(lambda: above() == whole, f"one trace, not {above()}")
         for process in (gateway, worker):
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)

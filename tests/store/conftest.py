@@ -143,7 +143,7 @@ def count(path: Path, table: str = "llm_usage") -> int:
     return int(query(path, f"SELECT count(*) FROM {table}")[0][0])
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:
     """Waits for `condition`; fails naming `what` was waited for."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -184,7 +184,7 @@ class Script:
 
     def finish(self) -> str:
         """Waits for a good end; returns what was printed."""
-        out, err = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=120)
         assert self.process.returncode == 0, err
         return out
 

@@ -27,7 +27,9 @@ STREAM = """
 
 
 def test_a_stream_killed_after_its_first_chunk_keeps_the_time_to_it(store_path: Path, openai_server: Any) -> None:
-    subprocess.run([sys.executable, "-c", textwrap.dedent(STREAM), str(store_path), openai_server.base_url], timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STREAM), str(store_path), openai_server.base_url], timeout=120
+    )
     with connect(store_path) as connection:
         (row,) = connection.execute(
             """select status, request_model, module, user_id, stream, time_to_first_chunk_ms > 0, duration_ms, input_tokens

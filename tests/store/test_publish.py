@@ -36,12 +36,13 @@ def refused(path: Path, mode: str) -> bool:
 POLLER = """
 import duckdb, sys
 looks, last = 0, 0
-print("begun", flush=True)
 while last < int(sys.argv[2]):
     with duckdb.connect(sys.argv[1], read_only=True) as connection:
         now = connection.execute("SELECT count(*) FROM llm_usage").fetchall()[0][0]
     assert now >= last, (now, last)
     last, looks = now, looks + 1
+    if looks == 1:
+        print("begun", flush=True)
 print(looks)
 """
 
@@ -382,7 +383,7 @@ with upkeep.alone(StorePaths.of(sys.argv[1])) as connection:
         str(paths.database),
     )
     dying.line()
-    dying.process.wait(30)
+    dying.process.wait(120)
     assert paths.next.exists()
     assert contents(paths.database) == before
     stored()

@@ -76,7 +76,7 @@ os.kill(os.getpid(), 9)
             str(paths.database),
         )
         writer.line()
-        writer.process.wait(30)
+        writer.process.wait(120)
     stored()
     assert query(paths.database, MINE) == [(42, 3)]
 

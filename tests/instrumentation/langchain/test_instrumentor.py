@@ -95,7 +95,7 @@ from langchain_core.callbacks import BaseCallbackManager
 assert type(vars(BaseCallbackManager)["__init__"]).__name__ == "FunctionWrapper"
 assert FakeListChatModel(responses=["x"]).invoke("hi").content == "x"
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
