@@ -18,7 +18,7 @@ from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_llm import call as calls
-from otel_llm import propagation, semconv
+from otel_llm import propagation, semconv, stream_usage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -101,6 +101,8 @@ def wire(provider: Any, path: Path) -> Store | None:
             store = Store.open(path)
             if calls.finish_abandoned not in store.before_flush:
                 store.before_flush.append(calls.finish_abandoned)
+                store.before_flush.append(stream_usage.save)
+            stream_usage.keep_at(store.paths.stream_usage)
             wiring = _wired[provider] = _Wiring(provider, store, UsageSpanProcessor(store))
         return wiring.store
 
@@ -121,6 +123,7 @@ def unwire() -> None:
             calls.watchers.remove(wiring.processor.update)
             wiring.processor.shutdown()
         _wired.clear()
+        stream_usage.keep_at(None)
         propagation.restore()
 
 

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import hypothesis
 import pytest
 
+from otel_llm import stream_usage
+
 # The same examples in each run: a change is judged by what it changes. `HYPOTHESIS_PROFILE=default` looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -57,6 +59,12 @@ def _quick_collections() -> None:
     """Reading spans collects garbage first, some thousand times: what is here by now need not be gone through each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _strange_servers() -> None:
+    """No test knows what an earlier one has learned of a server."""
+    stream_usage.forget()
 
 
 def pytest_sessionfinish() -> None:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from otel_llm import stream_usage
+
 
 @dataclass(frozen=True, slots=True)
 class StorePaths:
@@ -55,6 +57,11 @@ class StorePaths:
     def merged(self) -> Path:
         """A note of what the last merge took, so that an idle process need not open the database to see."""
         return self.journal / "merged.json"
+
+    @property
+    def stream_usage(self) -> Path:
+        """What servers take that are asked for the usage of a stream: see `otel_llm.stream_usage`."""
+        return self.journal / stream_usage.FILE
 
 
 def make_private_dir(directory: Path) -> None:

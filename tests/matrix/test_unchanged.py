@@ -249,9 +249,11 @@ def test_nothing_changes(
     assert look() == before  # or the comparison would show nothing
     with instrumented_clients(matrix[1]):
         try:
+            monkeypatch.setenv("OTEL_LLM_STREAM_USAGE", "never")
+            reload()
             assert look() == before
             # With usage asked for by us the request is another; what the app gets is not.
-            monkeypatch.setenv("OTEL_LLM_STREAM_USAGE", "always")
+            monkeypatch.setenv("OTEL_LLM_STREAM_USAGE", "auto")
             reload()
             assert look()[0] == before[0]
         finally:

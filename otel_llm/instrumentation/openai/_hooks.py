@@ -13,14 +13,24 @@ from opentelemetry.trace import Tracer
 from otel_llm import call as calls
 from otel_llm import faults, semconv
 from otel_llm.call import Aside, ModelCall
+from otel_llm.instrumentation.openai import _asking
 from otel_llm.instrumentation.openai._answer import Answer
+from otel_llm.instrumentation.openai._asking import Asking
 from otel_llm.instrumentation.openai._ending import conclude, fail
 from otel_llm.instrumentation.openai._observe import Observer, observer_of
-from otel_llm.instrumentation.openai._request import UNKNOWN, Endpoint, Server, attributes, endpoint_of, server_of
+from otel_llm.instrumentation.openai._request import (
+    UNKNOWN,
+    Server,
+    attributes,
+    endpoint_of,
+    sent_body,
+    sent_model,
+    server_of,
+)
 from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, see_body
 from otel_llm.settings import settings
 
-_RAW_HEADER = "X-Stainless-Raw-Response"
+_AGAIN = object()
 _PROXY: Any = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
@@ -42,12 +52,19 @@ class Hooks:
         try:
             try:
                 begun.attach()
-                result = wrapped(*begun.args, **kwargs)
+                try:
+                    result = wrapped(*begun.args, **kwargs)
+                except Exception as error:
+                    if not begun.is_sent_again(error):
+                        raise
+                    result = _AGAIN
+                if result is _AGAIN:  # outside of `except`, so that the app's error has no context but its own
+                    result = wrapped(*args, **kwargs)
             finally:
                 begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            fail(begun.call, error)
+            begun.fail(error)
             raise
         return result
 
@@ -61,12 +78,19 @@ class Hooks:
         try:
             try:
                 begun.attach()
-                result = await wrapped(*begun.args, **kwargs)
+                try:
+                    result = await wrapped(*begun.args, **kwargs)
+                except Exception as error:
+                    if not begun.is_sent_again(error):
+                        raise
+                    result = _AGAIN
+                if result is _AGAIN:  # outside of `except`, so that the app's error has no context but its own
+                    result = await wrapped(*args, **kwargs)
             finally:
                 begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            fail(begun.call, error)
+            begun.fail(error)
             raise
         return result
 
@@ -76,6 +100,10 @@ class Hooks:
         call = calls.in_flight()
         if call is not None and call.attempts is not None:
             call.attempts += 1
+            try:
+                _asking.before_retry(kwargs.get("options") or (args[0] if args else None), kwargs.get("response"))
+            except Exception as fault:
+                faults.report("look at a request that is sent again", fault)
         return wrapped(*args, **kwargs)
 
     def _begin(self, client: Any, args: Any, kwargs: dict[str, Any]) -> _Begun | None:
@@ -87,18 +115,20 @@ class Hooks:
             if endpoint is None:
                 return self._look_on(client, options, args, stream=bool(kwargs.get("stream")))
             calls.finish_abandoned()
-            body = options.json_data
-            if not isinstance(body, Mapping):
-                body = {}
-            server = server_of(client)
+            body = sent_body(options)
+            server = server_of(client, options.url)
             stream = bool(kwargs.get("stream"))
-            model = body.get("model")
-            model = model if isinstance(model, str) else None
-            known = attributes(endpoint, server, body, stream)
+            model = sent_model(endpoint, server, options, body)
+            known = attributes(endpoint, server, body, stream if body.get("stream") is None else bool(body["stream"]))
             if settings().captures_content:
                 known |= _said(endpoint.operation, body, getattr(options, "files", None))
-            changed = _asked_for_usage(endpoint, server, options, body, stream and len(args) > 1)
-            propagates = _propagates(client)
+            asking = None
+            if stream and len(args) > 1:
+                try:
+                    asking = _asking.asking(client, endpoint, server, options, body, model)
+                except Exception as fault:
+                    faults.report("ask a stream for its usage", fault)
+            propagates = _propagates(server)
             # From here on there is a span, which only the return ends.
             call = calls.claim(endpoint.operation)
             if call is None:
@@ -107,25 +137,25 @@ class Hooks:
                 call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
             call.attempts = 1
             call.propagates = propagates
-            return _Begun(call, args, changed, propagates=propagates)
+            return _Begun(call, args, asking, propagates=propagates)
         except Exception as fault:
             faults.report("begin recording an OpenAI call", fault)
             return None
 
     def _look_on(self, client: Any, options: Any, args: Any, *, stream: bool) -> _Begun | None:
+        server = server_of(client, options.url)
+
         def known() -> tuple[str | None, dict[str, Any]]:
-            body = options.json_data
-            if not isinstance(body, Mapping):
-                body = {}
+            body = sent_body(options)
             model = body.get("model")
-            return model if isinstance(model, str) else None, attributes(UNKNOWN, server_of(client), body, stream)
+            return model if isinstance(model, str) else None, attributes(UNKNOWN, server, body, stream)
 
         observer = observer_of(options.method, options.url, self._tracer, known)
-        return None if observer is None else _Begun(observer, args, None, propagates=_propagates(client))
+        return None if observer is None else _Begun(observer, args, None, propagates=_propagates(server))
 
 
-def _propagates(client: Any) -> bool:
-    return server_of(client).address in settings().propagate_to
+def _propagates(server: Server) -> bool:
+    return server.address in settings().propagate_to
 
 
 class _Unrecorded:
@@ -136,7 +166,7 @@ class _Unrecorded:
     def __init__(self, client: Any) -> None:
         self._request: Aside | None = None
         try:
-            self._request = Aside(_propagates(client))
+            self._request = Aside(_propagates(server_of(client)))
         except Exception as fault:
             faults.report("withhold the context from a request", fault)
 
@@ -154,13 +184,17 @@ class _Unrecorded:
 class _Begun:
     """A call under way: the arguments it is really made with, and what becomes of its result."""
 
-    __slots__ = ("_request", "args", "call", "hides_usage")
+    __slots__ = ("_asking", "_request", "args", "call")
 
-    def __init__(self, call: ModelCall | Observer, args: Any, options: Any | None, *, propagates: bool) -> None:
+    def __init__(self, call: ModelCall | Observer, args: Any, asking: Asking | None, *, propagates: bool) -> None:
         self.call = call
-        self.hides_usage = options is not None
-        self.args = args if options is None else (args[0], options, *args[2:])
+        self.args = args if asking is None or asking.options is None else (args[0], asking.options, *args[2:])
+        self._asking = asking
         self._request = Aside(propagates) if isinstance(call, Observer) else call
+
+    @property
+    def _is_stream(self) -> bool:
+        return isinstance(self.call, ModelCall) and semconv.REQUEST_STREAM in self.call.facts
 
     def attach(self) -> None:
         """Makes the call's span current for the request; an observer has none."""
@@ -171,15 +205,40 @@ class _Begun:
             self._request.finished = True
         calls.leave(self._request, outside)
 
+    def is_sent_again(self, error: BaseException) -> bool:
+        """Whether the server has refused what we asked with the request, which now goes as the app made it."""
+        try:
+            if self._asking is None or not self._asking.is_refused(error):
+                return False
+            if isinstance(self.call, ModelCall) and self.call.attempts is not None:
+                self.call.attempts += 1
+            return True
+        except Exception as fault:
+            faults.report("look at a refusal", fault)
+            return False
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the call with what the app gets to see."""
+        try:
+            if self._asking is not None:
+                self._asking.failed(error)
+        except Exception as fault:
+            faults.report("look at a failure", fault)
+        fail(self.call, error)
+
     def take(self, result: Any) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""
         answer = Answer()
         try:
+            hides_usage = False
+            if self._asking is not None:
+                hides_usage = self._asking.hides_usage
+                self._asking.answered()
             while isinstance(result, _PROXY):  # another instrumentation between the client and us
                 result = result.__wrapped__
             own = getattr(result, "__dict__", {})
             if "_iterator" in own:  # openai.Stream, openai.AsyncStream
-                follow_stream(result, Follower(self.call, hides_usage=self.hides_usage))
+                follow_stream(result, Follower(self.call, hides_usage=hides_usage))
                 return
             if isinstance(self.call, Observer):
                 answer = self.call.answer()
@@ -187,7 +246,12 @@ class _Begun:
             if response is None and len(own) == 1:  # a binary answer, of speech
                 response = own.get("response")
             if response is None:
-                answer.see(result)
+                if (
+                    isinstance(result, str) and self._is_stream
+                ):  # asked for behind the client's back, who takes it for text
+                    see_body(answer, "text/event-stream", result.encode("utf-8", "replace"))
+                else:
+                    answer.see(result)
             elif not response.is_closed:
                 follow_body(response, Follower(self.call))
                 return
@@ -206,28 +270,3 @@ def _said(operation: str, body: Mapping[str, Any], files: object) -> dict[str, A
     from otel_llm.content.openai import request
 
     return request(operation, body, files)
-
-
-def _asked_for_usage(
-    endpoint: Endpoint, server: Server, options: Any, body: Mapping[str, Any], stream: bool
-) -> Any | None:
-    """The request options with the stream's usage asked for; None where they stay as the app gave them.
-
-    A copy: the caller's objects are never changed. Raw responses stay as they are, since the app reads every line there.
-    """
-    if not stream or not endpoint.usage_on_request:
-        return None
-    match settings().stream_usage:
-        case "never":
-            return None
-        case "auto" if not server.own:
-            return None
-    asked = body.get("stream_options")
-    if asked is not None and (not isinstance(asked, Mapping) or "include_usage" in asked):
-        return None
-    headers = options.headers
-    if isinstance(headers, Mapping) and any(str(name).lower() == _RAW_HEADER.lower() for name in headers):
-        return None
-    copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-    copied.json_data = {**body, "stream_options": {**(asked or {}), "include_usage": True}}
-    return copied

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakKeyDictionary
 
 from otel_llm import semconv
@@ -57,19 +59,48 @@ def endpoint_of(method: str, url: str) -> Endpoint | None:
 
 
 class Server(NamedTuple):
+    """Who answers."""
+
     provider: str
     address: str | None
     port: int | None
-    own: bool
-    """Whether it is OpenAI's or Azure's own API, which knows `stream_options`."""
+    base: str = ""
+    """Where its API begins: scheme, host, port and path."""
+    is_azure_client: bool = False
+    """Whether it is asked by an Azure client, which puts the deployment into the path."""
+
+    @property
+    def is_azure_openai(self) -> bool:
+        """Whether it is Azure OpenAI, where the API version decides what is taken."""
+        is_path = "/openai/deployments/" in self.base or (self.provider.startswith("azure.") and "/openai" in self.base)
+        return self.is_azure_client or is_path
+
+    @property
+    def takes_usage(self) -> bool:
+        """Whether `stream_options` is known to be taken, without asking: by OpenAI itself."""
+        return self.provider == "openai" and _is_at(self.address, "openai.com")
+
+    @property
+    def tells_unasked(self) -> bool:
+        """Whether streams end with their usage, asked or not: then the chunk with it is the app's."""
+        return self.provider in _TELLS_UNASKED
 
 
 _HOSTS = (
     # suffix of the host -> gen_ai.provider.name; well-known values of the GenAI conventions where they have one
     ("openai.com", "openai"),
     ("openai.azure.com", "azure.ai.openai"),
+    ("openai.azure.us", "azure.ai.openai"),
+    ("openai.azure.cn", "azure.ai.openai"),
     ("cognitiveservices.azure.com", "azure.ai.openai"),
+    ("cognitiveservices.azure.us", "azure.ai.openai"),
+    ("cognitiveservices.azure.cn", "azure.ai.openai"),
+    ("api.cognitive.microsoft.com", "azure.ai.openai"),
+    ("api.cognitive.microsoft.us", "azure.ai.openai"),
+    ("api.cognitive.azure.cn", "azure.ai.openai"),
     ("services.ai.azure.com", "azure.ai.inference"),
+    ("services.ai.azure.us", "azure.ai.inference"),
+    ("services.ai.azure.cn", "azure.ai.inference"),
     ("models.ai.azure.com", "azure.ai.inference"),
     ("anthropic.com", "anthropic"),
     ("generativelanguage.googleapis.com", "gcp.gemini"),
@@ -92,11 +123,18 @@ _HOSTS = (
     ("moonshot.cn", "moonshot_ai"),
 )
 
+"""The one list of hosts: what is known of a provider is told by the name that this gives it."""
+
+_TELLS_UNASKED = frozenset({"openrouter"})
+
 _servers: WeakKeyDictionary[Any, tuple[Any, Server]] = WeakKeyDictionary()
 
 
-def server_of(client: Any) -> Server:
-    """Provider and address of a client, worked out once per client and base URL."""
+def server_of(client: Any, url: str = "") -> Server:
+    """Who answers a client's request to `url`: worked out once per client and base URL, unless `url` names a host itself."""
+    if "://" in url:
+        given = urlsplit(url)
+        return _server_at_url(client, given.scheme, given.hostname, given.port, given.path)
     base_url = client._base_url
     known = _servers.get(client)
     if known is not None and known[0] is base_url:
@@ -107,9 +145,14 @@ def server_of(client: Any) -> Server:
 
 
 def _server(client: Any, base_url: Any) -> Server:
-    port = base_url.port or {"https": 443, "http": 80}.get(base_url.scheme)
+    return _server_at_url(client, base_url.scheme, base_url.host or None, base_url.port, base_url.path)
+
+
+def _server_at_url(client: Any, scheme: str, host: str | None, port: int | None, path: str) -> Server:
+    port = port or {"https": 443, "http": 80}.get(scheme)
     azure_client = any(cls.__name__ in ("AzureOpenAI", "AsyncAzureOpenAI") for cls in type(client).__mro__)
-    return server_at(base_url.host or None, port, azure_client=azure_client)
+    server = server_at(host, port, azure_client=azure_client)
+    return server._replace(base=f"{scheme}://{host}:{port}{path}", is_azure_client=azure_client)
 
 
 def server_at(host: str | None, port: int | None, *, azure_client: bool = False) -> Server:
@@ -118,11 +161,52 @@ def server_at(host: str | None, port: int | None, *, azure_client: bool = False)
     # `server.address` tells it apart.
     provider = "azure.ai.openai" if azure_client else "openai"
     for suffix, name in _HOSTS:
-        if host and (host == suffix or host.endswith("." + suffix)):
+        if _is_at(host, suffix):
             provider = name
             break
-    own = host is not None and host.endswith((".openai.com", ".openai.azure.com"))
-    return Server(provider, host, port, own)
+    return Server(provider, host, port)
+
+
+def _is_at(host: str | None, domain: str) -> bool:
+    return host is not None and (host == domain or host.endswith("." + domain))
+
+
+def sent_body(options: Any) -> Mapping[str, Any]:
+    """What the client sends: the body with `extra_body` over it, as the client's `_build_request` merges them."""
+    body, extra = options.json_data, options.extra_json
+    if extra is not None and isinstance(extra, Mapping):
+        if body is None:
+            return extra
+        if isinstance(body, Mapping):
+            return {name: value for name, value in {**body, **extra}.items() if type(value).__name__ != "Omit"}
+    if body is None or isinstance(body, bytes):
+        body = ready = body or getattr(options, "content", None)
+        if isinstance(ready, bytes | bytearray | str) and len(ready) <= _LONGEST_READY:
+            with suppress(ValueError, RecursionError):
+                body = json.loads(ready)
+    return body if isinstance(body, Mapping) else fields(body)
+
+
+def sent_query(client: Any, options: Any) -> Mapping[str, Any]:
+    """The query that the client sends: its own, the request's over it, and what stands in the URL."""
+    own = getattr(client, "default_query", None) or client._custom_query  # openai 1.26 has the second only
+    query: dict[str, Any] = {**own, **(options.params or {})}
+    if "?" in options.url:
+        query = {**dict(parse_qsl(urlsplit(options.url).query)), **query}
+    return query
+
+
+def sent_model(endpoint: Endpoint, server: Server, options: Any, body: Mapping[str, Any]) -> str | None:
+    """The model that is asked: on Azure the deployment in the path, which the client takes from the body without `extra_body`."""
+    own = options.json_data
+    if server.is_azure_client and endpoint.api_type != "responses" and isinstance(own, Mapping) and own.get("model"):
+        body = own
+    model = body.get("model")
+    return model if isinstance(model, str) else None
+
+
+_LONGEST_READY = 2**20
+"""Bytes of a body that the app made itself, so far as it is read for its parameters."""
 
 
 _PARAMETERS = (

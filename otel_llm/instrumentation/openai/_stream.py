@@ -68,11 +68,44 @@ class Follower:
 
 def _hide_usage(chunk: Any) -> bool:
     """Removes the traces of the usage that we asked for; True where the whole chunk is ours."""
-    if chunk.usage is not None and not chunk.choices:
-        return True
-    if chunk.usage is None:
-        chunk.__pydantic_fields_set__.discard("usage")
+    if isinstance(chunk, dict):  # of a stream that the app has parsed to a type of its own
+        return chunk.get("usage") is not None and not chunk.get("choices")
+    usage = getattr(chunk, "usage", None)
+    if usage is not None:
+        return not getattr(chunk, "choices", None)
+    getattr(chunk, "__pydantic_fields_set__", set()).discard("usage")
     return False
+
+
+class _Veil(Follower):
+    """Hides the usage from whoever iterates the stream made of a raw response, whose body is followed already."""
+
+    def __init__(self) -> None:
+        """It has no call: the one that follows the body has."""
+
+    def see(self, chunk: object) -> bool:
+        try:
+            return not _hide_usage(chunk)
+        except Exception as fault:
+            faults.report("hide the usage of a stream", fault)
+            return True
+
+    def complete(self) -> None:
+        """The body tells."""
+
+    def fail(self, error: BaseException) -> None:
+        """The body tells."""
+
+    def drop(self) -> None:
+        """The body tells."""
+
+
+def hide_usage_of(stream: Any) -> None:
+    """Takes the usage that we asked for out of an `openai.Stream` or `openai.AsyncStream`, in place."""
+    iterator = stream.__dict__.get("_iterator")
+    if iterator is not None and _FOLLOWER not in stream.__dict__:
+        veil = _Veil()
+        stream._iterator = _watch_async(iterator, veil) if hasattr(stream, "__anext__") else _watch(iterator, veil)
 
 
 def follow_stream(stream: Any, follower: Follower) -> None:

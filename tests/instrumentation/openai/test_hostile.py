@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -20,11 +22,29 @@ from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm import semconv as s
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
+from otel_llm.settings import reload
 from otel_llm.usage import from_openai
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 MODEL = "gpt-4o-mini"
 Body = tuple[int, str, bytes]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _is_not_asked() -> Iterator[None]:
+    """Nothing is asked with a request, unless a test says so: these servers tell what they like."""
+    with asking("never"):
+        yield
+
+
+@contextmanager
+def asking(mode: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_LLM_STREAM_USAGE", mode)
+        reload()
+        yield
+    reload()
+
 
 # --- what a server may send ------------------------------------------------------------------------------------------
 nonsense = st.recursive(
@@ -109,6 +129,7 @@ WAYS: dict[str, Any] = {
 }
 STREAMS: dict[str, Any] = {
     "chat": lambda c: c.chat.completions.create(model=MODEL, messages=HELLO, stream=True),
+    "chat raw": lambda c: c.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO, stream=True).parse(),
     "responses": lambda c: c.responses.create(model=MODEL, input="hello", stream=True),
     "transcription": lambda c: c.audio.transcriptions.create(model=MODEL, file=("a.wav", b"-"), stream=True),
 }
@@ -124,14 +145,15 @@ def client_for(body: Body) -> openai.OpenAI:
     return openai.OpenAI(api_key="x", base_url="http://local/v1", http_client=transport, max_retries=0)
 
 
-def seen(do: Any) -> Any:
+def seen(do: Any, *, without_usage: bool = False) -> Any:
     """What the app gets to see: values as text, or the exception's type and arguments."""
     got: list[Any] = []
     try:
         result = do()
         if isinstance(result, openai.Stream):
             for chunk in result:
-                got.append((type(chunk), repr(chunk)))
+                if not (without_usage and getattr(chunk, "usage", None) is not None and not chunk.choices):
+                    got.append((type(chunk), repr(chunk)))
         else:
             got.append((type(result), repr(result)))
     except Exception as error:
@@ -163,9 +185,9 @@ WATCH = Watch()
 hostile = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def check(do: Any, *, always: bool) -> Any:
+def check(do: Any, *, always: bool, is_asked: bool = False) -> Any:
     before = dict(faults.counts())
-    plain = seen(do)
+    plain = seen(do, without_usage=is_asked)
     result, spans = WATCH.spans(do)
     assert result == plain
     assert faults.counts() == before
@@ -192,6 +214,14 @@ def test_any_answer(way: str, body: Body) -> None:
 @hostile
 def test_any_stream(way: str, body: Body) -> None:
     check(lambda: STREAMS[way](client_for(body)), always=True)
+
+
+@pytest.mark.parametrize("way", ["chat", "chat raw"])
+@given(body=sse_body)
+@hostile
+def test_any_stream_that_is_asked_for_its_usage(way: str, body: Body) -> None:
+    with asking("auto"):
+        check(lambda: STREAMS[way](client_for(body)), always=True, is_asked=True)
 
 
 @given(told=usage)
