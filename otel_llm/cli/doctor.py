@@ -87,6 +87,8 @@ def _print(sections: Sequence[Section], problems: int) -> None:
         write_line()
     if problems:
         write_line(styled(f"{problems} {'things are' if problems > 1 else 'thing is'} wrong.", "red"))
+    elif notes := sum(len(section.remarks) for section in sections):
+        write_line(styled(f"Nothing is wrong; {'1 note' if notes == 1 else f'{notes} notes'} above.", "green"))
     else:
         write_line(styled("All is well.", "green"))
 

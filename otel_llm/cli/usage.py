@@ -152,10 +152,10 @@ def usage(
             write_line(nothing_yet(path) if is_empty(connection) else f"{found} in {path}.")
         elif plot:
             _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
-            if unpriced := _unpriced(connection, period):
-                write_note(unpriced)
+            for note in filter(None, (_unpriced(connection, period), _untold(connection, period, store))):
+                write_note(note)
         else:
-            _print(names, everything, rows, _unpriced(connection, period))
+            _print(names, everything, rows, _unpriced(connection, period), _untold(connection, period, store))
 
 
 def parse_dimensions(by: str) -> list[Dimension]:
@@ -240,7 +240,18 @@ def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str
     return f"Not in the cost: {', '.join(map(text, shown))}{f' and {rest} more reasons' if rest else ''}"
 
 
-def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row], unpriced: str | None) -> None:
+def _untold(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> str | None:
+    """Which streams told no usage, and the remedy."""
+    from otel_llm.cli.streams import without_usage
+    from otel_llm.store.paths import StorePaths
+
+    found = without_usage(connection, StorePaths.of(locate(store)).stream_usage, period.sql, period.parameters)
+    return None if found is None else f"{found.what}; {found.remedy}"
+
+
+def _print(
+    names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row], unpriced: str | None, untold: str | None
+) -> None:
     measures = len(_MEASURES)
     sums = [_sum(values) for values in list(zip(*everything, strict=True))[-measures:]]
     totals: list[Any] = ["total", *[""] * (len(names) - measures - 1), *sums]
@@ -262,6 +273,8 @@ def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row],
         notes.append("no cost is known: share is of the tokens")
     if unpriced:
         notes.append(unpriced)
+    if untold:
+        notes.append(untold)
     write_table(columns[:shown], [row[:shown] for row in rows], totals=totals[:shown], notes=notes)
 
 

@@ -84,7 +84,8 @@ def test_how_long_calls_are_kept(fill: Fill, examine: Any, monkeypatch: pytest.M
     assert kept == "for 90d (OTEL_LLM_RETENTION) and up to 2GB in use (OTEL_LLM_MAX_SIZE)"
 
 
-def test_a_store_that_is_not_there_yet_is_no_fault(examine: Any, store_path: Path) -> None:
+def test_a_store_that_is_not_there_yet_is_no_fault(examine: Any, run: Run, store_path: Path) -> None:
+    assert run("doctor").out.endswith("Nothing is wrong; 1 note above.\n")
     report = examine()
     assert report["ok"], problems(report)
     assert any("no model call" in remark["what"] for remark in report["remarks"])

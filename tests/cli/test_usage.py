@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from otel_llm import stream_usage
+from otel_llm.settings import reload
+from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
 
 MEASURES = ["calls", "errors", "input_tokens", "output_tokens", "cached", "cost_usd", "share", "unpriced"]
@@ -122,6 +125,66 @@ def test_table(fill: Fill, run: Run) -> None:
         "total                     4       1         3,010            151   1,500  0.000675  100.0%         2",
         "Not in the cost: no price for azure.ai.openai/my-deployment (1), no usage reported (1)",
     ]
+
+
+STREAM = {
+    **ALICE,
+    "time_to_first_chunk_ms": 20.0,
+    "server_address": "vllm.local",
+    "instrumentation": "otel_llm.instrumentation.openai",
+}
+UNTOLD = {**STREAM, "input_tokens": None, "output_tokens": None, "cost_usd": None, "price_source": "no usage reported"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused", "remedy"),
+    [
+        ("auto", False, "with OTEL_LLM_STREAM_USAGE=auto, the default, streams are asked from now on"),
+        ("never", False, "OTEL_LLM_STREAM_USAGE=never asks for none: unset it"),
+        ("auto", True, "vllm.local:8000 refuses stream_options.include_usage"),
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--plot",)])
+def test_streams_without_usage_and_what_to_do(mode, refused, remedy, more, fill, run, monkeypatch, store_path) -> None:
+    monkeypatch.setenv("OTEL_LLM_STREAM_USAGE", mode)
+    reload()
+    fill(UNTOLD, UNTOLD, {**UNTOLD, "server_address": "other.example"}, STREAM, ALICE)
+    if refused:
+        memory = StorePaths.of(store_path).stream_usage
+        memory.parent.mkdir(mode=0o700, exist_ok=True)
+        stream_usage.keep_at(memory)
+        stream_usage.server("http://vllm.local:8000/v1", "vllm.local:8000").answered_unasked("m", said_so=True)
+        stream_usage.save()
+        stream_usage.keep_at(None)
+    last = run("usage", *more).out.splitlines()[-1]
+    assert last.startswith(
+        "3 streams came without usage, so without tokens and cost: vllm.local (2), other.example (1); "
+    )
+    assert remedy in last
+    # What other clients made, what was left early, what failed: nobody could have asked it.
+    assert "streams" not in run("usage", "--where", "server_address is null").out
+    if more:
+        return
+    report = json.loads(run("doctor", "--json").out)
+    (told,) = [remark for remark in report["remarks"] if "streams came without usage" in remark["what"]]
+    assert remedy in told["remedy"]
+    assert report["instrumentation"]["stream_usage"].startswith(f"{mode} (OTEL_LLM_STREAM_USAGE")
+    assert report["store"].get("refuse_stream_usage") == ("vllm.local:8000" if refused else None)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"status": "partial"},
+        {"status": "error"},
+        {"instrumentation": "otel_llm.instrumentation.langchain"},
+        {"operation": "transcription"},
+        {"time_to_first_chunk_ms": None},
+    ],
+)
+def test_what_could_not_have_been_asked_is_no_stream_without_usage(more, fill, run) -> None:
+    fill({**UNTOLD, **more})
+    assert "without usage" not in run("usage").out
 
 
 def test_a_table_of_priced_calls_does_not_speak_of_prices(fill: Fill, run: Run) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otel_llm.cli import streams
 from otel_llm.cli.access import locate, reading
 from otel_llm.cli.checks import Section, Size
 from otel_llm.cli.errors import CommandError, one_line
@@ -57,6 +58,8 @@ def account(store: Path | None) -> Section:
         "--store" if store else "OTEL_LLM_STORE" if os.environ.get("OTEL_LLM_STORE", "").strip() else "default"
     )
     _check_directory(section, paths.database.parent)
+    if refusing := streams.refused_by(paths.stream_usage):
+        section.facts["refuse stream usage"] = ", ".join(refusing)
     ended = Writers.of(paths).dead  # counted first: to read the store is to merge what they left
     _check_database(section, paths, store)
     _check_journal(section, paths, ended)
@@ -87,6 +90,8 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
             section.facts["kept"] = _kept()
             section.facts |= _contents(connection)
             twice = connection.execute(_REPORTED_TWICE).fetchall()
+            if (untold := streams.without_usage(connection, paths.stream_usage)) is not None:
+                section.remarks.append(untold)
             segments, size = _pending(connection, paths)
             section.facts["pending segments"] = segments
             section.facts["pending"] = Size(size)

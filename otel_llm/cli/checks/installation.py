@@ -12,11 +12,12 @@ from packaging.requirements import Requirement
 from otel_llm.cli.checks import Section
 from otel_llm.cli.errors import one_line
 from otel_llm.logged import warnings_of
-from otel_llm.settings import reload
+from otel_llm.settings import reload, settings
 from otel_llm.version import __version__
 
 DISTRIBUTION = "otel-llm"
 _DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+_STREAM_USAGE = "OTEL_LLM_STREAM_USAGE"
 
 _PACKAGES = (
     "opentelemetry-api",
@@ -103,6 +104,8 @@ def instrumentation() -> Section:
             )
     if not installed:
         section.problem("there is no client to instrument", "pip install 'otel-llm[openai]' or 'otel-llm[langchain]'")
+    is_set = os.environ.get(_STREAM_USAGE, "").strip().lower() == settings().stream_usage
+    section.facts["stream usage"] = f"{settings().stream_usage} ({_STREAM_USAGE}{'' if is_set else ' is not set'})"
     return section
 
 
