@@ -426,3 +426,24 @@ def test_uvicorn_stopped_with_a_call_under_way(
     (status,) = [row["status"] for row in rows() if row["status"] != "ok"]
     assert status in ("cancelled", "interrupted")
     check(**{status: 1})
+
+
+def test_the_next_process_knows_which_server_does_not_tell_the_usage_of_streams(
+    run_instrumented: Run, rows: Rows, openai_server: LocalOpenAI, store_path: Path
+) -> None:
+    script = """
+from openai import OpenAI
+messages = [{"role": "user", "content": "Hello"}]
+print(len(list(OpenAI().chat.completions.create(model="no-stream-options", messages=messages, stream=True))) > 1)
+"""
+    for _ in range(2):
+        assert run_instrumented(script).stdout == "True\n"
+    # Refused, sent again as the app made it, and from then on not asked.
+    assert [(call.status, "stream_options" in call.body) for call in openai_server.requests] == [
+        (400, True),
+        (200, False),
+        (200, False),
+    ]
+    assert [(row["status"], row["attempts"]) for row in rows()] == [("ok", 2), ("ok", 1)]
+    memory = store_path.with_name("usage.duckdb.journal") / "stream-usage.json"
+    assert memory.stat().st_mode & 0o777 == 0o600
