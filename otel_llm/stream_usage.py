@@ -41,11 +41,23 @@ class Server:
     Changed without a lock: each step is one operation, and one that is lost to another thread is learned again.
     """
 
-    __slots__ = ("_refused_here", "_strikes", "_suspects", "_took", "is_sure", "name", "refused", "taken_at")
+    __slots__ = (
+        "_refused_here",
+        "_strikes",
+        "_suspects",
+        "_took",
+        "is_documented",
+        "is_sure",
+        "name",
+        "refused",
+        "taken_at",
+    )
 
-    def __init__(self, name: str, *, is_sure: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.is_sure = is_sure
+        self.is_documented = False
+        """Whether it is written that it takes the question: by OpenAI, of its own."""
+        self.is_sure = False
         """Whether it has taken the question in this process: what it refuses then, it refuses for other reasons.
 
         What an earlier process saw is not enough: behind the same address may be another server by now.
@@ -86,8 +98,8 @@ class Server:
 
     def blames_the_app(self) -> bool:
         """Whether a refusal that does not name what we asked is taken for the app's own error. Counts it."""
-        if not self.is_sure:
-            return False
+        if self.is_documented or not self.is_sure:
+            return self.is_documented
         self._strikes += 1
         return self._strikes <= _ENOUGH_STRIKES
 
@@ -135,13 +147,13 @@ class _Memory:
         self._told: dict[str, Server] | None = None
         """What the file said, as long as nobody has asked for it."""
 
-    def server(self, address: str, name: str, *, is_sure: bool = False) -> Server:
+    def server(self, address: str, name: str, *, is_documented: bool = False) -> Server:
         known = self._servers.get(address)
         if known is None:
             if self._told is None:
                 self._told = {} if self.path is None else read(self.path)
             known = self._told.get(_digest(address)) or Server(name)
-            known.is_sure = known.is_sure or is_sure
+            known.is_sure = known.is_documented = is_documented
             while len(self._servers) >= MAX_SERVERS:
                 with contextlib.suppress(KeyError, RuntimeError, StopIteration):
                     self._servers.pop(next(iter(self._servers)))
@@ -173,9 +185,9 @@ class _Memory:
 _memory = _Memory()
 
 
-def server(address: str, name: str, *, is_sure: bool = False) -> Server:
+def server(address: str, name: str, *, is_documented: bool = False) -> Server:
     """What is known of the server at `address`, which tells it from every other; `name` is what people call it."""
-    return _memory.server(address, name, is_sure=is_sure)
+    return _memory.server(address, name, is_documented=is_documented)
 
 
 def keep_at(path: Path | None) -> None:

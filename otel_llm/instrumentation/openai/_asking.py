@@ -28,6 +28,7 @@ _NOT_OF_THE_SERVER: Final = (401, 403, 404, 408, 409, 429)
 _NAMES: Final = ("stream_options", "include_usage", "streamoptions", "includeusage")
 _FIRST_AZURE: Final = "2024-08-01"
 """Azure's API versions (`2024-08-01-preview`) before this one refuse `stream_options`."""
+_LONGEST_MODEL: Final = 200
 _OPTION: Final = "stream_options"
 _ABSENT: Final = object()
 
@@ -56,13 +57,14 @@ class _Body(dict[str, Any]):
 class Asking:
     """One stream that may be asked for its usage."""
 
-    __slots__ = ("_body", "_is_again", "_model", "_server", "options")
+    __slots__ = ("_body", "_is_again", "_is_over", "_model", "_server", "options")
 
     def __init__(self, server: stream_usage.Server, model: str, options: Any | None, body: _Body | None) -> None:
         self._server = server
         self._model = model
         self._body = body
         self._is_again = False
+        self._is_over = False
         self.options = options
         """What the request is made with in place of the app's options; None where those are right."""
 
@@ -80,20 +82,22 @@ class Asking:
         self._is_again = True
         return True
 
-    def answered(self) -> None:
-        """The request has got an answer."""
+    def ended(self, error: BaseException | None) -> None:
+        """The request has got an answer, or has failed for good."""
+        if self._is_over:  # a fault after the answer, while it was looked at
+            return
+        self._is_over = True
+        status = None if error is None else _status(error)
         if self.hides_usage:
-            self._server.took(self._model)
-        else:  # sent again by us, or tried again by the client, or not asked because the last one broke down
+            if error is None:
+                self._server.took(self._model)
+            elif _is_broken(error) if status is None else status not in (*_REFUSALS, *_NOT_OF_THE_SERVER):
+                self._server.broke_down(self._model)
+        # Sent again by us, or tried again by the client, or not asked because the last one broke down.
+        elif error is None:
             self._server.answered_unasked(self._model, said_so=self._is_again)
-
-    def failed(self, error: BaseException) -> None:
-        """The request has failed for good."""
-        status = _status(error)
-        if not self.hides_usage:
+        else:
             self._server.failed_unasked(self._model, is_refusal=status in _REFUSALS)
-        elif _is_broken(error) if status is None else status not in (*_REFUSALS, *_NOT_OF_THE_SERVER):
-            self._server.broke_down(self._model)
 
 
 def asking(
@@ -120,9 +124,9 @@ def asking(
     known = stream_usage.server(
         f"{server.base} {options.url.partition('?')[0]} {version}",
         name if server.port in (None, 443) else f"{name}:{server.port}",
-        is_sure=server.takes_usage,
+        is_documented=server.takes_usage,
     )
-    model = model or ""
+    model = (model or "")[:_LONGEST_MODEL]
     if known.is_suspected(model):
         return Asking(known, model, None, None)
     if known.refuses(model, here=mode == "always") or not (is_repeatable or known.is_sure):

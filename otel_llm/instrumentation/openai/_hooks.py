@@ -219,21 +219,23 @@ class _Begun:
 
     def fail(self, error: BaseException) -> None:
         """Ends the call with what the app gets to see."""
+        self._learn(error)
+        fail(self.call, error)
+
+    def _learn(self, error: BaseException | None = None) -> None:
+        """Remembers what the outcome tells of the server."""
         try:
             if self._asking is not None:
-                self._asking.failed(error)
+                self._asking.ended(error)
         except Exception as fault:
-            faults.report("look at a failure", fault)
-        fail(self.call, error)
+            faults.report("learn what a server takes", fault)
 
     def take(self, result: Any) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""
+        hides_usage = self._asking is not None and self._asking.hides_usage
+        self._learn()
         answer = Answer()
         try:
-            hides_usage = False
-            if self._asking is not None:
-                hides_usage = self._asking.hides_usage
-                self._asking.answered()
             while isinstance(result, _PROXY):  # another instrumentation between the client and us
                 result = result.__wrapped__
             own = getattr(result, "__dict__", {})

@@ -184,9 +184,10 @@ def test_a_server_that_has_taken_it_answers_for_the_app(caller, instrumented):
 
 def test_openai_itself_is_known_to_take_it(caller):
     caller.server.before = lambda body: refusal(400, UNNAMED)
-    with pytest.raises(openai.BadRequestError):
-        caller(client={"base_url": "https://api.openai.com/v1"})
-    assert caller.server.asked == [True]
+    for _ in range(5):
+        with pytest.raises(openai.BadRequestError):
+            caller(client={"base_url": "https://api.openai.com/v1"})
+    assert caller.server.asked == [True] * 5
 
 
 def test_a_gateway_takes_it_for_one_model_and_not_for_another(caller, instrumented):
@@ -314,6 +315,23 @@ def test_a_request_with_an_idempotency_key_is_not_sent_in_two_ways(how, caller):
             ),
         )
     assert caller.server.asked == [False]
+
+
+def test_a_fault_of_ours_costs_the_question_alone(caller, instrumented, monkeypatch):
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(faults, "report", lambda *_: None)
+    for owner, name in (
+        (stream_usage, "server"),
+        (stream_usage.Server, "took"),
+        (stream_usage.Server, "blames_the_app"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, broken)
+            assert len(caller()) == 1
+    told = [(span.attributes[s.STATUS], span.attributes.get(s.INPUT_TOKENS)) for span in instrumented.all()]
+    assert told == [("ok", None), ("ok", 5), ("ok", 5)]
 
 
 # --- what is known beforehand ----------------------------------------------------------------------------------------
