@@ -10,7 +10,6 @@ that nobody claimed is finished by LangChain. So one model call is one span, who
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -37,15 +36,33 @@ CANCELLED: Final = "cancelled"
 PARTIAL: Final = "partial"
 
 
+_CANCELLATIONS: Final = frozenset({"CancelledError", "Cancelled"})
+"""Cancellations that are an `Exception`: that of `concurrent.futures`, Twisted's, Temporal's."""
+
+
 def status_of(error: BaseException | None) -> str:
-    """How a block, a function or a run has ended that was left by `error`; None where it came to its end."""
+    """How a block, a function or a run has ended that was left by `error`; None where it came to its end.
+
+    What is no `Exception` tells no failure: it tells the work to stop, whoever says so (asyncio, trio, gevent, curio, Ctrl-C,
+    `sys.exit`). So no event loop need be known here. A group is a failure if anything in it is one.
+    """
     if error is None:
         return OK
     if isinstance(error, GeneratorExit):
         return PARTIAL
-    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, SystemExit)):
+    if isinstance(error, BaseExceptionGroup):
+        inside = {status_of(one) for one in error.exceptions}
+        return next(status for status in (ERROR, CANCELLED, PARTIAL) if status in inside)
+    if not isinstance(error, Exception):
         return CANCELLED
-    return ERROR
+    return CANCELLED if any(cls.__name__ in _CANCELLATIONS for cls in type(error).__mro__) else ERROR
+
+
+def error_type_of(error: BaseException) -> str:
+    """`error.type` of an exception: its class, named as the SDK names it in `exception.type`, builtins by their bare names."""
+    cls = type(error)
+    module = cls.__module__
+    return cls.__qualname__ if module in (None, "builtins") else f"{module}.{cls.__qualname__}"
 
 
 class Place(NamedTuple):
@@ -218,6 +235,7 @@ class ModelCall:
         error: BaseException | None = None,
         error_type: str | None = None,
         attributes: Mapping[str, Any] | None = None,
+        ended_perf_ns: int | None = None,
     ) -> None:
         """Ends the span with what is known at the end. Only the first call counts.
 
@@ -227,16 +245,18 @@ class ModelCall:
             error: what the app gets to see; only its class is recorded.
             error_type: HTTP status or class name, where it is better known than from `error`.
             attributes: response id, model, finish reasons and the like.
+            ended_perf_ns: when it ended, by the monotonic clock; default now. A stream that the app lets go late has ended with
+                its last chunk, but one that hung until it was given up took until then.
         """
         if not self._done.acquire(blocking=False) or self._process is not _process:
             return  # a forked child holds copies of its parent's calls: they are the parent's to finish
         if error_type is None and error is not None:
-            error_type = type(error).__name__
+            error_type = error_type_of(error)
         try:
             self._describe_end(status, usage, error, error_type, attributes)
         except Exception as fault:
             faults.report("describe a finished call", fault)
-        self._signal(usage, error, error_type, self._end())
+        self._signal(usage, error, error_type, self._end(ended_perf_ns))
 
     def _describe_end(
         self,
@@ -266,12 +286,10 @@ class ModelCall:
         if status in (ERROR, CANCELLED):
             self.span.set_status(_failed(self.span, error) if captures and error is not None else _ERROR)
 
-    def _end(self) -> int:
+    def _end(self, ended_perf_ns: int | None = None) -> int:
         """Ends the span; returns when, in nanoseconds since 1970."""
-        # A stream is as long as the time to its last chunk, however late the app lets go of it. Durations come from the
-        # monotonic clock: a wall clock that is set back gives no negative ones.
-        end_perf_ns = self.last_chunk_ns or time.perf_counter_ns()
-        end_ns = self.started_ns + end_perf_ns - self.started_perf_ns
+        # Durations come from the monotonic clock: a wall clock that is set back gives no negative ones.
+        end_ns = self.started_ns + (ended_perf_ns or time.perf_counter_ns()) - self.started_perf_ns
         try:
             self.span.end(end_ns)
         except Exception as fault:  # a span processor of the app's that raises
@@ -295,12 +313,17 @@ class ModelCall:
     def abandon(
         self, status: str = PARTIAL, usage: Usage | None = None, attributes: Mapping[str, Any] | None = None
     ) -> None:
-        """Finishes later, on another stack.
+        """Finishes later, on another stack, as of now.
 
         For finalizers: they run wherever the garbage collector does, perhaps inside a lock that ending a span needs.
         """
         if not self.finished:
-            later(partial(self.finish, status, usage=usage, attributes=attributes))
+            ended = self.dropped_perf_ns()
+            later(partial(self.finish, status, usage=usage, attributes=attributes, ended_perf_ns=ended))
+
+    def dropped_perf_ns(self) -> int:
+        """When a call ended that is dropped now: nobody knows for how long it was not wanted, its last chunk was."""
+        return self.last_chunk_ns or time.perf_counter_ns()
 
     def __del__(self) -> None:
         # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines. (Where its answer
@@ -308,14 +331,14 @@ class ModelCall:
         try:
             given_up = not self.is_followed or self._done.locked()
             if given_up and self._process is _process and self.span.is_recording():
-                later(self._let_go)
+                later(partial(self._let_go, self.dropped_perf_ns()))
         except Exception:
             pass  # it never got a span, or the interpreter is shutting down
 
-    def _let_go(self) -> None:
-        self.finish(CANCELLED)
+    def _let_go(self, ended_perf_ns: int) -> None:
+        self.finish(CANCELLED, ended_perf_ns=ended_perf_ns)
         if self.span.is_recording():  # what came up did so within `finish`
-            self._end()
+            self._end(ended_perf_ns)
 
 
 def _failed(span: Span, error: BaseException) -> Status:

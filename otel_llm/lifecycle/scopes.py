@@ -314,7 +314,7 @@ class _Body:
 def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = None) -> None:
     span = entry.span
     status = calls.status_of(error)
-    error_type = type(error).__name__ if status in _FAILED else None
+    error_type = calls.error_type_of(error) if error is not None and status in _FAILED else None
     try:
         span.set_attribute(semconv.STATUS, status)
         if error_type is not None:

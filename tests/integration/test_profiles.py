@@ -57,7 +57,7 @@ def test_none_of_a_thousand_calls_fails(
     attempts = Counter((row["deployment"], row["status"], row["error_type"]) for row in found)
     large, small = attempts.pop(("large", "ok", None)), attempts.pop(("small", "ok", None))
     limited = attempts.pop(("limited", "error", "429"))
-    down = attempts.pop(("down", "error", "APIConnectionError"))
+    down = attempts.pop(("down", "error", "openai.APIConnectionError"))
     assert not attempts
     assert large + small == CALLS
 

@@ -151,7 +151,7 @@ def test_a_chain_that_fails(client: openai.OpenAI, recorder: Recorder) -> None:
             client.chat.completions.create(model="error-429", messages=[{"role": "user", "content": "hi"}])
     error = recorder.all()[-1]
     assert isinstance(error, ChainError)
-    assert (error.status, error.error_type, error.where) == ("error", "RateLimitError", "chat error-429")
+    assert (error.status, error.error_type, error.where) == ("error", "openai.RateLimitError", "chat error-429")
     assert error.completed == ("step prepare",)
     assert error.model_calls == 1
     assert recorder.names() == [

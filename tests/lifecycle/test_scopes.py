@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import gc
 import inspect
@@ -64,12 +65,26 @@ def test_spans_of_the_conventions(spans: Spans) -> None:
     assert workflow[semconv.WORKFLOW_NAME] == "book"
 
 
+class Cancelled(BaseException):
+    """As trio, gevent and curio have one of their own."""
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
         (ValueError("secret"), "error", StatusCode.ERROR),
         (KeyboardInterrupt(), "cancelled", StatusCode.ERROR),
         (asyncio.CancelledError(), "cancelled", StatusCode.ERROR),
+        (concurrent.futures.CancelledError(), "cancelled", StatusCode.ERROR),
+        (Cancelled(), "cancelled", StatusCode.ERROR),
+        (
+            BaseExceptionGroup("nursery", [Cancelled(), BaseExceptionGroup("inner", [Cancelled()])]),
+            "cancelled",
+            StatusCode.ERROR,
+        ),
+        (BaseExceptionGroup("nursery", [Cancelled(), ValueError("secret")]), "error", StatusCode.ERROR),
+        (ExceptionGroup("tasks", [ValueError("secret")]), "error", StatusCode.ERROR),
+        (BaseExceptionGroup("closed", [GeneratorExit()]), "partial", StatusCode.UNSET),
         (GeneratorExit(), "partial", StatusCode.UNSET),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
@@ -82,7 +97,7 @@ def test_what_is_raised_passes_through(spans: Spans, error: BaseException, statu
     assert (span.attributes or {})[semconv.STATUS] == status
     assert span.status.status_code is code
     if status != "partial":
-        assert (span.attributes or {})[semconv.ERROR_TYPE] == type(error).__name__
+        assert (span.attributes or {})[semconv.ERROR_TYPE] == calls.error_type_of(error)
     assert "secret" not in span.to_json()
     assert current() == 0
 

@@ -153,7 +153,7 @@ def test_each_attempt_has_its_span_with_profile_and_deployment(
         for span in traced.all()
     ]
     assert found == [
-        ["fast", "down", "error", "APIConnectionError"],
+        ["fast", "down", "error", "openai.APIConnectionError"],
         ["fast", "limited", "error", "429"],
         ["fast", "good", "ok", None],
     ]

@@ -260,7 +260,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
     # --- ends --------------------------------------------------------------------------------------------------------
     def _fail(self, run_id: UUID, error: BaseException, said: _Said | None = None) -> None:
         runs = self._runs
-        status, error_type = calls.status_of(error), type(error).__name__
+        status, error_type = calls.status_of(error), calls.error_type_of(error)
         if (
             status == calls.PARTIAL
         ):  # a generator that is closed, perhaps by the garbage collector: no place for a redactor

@@ -5,7 +5,6 @@ Signatures are wrapt's: wrapped, instance, args, kwargs.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -93,8 +92,9 @@ class Hooks:
         run = self._offer(kwargs)
         try:
             return await wrapped(*args, **kwargs)
-        except asyncio.CancelledError as error:
-            if run is not None:
+        except BaseException as error:
+            # LangChain tells the handlers of any `Exception`. Nor does a coroutine that is dropped end here.
+            if run is not None and not isinstance(error, (Exception, GeneratorExit)):
                 self._cancel(run, kwargs, error)
             raise
 

@@ -81,7 +81,8 @@ class ModelRun:
         answer.see(result)
         self._left -= 1
         if self._left <= 0:
-            self.call.finish(calls.OK, usage=answer.usage, attributes=self._attributes())
+            ended = self.call.last_chunk_ns
+            self.call.finish(calls.OK, usage=answer.usage, attributes=self._attributes(), ended_perf_ns=ended)
 
     def fail(self, error: BaseException, result: object = None) -> None:
         """A run failed, and with it the call, unless the client's hook finishes it."""

@@ -5,6 +5,7 @@ Servers send anything. What is not what the API documents is passed over, field 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ _LAST_EVENTS = frozenset(
 )
 _RUNNING = ("queued", "in_progress")
 _ENDED = ("completed", "incomplete", "failed", "cancelled")
+_CODE = re.compile(r"[\w.:/-]{1,100}", re.ASCII)
+"""What a code looks like: a sentence in its place may echo the prompt."""
+_SOME_ERROR = "error"
 _LONGEST_TEXT = 1_000
 """Characters of an id, a name, a reason; whoever sends more sends no such thing."""
 
@@ -70,6 +74,8 @@ class Answer:
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
         found = fields(payload)
+        if not found and type(payload) is list and payload:  # Gemini's errors come in a list
+            found = fields(payload[0])
         if self.content is not None:
             # The subtitles and the plain text that a transcription may be asked for are not inside anything.
             self.content.see({"text": payload} if isinstance(payload, str) else found)
@@ -80,7 +86,7 @@ class Answer:
                     self._see_response(fields(found.get("response")))
                 return
             if kind == "error":
-                self.error_type = _text(found.get("code")) or "error"
+                self.error_type = error_code(fields(found.get("error"))) or error_code(found) or _SOME_ERROR
                 return
             if kind in _LAST_EVENTS:
                 self.final = True
@@ -89,6 +95,10 @@ class Answer:
             return
         if self.id is None:
             self._see_identity(found)
+        if found.get("error"):
+            self._see_error(found["error"])
+        elif found.get("object") == "error":
+            self._see_error(found)
         choices = found.get("choices")
         if choices and isinstance(choices, list | tuple):
             for choice in choices:
@@ -96,6 +106,8 @@ class Answer:
                 if (reason := _text(told.get("finish_reason"))) is not None:
                     index = told.get("index")
                     self._finish_reasons[index if type(index) is int else 0] = reason
+                if reason == "error" or told.get("error"):  # OpenRouter, of a model that failed in the midst of it
+                    self._see_error(told.get("error"))
                 said = told.get("message") or told.get("delta")
                 asked = said.get("tool_calls") if type(said) is dict else getattr(said, "tool_calls", None)
                 if asked:
@@ -106,6 +118,10 @@ class Answer:
                 self.seconds = seconds
         if (tier := found.get("service_tier")) is not None:
             self.tier = _text(tier)
+
+    def _see_error(self, error: object) -> None:
+        """An answer that tells of a failure, whatever the HTTP status says. The text of it is not looked at."""
+        self.error_type = error_code(fields(error)) or self.error_type or _SOME_ERROR
 
     def _see_identity(self, found: Mapping[str, Any]) -> None:
         self.id = _text(found.get("id"))
@@ -130,9 +146,11 @@ class Answer:
             case "failed":
                 self._finish_reasons[0] = "error"
                 error = fields(found.get("error")) or fields(fields(found.get("status_details")).get("error"))
-                self.error_type = _text(error.get("code")) or _text(error.get("type")) or "failed"
+                self.error_type = error_code(error) or "failed"
             case "cancelled":
                 self._finish_reasons[0] = self._detail(found, "status_details", "reason") or "cancelled"
+            case _ if found.get("error"):
+                self._see_error(found["error"])
 
     def _see_tool_calls(self, asked: object) -> None:
         """Chat: whole in a message; in the deltas of a stream the id and the name come with the first piece of each."""
@@ -188,6 +206,17 @@ class Answer:
         if self.content is not None and (said := self.content.messages(self._finish_reasons.get(0))):
             found[semconv.OUTPUT_MESSAGES] = said
         return found
+
+
+def error_code(error: Mapping[str, Any]) -> str | None:
+    """The code of an error object; else its type, or its status as Google has it. None where it has none."""
+    for name in ("code", "type", "status"):
+        value = error.get(name)
+        if type(value) is int:
+            return str(value)
+        if isinstance(value, str) and _CODE.fullmatch(value):
+            return value
+    return None
 
 
 def _content() -> Any:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.call import ModelCall
-from otel_llm.instrumentation.openai._answer import Answer
+from otel_llm.instrumentation.openai._answer import Answer, error_code
 from otel_llm.instrumentation.openai._observe import Observer, background
 
 
-def conclude(call: ModelCall | Observer, answer: Answer, status: str, error: BaseException | None = None) -> None:
-    """Ends a call with what is known of its answer. Raises nothing, and leaves no span open that nobody will end."""
+def conclude(
+    call: ModelCall | Observer,
+    answer: Answer,
+    status: str,
+    error: BaseException | None = None,
+    ended_perf_ns: int | None = None,
+) -> None:
+    """Ends a call with what is known of its answer. Raises nothing, and leaves no span open that nobody will end.
+
+    `ended_perf_ns`: as for `ModelCall.finish`.
+    """
     if call.finished:
         return
     try:
         if isinstance(call, Observer):
             call.finished = True
+            call.ended_perf_ns = ended_perf_ns
             call.end(answer, status, error)
             return
         # What goes on at the provider is ended by whoever asks for its result, however this request was left.
@@ -28,11 +41,12 @@ def conclude(call: ModelCall | Observer, answer: Answer, status: str, error: Bas
             error=error,
             error_type=_error_type(answer, error),
             attributes=answer.attributes(),
+            ended_perf_ns=ended_perf_ns,
         )
     except Exception as fault:
         faults.report("record the end of a call", fault)
         if isinstance(call, ModelCall):
-            call.finish(status)
+            call.finish(status, ended_perf_ns=ended_perf_ns)
 
 
 def fail(call: ModelCall | Observer, error: BaseException, answer: Answer | None = None) -> None:
@@ -44,7 +58,42 @@ def fail(call: ModelCall | Observer, error: BaseException, answer: Answer | None
 
 
 def _error_type(answer: Answer, error: BaseException | None) -> str | None:
+    """What the call failed with, where more is known than the class of `error`: the status, or the code that the answer tells."""
     if error is None:
         return answer.error_type
     status_code = getattr(error, "status_code", None)
-    return str(status_code) if type(status_code) is int else None
+    if type(status_code) is int:
+        return str(status_code)
+    body = getattr(error, "body", None)  # what the client raises of an error in a stream
+    return answer.error_type or (error_code(body) if isinstance(body, Mapping) else None)
+
+
+_CAUSES_LOOKED_AT = 5
+
+
+def answer_before(error: BaseException) -> Any:
+    """The HTTP response that the client had read when `error` came up; None where there was none, or one that refused the call.
+
+    What comes up after it (the client cannot parse it, a model or a hook of the app's raises) does not undo what was billed. No
+    hook on the client sees every such answer, but the traceback goes through whoever had it in hand.
+    """
+    cause: BaseException | None = error
+    for _ in range(_CAUSES_LOOKED_AT):
+        if cause is None:
+            break
+        step = cause.__traceback__
+        while step is not None:
+            for value in list(step.tb_frame.f_locals.values()):
+                if _is_answer(value):
+                    return value
+            step = step.tb_next
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _is_answer(value: object) -> bool:
+    is_response = any(
+        cls.__name__ == "Response" and cls.__module__.partition(".")[0] in ("httpx", "httpx2")
+        for cls in type(value).__mro__
+    )
+    return is_response and "_content" in vars(value) and getattr(value, "status_code", 400) < 400

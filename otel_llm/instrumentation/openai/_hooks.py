@@ -16,7 +16,7 @@ from otel_llm.call import Aside, ModelCall
 from otel_llm.instrumentation.openai import _asking
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._asking import Asking
-from otel_llm.instrumentation.openai._ending import conclude, fail
+from otel_llm.instrumentation.openai._ending import answer_before, conclude, fail
 from otel_llm.instrumentation.openai._observe import Observer, observer_of
 from otel_llm.instrumentation.openai._request import (
     UNKNOWN,
@@ -48,7 +48,7 @@ class Hooks:
         if begun is None:
             with _Unrecorded(client):
                 return wrapped(*args, **kwargs)
-        outside = otel.get_current()
+        outside, result = otel.get_current(), None
         try:
             try:
                 begun.attach()
@@ -59,12 +59,13 @@ class Hooks:
                         raise
                     result = _AGAIN
                 if result is _AGAIN:  # outside of `except`, so that the app's error has no context but its own
+                    result = None
                     result = wrapped(*args, **kwargs)
             finally:
                 begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            begun.fail(error)
+            begun.fail(error, result)
             raise
         return result
 
@@ -74,7 +75,7 @@ class Hooks:
         if begun is None:
             with _Unrecorded(client):
                 return await wrapped(*args, **kwargs)
-        outside = otel.get_current()
+        outside, result = otel.get_current(), None
         try:
             try:
                 begun.attach()
@@ -85,12 +86,13 @@ class Hooks:
                         raise
                     result = _AGAIN
                 if result is _AGAIN:  # outside of `except`, so that the app's error has no context but its own
+                    result = None
                     result = await wrapped(*args, **kwargs)
             finally:
                 begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            begun.fail(error)
+            begun.fail(error, result)
             raise
         return result
 
@@ -217,11 +219,6 @@ class _Begun:
             faults.report("look at a refusal", fault)
             return False
 
-    def fail(self, error: BaseException) -> None:
-        """Ends the call with what the app gets to see."""
-        self._learn(error)
-        fail(self.call, error)
-
     def _learn(self, error: BaseException | None = None) -> None:
         """Remembers what the outcome tells of the server."""
         try:
@@ -232,36 +229,60 @@ class _Begun:
 
     def take(self, result: Any) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""
-        hides_usage = self._asking is not None and self._asking.hides_usage
+        hides_usage = self._hides_usage  # before it is learned what the answer tells
         self._learn()
         answer = Answer()
         try:
-            while isinstance(result, _PROXY):  # another instrumentation between the client and us
-                result = result.__wrapped__
-            own = getattr(result, "__dict__", {})
-            if "_iterator" in own:  # openai.Stream, openai.AsyncStream
-                follow_stream(result, Follower(self.call, hides_usage=hides_usage))
+            answer = self._answer()
+            if self._see(result, answer, hides_usage=hides_usage):
                 return
-            if isinstance(self.call, Observer):
-                answer = self.call.answer()
-            response = own.get("http_response")  # the raw responses
-            if response is None and len(own) == 1:  # a binary answer, of speech
-                response = own.get("response")
-            if response is None:
-                if (
-                    isinstance(result, str) and self._is_stream
-                ):  # asked for behind the client's back, who takes it for text
-                    see_body(answer, "text/event-stream", result.encode("utf-8", "replace"))
-                else:
-                    answer.see(result)
-            elif not response.is_closed:
-                follow_body(response, Follower(self.call))
-                return
-            else:
-                see_body(answer, response.headers.get("content-type", ""), response.content)
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
         conclude(self.call, answer, answer.status)
+
+    def fail(self, error: BaseException, result: Any) -> None:
+        """The app gets `error` instead of an answer. What had arrived of one was billed all the same."""
+        self._learn(error)
+        answer = Answer()
+        try:
+            answer = self._answer()
+            self._see(answer_before(error) if result is None else result, answer, hides_usage=self._hides_usage)
+        except Exception as fault:
+            faults.report("read the answer before an error", fault)
+        fail(self.call, error, answer)
+
+    def _answer(self) -> Answer:
+        return self.call.answer() if isinstance(self.call, Observer) else Answer()
+
+    @property
+    def _hides_usage(self) -> bool:
+        return self._asking is not None and self._asking.hides_usage
+
+    def _see(self, result: Any, answer: Answer, *, hides_usage: bool) -> bool:
+        """Takes what a result tells. True where it is still to come: then it is followed."""
+        while isinstance(result, _PROXY):  # another instrumentation between the client and us
+            result = result.__wrapped__
+        own = getattr(result, "__dict__", {})
+        if "_iterator" in own:  # openai.Stream, openai.AsyncStream
+            follow_stream(result, Follower(self.call, hides_usage=hides_usage))
+            return True
+        response = own.get("http_response")  # the raw responses
+        if response is None and len(own) == 1:  # a binary answer, of speech
+            response = own.get("response")
+        if response is None and "_content" in own:  # an HTTP response
+            response = result
+        if response is None:
+            if isinstance(result, str) and self._is_stream:
+                # Asked for behind the client's back, who takes it for text.
+                see_body(answer, "text/event-stream", result.encode("utf-8", "replace"))
+            else:
+                answer.see(result)
+        elif not response.is_closed:
+            follow_body(response, Follower(self.call))
+            return True
+        else:
+            see_body(answer, response.headers.get("content-type", ""), response.content)
+        return False
 
 
 def _said(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:

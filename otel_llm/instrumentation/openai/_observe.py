@@ -37,6 +37,9 @@ class Observer:
     """Whether `end` has been called; `conclude` sees to it that it is called once."""
     is_followed = False
     """Whether somebody follows its answer."""
+    last_chunk_ns: int | None = None
+    ended_perf_ns: int | None = None
+    """When it ended, by the monotonic clock, where that is not now."""
 
     def answer(self) -> Answer:
         """What gathers the facts of the answer."""
@@ -74,7 +77,7 @@ class Background:
         self._calls[response_id] = call
         while len(self._calls) > self.MAX:
             try:
-                self._calls.pop(next(iter(self._calls))).finish(calls.PARTIAL)
+                self._give_up(self._calls.pop(next(iter(self._calls))))
             except (KeyError, RuntimeError, StopIteration):  # another thread was quicker
                 break
 
@@ -89,7 +92,11 @@ class Background:
                 _, call = self._calls.popitem()
             except KeyError:
                 break
-            call.finish(calls.PARTIAL)
+            self._give_up(call)
+
+    @staticmethod
+    def _give_up(call: ModelCall) -> None:
+        call.finish(calls.PARTIAL, ended_perf_ns=call.last_chunk_ns)
 
 
 background = Background()
@@ -153,8 +160,9 @@ class Unknown(Observer):
         self._place = calls.find_place()
 
     def chunk(self, response_model: str | None = None) -> None:
+        self.last_chunk_ns = time.perf_counter_ns()
         if self._first_perf_ns is None:
-            self._first_perf_ns = time.perf_counter_ns()
+            self._first_perf_ns = self.last_chunk_ns
 
     def end(self, answer: Answer, status: str, error: BaseException | None) -> None:
         if answer.usage is None:
@@ -174,7 +182,14 @@ class Unknown(Observer):
         details = answer.attributes()
         if self._first_perf_ns is not None:
             details[semconv.TIME_TO_FIRST_CHUNK] = max(0, self._first_perf_ns - call.started_perf_ns) / 1e9
-        call.finish(status, usage=answer.usage, error=error, error_type=answer.error_type, attributes=details)
+        call.finish(
+            status,
+            usage=answer.usage,
+            error=error,
+            error_type=answer.error_type,
+            attributes=details,
+            ended_perf_ns=self.ended_perf_ns,
+        )
 
 
 class Result(Observer):
@@ -258,14 +273,15 @@ class _JobAnswer(Answer):
         created = job.get("started_at") or job.get("created_at")
         started_ns = created * 10**9 if type(created) is int and 0 < created * 10**9 < time.time_ns() else None
         call = ModelCall(self._tracer, operation, answer.model, self._attributes, started_ns=started_ns)
-        ended = job.get("completed_at")
+        ended, ended_perf_ns = job.get("completed_at"), None
         if started_ns is not None and type(ended) is int and started_ns <= ended * 10**9 < time.time_ns():
-            call.last_chunk_ns = call.started_perf_ns + ended * 10**9 - started_ns
+            ended_perf_ns = call.started_perf_ns + ended * 10**9 - started_ns
         call.finish(
             status,
             usage=answer.usage,
             error_type=state if status == calls.ERROR else None,
             attributes=answer.attributes(),
+            ended_perf_ns=ended_perf_ns,
         )
 
 

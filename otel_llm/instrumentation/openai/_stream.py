@@ -7,8 +7,12 @@ attribute stay what they were. A stream that is dropped ends its call too.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
+from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
+from types import FrameType
 from typing import Any, TypeVar
 
 import orjson
@@ -29,13 +33,15 @@ _SSE = "text/event-stream"
 class Follower:
     """Ties a stream to its call."""
 
-    __slots__ = ("answer", "call", "hides_usage")
+    __slots__ = ("answer", "call", "hides_usage", "pulling")
 
     def __init__(self, call: ModelCall | Observer, *, hides_usage: bool = False) -> None:
         """`hides_usage`: the usage chunk was asked for by us, so the app must not see it."""
         self.call = call
         self.answer = call.answer() if isinstance(call, Observer) else Answer()
         self.hides_usage = hides_usage
+        self.pulling = False
+        """Whether the client is at work on the next piece: it closes the response itself at the end, which is no early leave."""
 
     def see(self, chunk: object) -> bool:
         """Takes note of a chunk. Returns whether the app may see it."""
@@ -49,21 +55,31 @@ class Follower:
         return True
 
     def complete(self) -> None:
-        """The stream has come to its end."""
-        conclude(self.call, self.answer, self.answer.status)
+        """The stream has come to its end, and that with its last chunk: the app may have been slow to ask for more."""
+        conclude(self.call, self.answer, self.answer.status, ended_perf_ns=self.call.last_chunk_ns)
 
     def leave(self) -> None:
         """The app has closed the stream, perhaps early."""
-        conclude(self.call, self.answer, self.answer.status if self.answer.final else calls.PARTIAL)
+        if self.answer.final:
+            self.complete()
+        else:
+            conclude(self.call, self.answer, self._status_if_left)
 
     def fail(self, error: BaseException) -> None:
+        """The app got an exception in place of the next chunk; until then it has waited."""
         fail(self.call, error, self.answer)
 
     def drop(self) -> None:
-        """The stream is gone; called by finalizers, so it ends on another stack."""
+        """The stream is gone; called by finalizers, so it ends on another stack. It was not wanted after its last chunk."""
         if not self.call.finished:
-            status = self.answer.status if self.answer.final else calls.PARTIAL
-            calls.later(partial(conclude, self.call, self.answer, status))
+            status = self.answer.status if self.answer.final else self._status_if_left
+            ended = self.call.last_chunk_ns or time.perf_counter_ns()
+            calls.later(partial(conclude, self.call, self.answer, status, ended_perf_ns=ended))
+
+    @property
+    def _status_if_left(self) -> str:
+        """An answer that told of its failure has failed, however it is left."""
+        return calls.PARTIAL if self.answer.error_type is None else calls.ERROR
 
 
 def _hide_usage(chunk: Any) -> bool:
@@ -110,22 +126,30 @@ def hide_usage_of(stream: Any) -> None:
 
 def follow_stream(stream: Any, follower: Follower) -> None:
     """Follows an `openai.Stream` or `openai.AsyncStream`, in place."""
-    if _FOLLOWER in stream.__dict__:
+    is_async = hasattr(type(stream), "__anext__")
+    if not _follow(stream, follower, _ASYNC_STREAM if is_async else _SYNC_STREAM):
         return
-    cls = type(stream)
-    is_async = hasattr(cls, "__anext__")
-    stream.__dict__[_FOLLOWER] = follower
-    stream.__class__ = _followed_class(cls, _ASYNC_STREAM if is_async else _SYNC_STREAM)
     iterator = stream._iterator
     stream._iterator = _watch_async(iterator, follower) if is_async else _watch(iterator, follower)
-    follower.call.is_followed = True
+    # The client's helpers (`.stream()`) close the response beneath. What is no event stream gives no chunk: its body tells.
+    response = getattr(stream, "response", None)
+    headers = getattr(response, "headers", None)
+    if headers is None:
+        return
+    if "json" in headers.get("content-type", ""):
+        follow_body(response, follower)
+    else:
+        _follow(response, follower, _CLOSED)
 
 
 def _watch(chunks: Iterator[_T], follower: Follower) -> Iterator[_T]:
     try:
+        follower.pulling = True
         for chunk in chunks:
+            follower.pulling = False
             if follower.see(chunk):
                 yield chunk
+            follower.pulling = True
     except GeneratorExit:
         follower.drop()
         raise
@@ -137,9 +161,12 @@ def _watch(chunks: Iterator[_T], follower: Follower) -> Iterator[_T]:
 
 async def _watch_async(chunks: AsyncIterator[_T], follower: Follower) -> AsyncIterator[_T]:
     try:
+        follower.pulling = True
         async for chunk in chunks:
+            follower.pulling = False
             if follower.see(chunk):
                 yield chunk
+            follower.pulling = True
     except GeneratorExit:
         follower.drop()
         raise
@@ -153,7 +180,7 @@ async def _watch_async(chunks: AsyncIterator[_T], follower: Follower) -> AsyncIt
 class _Body:
     """Reads the decoded body as it passes: events of a stream one by one, a plain JSON answer at its end."""
 
-    __slots__ = ("_content_type", "_follower", "_is_sse", "_keep", "_pending", "pulling")
+    __slots__ = ("_content_type", "_follower", "_is_sse", "_keep", "_pending")
 
     LONGEST = 32 * 2**20
     """Bytes of a JSON body that are kept to read its usage; a longer one is recorded without."""
@@ -164,8 +191,6 @@ class _Body:
         self._is_sse = content_type.startswith(_SSE)
         self._keep = is_readable(follower.answer, content_type)
         self._pending = bytearray()
-        self.pulling = False
-        """Whether `httpx` is at work: it closes the response itself at the end of the body, which is no early leave."""
 
     def feed(self, data: bytes) -> None:
         try:
@@ -217,10 +242,10 @@ def see_events(answer: Answer, lines: Iterable[bytes]) -> None:
         if not line.startswith(b"data:"):
             continue
         data = line[5:].strip()
-        if data.startswith(b"{"):
-            answer.see(loads(data))
-        elif data == b"[DONE]":
+        if data == b"[DONE]":
             answer.final = True
+        elif data.startswith((b"{", b"[")):
+            answer.see(loads(data))
 
 
 def loads(data: bytes | bytearray) -> Any:
@@ -237,13 +262,19 @@ def loads(data: bytes | bytearray) -> Any:
 
 def follow_body(response: Any, follower: Follower) -> None:
     """Follows the body of an `httpx` response that has not been read yet, in place, however the app reads it."""
-    if _FOLLOWER in response.__dict__:
-        return
-    body = _Body(follower, response.headers.get("content-type", ""))
-    response.__dict__[_FOLLOWER] = follower
-    response.__dict__[_BODY] = body
-    response.__class__ = _followed_class(type(response), _RESPONSE)
+    if _follow(response, follower, _RESPONSE):
+        response.__dict__[_BODY] = _Body(follower, response.headers.get("content-type", ""))
+
+
+def _follow(followed: Any, follower: Follower, methods: dict[str, Any]) -> bool:
+    """Gives an object these methods and the follower that they tell; False where it has one."""
+    if _FOLLOWER in followed.__dict__:
+        return False
+    cls = _followed_class(type(followed), methods)
+    followed.__dict__[_FOLLOWER] = follower
+    followed.__class__ = cls
     follower.call.is_followed = True
+    return True
 
 
 def _iter_bytes(base: type) -> Any:
@@ -262,12 +293,12 @@ def _aiter_bytes(base: type) -> Any:
 
 def _watch_body(chunks: Iterator[bytes], body: _Body, follower: Follower) -> Iterator[bytes]:
     try:
-        body.pulling = True
+        follower.pulling = True
         for data in chunks:
-            body.pulling = False
+            follower.pulling = False
             body.feed(data)
             yield data
-            body.pulling = True
+            follower.pulling = True
     except GeneratorExit:
         raise  # not the end yet: the rest may be read by another iterator; closing or dropping the response tells
     except BaseException as error:
@@ -278,12 +309,12 @@ def _watch_body(chunks: Iterator[bytes], body: _Body, follower: Follower) -> Ite
 
 async def _watch_body_async(chunks: AsyncIterator[bytes], body: _Body, follower: Follower) -> AsyncIterator[bytes]:
     try:
-        body.pulling = True
+        follower.pulling = True
         async for data in chunks:
-            body.pulling = False
+            follower.pulling = False
             body.feed(data)
             yield data
-            body.pulling = True
+            follower.pulling = True
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -294,28 +325,55 @@ async def _watch_body_async(chunks: AsyncIterator[bytes], body: _Body, follower:
 
 # --- subclasses, one per class followed ------------------------------------------------------------------------------
 def _leave(followed: Any) -> None:
-    body = followed.__dict__.get(_BODY)
-    if body is None or not body.pulling:
-        followed.__dict__[_FOLLOWER].leave()
+    followed.__dict__[_FOLLOWER].leave()
 
 
-def _close(base: type) -> Any:
-    def close(self: Any) -> Any:
-        try:
-            return base.close(self)  # type: ignore[attr-defined]
-        finally:
-            _leave(self)
-
-    return close
+def _leave_response(response: Any) -> None:
+    follower = response.__dict__[_FOLLOWER]
+    if not (follower.pulling or _is_disposed_of()):
+        follower.leave()
 
 
-def _async_close(name: str) -> Any:
+def _is_disposed_of() -> bool:
+    """Whether a generator of the client's closes what it reads because it is garbage itself: then what is dropped tells the end."""
+    if not isinstance(sys.exc_info()[1], GeneratorExit):
+        return False
+    frame: FrameType | None = sys._getframe(3)  # who called `close`
+    for _ in range(_CALLERS_LOOKED_AT):
+        if frame is None:
+            break
+        if frame.f_code.co_flags & _GENERATOR and frame.f_globals.get("__name__", "").startswith(_CLIENT):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_GENERATOR = CO_GENERATOR | CO_ASYNC_GENERATOR
+_CLIENT = ("openai.", "httpx")
+_CALLERS_LOOKED_AT = 4
+"""Some clients close it in a function of their own."""
+
+
+def _close(leave: Callable[[Any], None]) -> Any:
+    def method(base: type) -> Any:
+        def close(self: Any) -> Any:
+            try:
+                return base.close(self)  # type: ignore[attr-defined]
+            finally:
+                leave(self)
+
+        return close
+
+    return method
+
+
+def _async_close(name: str, leave: Callable[[Any], None]) -> Any:
     def method(base: type) -> Any:
         async def close(self: Any) -> Any:
             try:
                 return await getattr(base, name)(self)
             finally:
-                _leave(self)
+                leave(self)
 
         return close
 
@@ -331,26 +389,21 @@ def _del(base: type) -> Any:
     return __del__
 
 
-_SYNC_STREAM = {"close": _close, "__del__": _del}
-_ASYNC_STREAM = {"close": _async_close("close"), "__del__": _del}
-_RESPONSE = {
-    "iter_bytes": _iter_bytes,
-    "aiter_bytes": _aiter_bytes,
-    "close": _close,
-    "aclose": _async_close("aclose"),
-    "__del__": _del,
-}
+_SYNC_STREAM = {"close": _close(_leave), "__del__": _del}
+_ASYNC_STREAM = {"close": _async_close("close", _leave), "__del__": _del}
+_CLOSED = {"close": _close(_leave_response), "aclose": _async_close("aclose", _leave_response)}
+_RESPONSE = {**_CLOSED, "iter_bytes": _iter_bytes, "aiter_bytes": _aiter_bytes, "__del__": _del}
 
-_classes: dict[type, type] = {}
+_classes: dict[tuple[type, int], type] = {}
 
 
 def _followed_class(cls: type, methods: dict[str, Any]) -> type:
-    followed = _classes.get(cls)
+    followed = _classes.get((cls, id(methods)))
     if followed is None:
         namespace = {name: make(cls) for name, make in methods.items()}
         for name, method in namespace.items():
             method.__name__ = name
             method.__qualname__ = f"{cls.__qualname__}.{name}"
         namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        followed = _classes[cls] = type(cls.__name__, (cls,), namespace)
+        followed = _classes[cls, id(methods)] = type(cls.__name__, (cls,), namespace)
     return followed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -264,8 +265,11 @@ class Session:
             if one is None:
                 return
             found = one
-        if found[0].first_chunk_ns is None:
-            found[0].chunk()
+        call = found[0]
+        if call.first_chunk_ns is None:
+            call.chunk()
+        else:
+            call.last_chunk_ns = time.perf_counter_ns()
 
     def _count(self, operation: str, payload: Mapping[str, Any], model: object, identity: object) -> None:
         """Records what is reported at its end alone."""

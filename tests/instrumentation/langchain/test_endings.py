@@ -22,6 +22,7 @@ from langchain_core.runnables import RunnableGenerator, RunnableLambda, Runnable
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
+from otel_llm import call as calls
 from otel_llm import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from tests.conftest import LocalOpenAI
@@ -30,6 +31,7 @@ from tests.matrix.cell import timed_out_when
 
 Model = Callable[..., ChatOpenAI]
 PROMPT = ChatPromptTemplate.from_template("{x}")
+CANCELLED = "asyncio.exceptions.CancelledError"
 
 
 def _outcomes(traced: Traced) -> dict[str, tuple[Any, Any]]:
@@ -70,7 +72,7 @@ async def test_errors(way: Any, status: int, traced: Traced, chat_model: Model) 
     with pytest.raises(openai.APIStatusError) as raised:
         await way(PROMPT | chat_model(f"error-{status}-echo"))
     assert _outcomes(traced) == {
-        "invoke_workflow RunnableSequence": ("error", raised.type.__name__),
+        "invoke_workflow RunnableSequence": ("error", calls.error_type_of(raised.value)),
         f"chat error-{status}-echo": ("error", str(status)),
     }
     assert all(span.status.description is None and not span.events for span in traced.all())
@@ -80,7 +82,7 @@ async def test_a_broken_stream(traced: Traced, chat_model: Model) -> None:
     with pytest.raises(Exception) as raised:
         list((PROMPT | chat_model("stream-broken")).stream({"x": "hi"}))
     outcomes = _outcomes(traced)
-    assert outcomes["invoke_workflow RunnableSequence"] == ("error", raised.type.__name__)
+    assert outcomes["invoke_workflow RunnableSequence"] == ("error", calls.error_type_of(raised.value))
     assert outcomes["chat stream-broken"][0] == "error"
 
 
@@ -95,12 +97,12 @@ async def _cancel(server: LocalOpenAI, work: Any) -> None:
 
 async def test_a_cancelled_call(traced: Traced, chat_model: Model, openai_server: LocalOpenAI) -> None:
     await _cancel(openai_server, chat_model("slow").ainvoke("hi"))
-    assert _outcomes(traced) == {"chat slow": ("cancelled", "CancelledError")}
+    assert _outcomes(traced) == {"chat slow": ("cancelled", CANCELLED)}
 
 
 async def test_a_cancelled_chain(traced: Traced, chat_model: Model, openai_server: LocalOpenAI) -> None:
     await _cancel(openai_server, (PROMPT | chat_model("slow")).ainvoke({"x": "hi"}))
-    assert set(_outcomes(traced).values()) == {("cancelled", "CancelledError")}
+    assert set(_outcomes(traced).values()) == {("cancelled", CANCELLED)}
     assert len(traced.all()) == 2
 
 
@@ -116,10 +118,10 @@ async def test_a_cancelled_agent(
 
     await _cancel(openai_server, create_agent(model, [ask], name="a").ainvoke({"messages": [("user", "hi")]}))
     assert _outcomes(traced) == {
-        "invoke_agent a": ("cancelled", "CancelledError"),
+        "invoke_agent a": ("cancelled", CANCELLED),
         f"chat {MODEL}": ("ok", None),
-        "execute_tool ask": ("cancelled", "CancelledError"),
-        "chat slow": ("cancelled", "CancelledError"),
+        "execute_tool ask": ("cancelled", CANCELLED),
+        "chat slow": ("cancelled", CANCELLED),
     }
 
 
@@ -131,7 +133,7 @@ async def test_the_task_goes_on_after_a_timeout(
         async with timed_out_when(asyncio.to_thread(openai_server.wait_for)):
             await chat_model("slow").ainvoke("hi")
     await async_client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "direct"}])
-    assert _outcomes(traced) == {"chat slow": ("cancelled", "CancelledError"), f"chat {MODEL}": ("ok", None)}
+    assert _outcomes(traced) == {"chat slow": ("cancelled", CANCELLED), f"chat {MODEL}": ("ok", None)}
 
 
 class Waiting(GenericFakeChatModel):
@@ -158,7 +160,7 @@ async def test_a_cancelled_call_of_another_provider(traced: Traced, waiting: Wai
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert _outcomes(traced) == {"chat": ("cancelled", "CancelledError")}
+    assert _outcomes(traced) == {"chat": ("cancelled", CANCELLED)}
 
 
 async def test_a_timeout_of_another_provider(
@@ -168,7 +170,7 @@ async def test_a_timeout_of_another_provider(
         async with timed_out_when(waiting.waits.wait()):
             await waiting.ainvoke("hi")
     await async_client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "direct"}])
-    assert _outcomes(traced) == {"chat": ("cancelled", "CancelledError"), f"chat {MODEL}": ("ok", None)}
+    assert _outcomes(traced) == {"chat": ("cancelled", CANCELLED), f"chat {MODEL}": ("ok", None)}
     assert traced.tree() == f"chat\nchat {MODEL}"
 
 
@@ -180,7 +182,7 @@ async def test_a_call_cancelled_before_it_began(traced: Traced, waiting: Waiting
         await running
     del running
     await _let_go()
-    assert set(_outcomes(traced).values()) <= {("cancelled", None), ("cancelled", "CancelledError")}
+    assert set(_outcomes(traced).values()) <= {("cancelled", None), ("cancelled", CANCELLED)}
     traced.check_closed()
 
 
