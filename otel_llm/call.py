@@ -65,6 +65,26 @@ def error_type_of(error: BaseException) -> str:
     return cls.__qualname__ if module in (None, "builtins") else f"{module}.{cls.__qualname__}"
 
 
+_NO_CONNECTION: Final = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "ConnectionRefusedError", "gaierror"}
+)
+
+
+def is_not_sent(error: BaseException) -> bool:
+    """Whether `error` says that no connection was made, which HTTP clients tell by the cause of what they raise.
+
+    By name, so that no HTTP library need be known. One that broke later may have delivered a request that is billed.
+    """
+    cause: BaseException | None = error
+    for _ in range(5):
+        if cause is None:
+            return False
+        if type(cause).__name__ in _NO_CONNECTION:
+            return True
+        cause = cause.__cause__  # not its context: that may be of another call, whose failure is being handled
+    return False
+
+
 class Place(NamedTuple):
     """Where in the tree of a run a model call stands."""
 
@@ -278,6 +298,8 @@ class ModelCall:
             at_end[semconv.ATTEMPTS] = self.attempts
         if error_type is not None:
             at_end[semconv.ERROR_TYPE] = error_type
+        if error is not None and status == ERROR and is_not_sent(error):
+            at_end[semconv.NOT_SENT] = True
         captures = settings().captures_content
         if captures:
             at_end = self._take_content(at_end)

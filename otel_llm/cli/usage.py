@@ -17,6 +17,7 @@ from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import output_options, period_options, store_option, where_option
 from otel_llm.cli.output import Column, Format, count, text, write_data, write_line, write_note, write_table
 from otel_llm.cli.where import condition
+from otel_llm.store.sql import BILLED, CACHE_HIT, REFUSED, UNPRICED, literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,14 +49,14 @@ _TAG = "tag:"
 TIMES: Final = ("day", "hour")
 
 _MEASURES: Final = {
-    "calls": "count(*)",
+    "calls": f"count(*) FILTER ({BILLED})",
     "errors": "count(*) FILTER (status = 'error')",
     "input_tokens": "sum(input_tokens)",
     "output_tokens": "sum(output_tokens)",
     "cached": "sum(cache_read_tokens)",
     "cost_usd": "sum(cost_usd)",
     "share": "NULL",  # of what all rows have together: see `_with_shares`
-    "unpriced": "count(*) FILTER (cost_usd IS NULL)",
+    "unpriced": f"count(*) FILTER ({UNPRICED})",
 }
 _INPUT, _OUTPUT, _COST, _SHARE = (
     list(_MEASURES).index(name) - len(_MEASURES) for name in ("input_tokens", "output_tokens", "cost_usd", "share")
@@ -127,8 +128,9 @@ def usage(
       server        host that answered              tag:KEY         a tag of llm_context
 
     Times and days are local. errors counts the calls with status error, cached the part of input_tokens that came from the
-    provider's cache. cost_usd adds up the calls whose price is known; unpriced says how many are not in it. share is the part
-    of the whole cost; where no cost at all is known, of all tokens. – (null in JSON) is a number that nobody reported.
+    provider's cache. cost_usd adds up the calls whose price is known; unpriced says how many are not in it, without those that
+    were refused, which cost nothing. An answer out of a cache of the app's is no call. share is the part of the whole cost;
+    where no cost at all is known, of all tokens. – (null in JSON) is a number that nobody reported.
 
     Without --sort the dearest come first, days and hours in their order. --sort puts the largest number first, and names in
     the order of the alphabet.
@@ -152,10 +154,10 @@ def usage(
             write_line(nothing_yet(path) if is_empty(connection) else f"{found} in {path}.")
         elif plot:
             _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
-            for note in filter(None, (_unpriced(connection, period), _untold(connection, period, store))):
+            for note in _remarks(connection, period, store):
                 write_note(note)
         else:
-            _print(names, everything, rows, _unpriced(connection, period), _untold(connection, period, store))
+            _print(names, everything, rows, _remarks(connection, period, store))
 
 
 def parse_dimensions(by: str) -> list[Dimension]:
@@ -199,7 +201,7 @@ def _query(
         FROM llm_usage
         WHERE {period.sql}
         GROUP BY {", ".join(keys)}
-        ORDER BY {", ".join([*order, "sum(cost_usd) DESC NULLS LAST", f"{_TOKENS} DESC", "count(*) DESC", *keys])}
+        ORDER BY {", ".join([*order, "sum(cost_usd) DESC NULLS LAST", f"{_TOKENS} DESC", f"{_MEASURES['calls']} DESC", *keys])}
     """
     tags = [parameter for dimension in dimensions for parameter in dimension.parameters]
     return _with_shares(connection.execute(sql, [*tags, *period.parameters]).fetchall())
@@ -228,7 +230,7 @@ def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str
         f"""
         SELECT coalesce(price_source, 'no reason recorded'), count(*)
         FROM llm_usage
-        WHERE cost_usd IS NULL AND {period.sql}
+        WHERE {UNPRICED} AND {period.sql}
         GROUP BY 1 ORDER BY 2 DESC, 1
         """,
         list(period.parameters),
@@ -249,9 +251,28 @@ def _untold(connection: duckdb.DuckDBPyConnection, period: when.Period, store: P
     return None if found is None else f"{found.what}; {found.remedy}"
 
 
-def _print(
-    names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row], unpriced: str | None, untold: str | None
-) -> None:
+def _not_billed(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
+    """What costs nothing, and so is not missing: calls that were refused, and answers that were no calls."""
+    refused, hits = connection.execute(
+        f"""
+        SELECT count(*) FILTER (price_source = {literal(REFUSED)}), count(*) FILTER (price_source = {literal(CACHE_HIT)})
+        FROM llm_usage WHERE {period.sql}
+        """,
+        list(period.parameters),
+    ).fetchall()[0]
+    told = [
+        f"{number:,} {what}" for number, what in ((refused, "refused"), (hits, "answered out of a cache")) if number
+    ]
+    return f"Not billed: {', '.join(told)}" if told else None
+
+
+def _remarks(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> list[str]:
+    """What is to be said of the sums."""
+    notes = (_unpriced(connection, period), _not_billed(connection, period), _untold(connection, period, store))
+    return [note for note in notes if note]
+
+
+def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row], remarks: Sequence[str]) -> None:
     measures = len(_MEASURES)
     sums = [_sum(values) for values in list(zip(*everything, strict=True))[-measures:]]
     totals: list[Any] = ["total", *[""] * (len(names) - measures - 1), *sums]
@@ -263,7 +284,7 @@ def _print(
         for name in names
     ]
     # Where every call has a price, the last column, `unpriced`, has nothing to say.
-    shown = len(names) if unpriced else len(names) - 1
+    shown = len(names) if sums[-1] else len(names) - 1
     notes = (
         []
         if len(rows) == len(everything)
@@ -271,10 +292,7 @@ def _print(
     )
     if sums[_COST] is None and sums[_SHARE] is not None:
         notes.append("no cost is known: share is of the tokens")
-    if unpriced:
-        notes.append(unpriced)
-    if untold:
-        notes.append(untold)
+    notes += remarks
     write_table(columns[:shown], [row[:shown] for row in rows], totals=totals[:shown], notes=notes)
 
 

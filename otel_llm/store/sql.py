@@ -106,6 +106,7 @@ _READ: Final[dict[str, str]] = TOKENS | {
     "input_messages": semconv.INPUT_MESSAGES,
     "output_messages": semconv.OUTPUT_MESSAGES,
     "cache_hit": semconv.CACHE_HIT,
+    "not_sent": semconv.NOT_SENT,
     "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
     "invocation": semconv.INVOCATION_PARAMETERS,
 }
@@ -249,8 +250,29 @@ SELECT
     {_json("input_messages")} AS input_messages,
     {_json("output_messages")} AS output_messages,
     service_tier, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
+    status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
     st // {SLOT_NS} AS price_slot
 FROM judged"""
+
+
+_REFUSALS: Final = "|".join(
+    (
+        "BadRequest",
+        "Authentication",
+        "PermissionDenied",
+        "NotFound",
+        "Conflict",
+        "UnprocessableEntity",
+        "RateLimit",
+        "InternalServer",
+    )
+)
+"""What the clients call the statuses from 400 on, for instrumentations that record the class."""
+
+
+def _is_refusal() -> str:
+    """Whether `error_type` says that the provider answered with a status from 400 on."""
+    return f"coalesce(regexp_full_match(error_type, '[45][0-9][0-9]|(.*[.])?({_REFUSALS})Error'), false)"
 
 
 OURS: Final = "otel_llm."
@@ -331,6 +353,12 @@ def insert_prices(rows: int) -> str:
 
 CACHE_HIT: Final = "cache hit, not billed"
 """The `price_source` of an answer out of a client-side cache."""
+REFUSED: Final = "refused, not billed"
+"""The `price_source` of a call that the provider refused, or that never reached him: nothing is owed, and no usage is missing."""
+BILLED: Final = f"price_source IS DISTINCT FROM {literal(CACHE_HIT)}"
+"""The condition on `llm_usage` for what was a call to a provider. The views have it too."""
+UNPRICED: Final = f"cost_usd IS NULL AND price_source IS DISTINCT FROM {literal(REFUSED)}"
+"""The condition on `llm_usage` for what is missing in a sum of costs. The views have it too."""
 
 _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 
@@ -368,6 +396,7 @@ def _unpriced() -> str:
     written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
     return f"""CASE
         WHEN cache_hit THEN {literal(CACHE_HIT)}
+        WHEN refused AND coalesce({", ".join(TOKENS)}) IS NULL THEN {literal(REFUSED)}
         WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
         WHEN input_tokens IS NULL THEN 'no input usage reported'
         WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
@@ -394,6 +423,7 @@ def calls_again(wanted: str) -> str:
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
+        status = 'error' AND ({_is_refusal()} OR coalesce(price_source = {literal(REFUSED)}, false)) AS refused,
         epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot
     FROM llm_usage AS calls
     WHERE {wanted} AND ($3 IS NULL OR started_at >= $3::TIMESTAMPTZ) AND ($4 IS NULL OR started_at < $4::TIMESTAMPTZ)"""
@@ -433,6 +463,7 @@ _BATCH_TYPES: Final = {
     "model_call": "BOOLEAN",
     "stated_usage_source": "VARCHAR",
     "cache_hit": "BOOLEAN",
+    "refused": "BOOLEAN",
     "price_slot": "BIGINT",
 }
 TABLES: Final = {

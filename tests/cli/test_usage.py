@@ -100,6 +100,22 @@ def test_days_and_hours_are_local_and_in_order(fill: Fill, execute: Run) -> None
     assert [row["calls"] for row in json.loads(result.out)] == [1]
 
 
+REFUSED = {**FAILED, "price_source": "refused, not billed"}
+HIT = {**MINI, "user_id": "alice", "cost_usd": "0", "price_source": "cache hit, not billed"}
+
+
+def test_what_is_not_billed_is_not_missing(fill: Fill, run: Run) -> None:
+    """A refused call is a call and an error, but nothing that the cost lacks; an answer out of a cache is no call."""
+    fill(ALICE, FAILED, REFUSED, REFUSED, HIT)
+    (found,) = rows(run)
+    assert (found["calls"], found["errors"], found["unpriced"]) == (4, 3, 1)
+    out = run("usage").out
+    assert "Not in the cost: no usage reported (1)" in out
+    assert "Not billed: 2 refused, 1 answered out of a cache" in out
+    assert "Not billed: 2 refused, 1 answered out of a cache" in run("usage", "--plot").out
+    assert [row["calls"] for row in rows(run, "--where", "price_source like 'cache%'")] == [0]
+
+
 def test_since_and_until(fill: Fill, run: Run) -> None:
     now = datetime.now().astimezone()
     fill(*({**ALICE, "started_at": now - timedelta(hours=hours)} for hours in (1, 3, 100)))

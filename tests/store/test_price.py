@@ -136,6 +136,42 @@ def test_a_cache_hit_is_not_billed(journal: Journal, store_path: Path) -> None:
     assert cost(journal, store_path, usage) == (Decimal(0), "cache hit, not billed")
 
 
+ERROR = {semconv.STATUS: "error"}
+NOT_BILLED = (None, "refused, not billed")
+UNKNOWN = (None, "no usage reported")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        (ERROR | {semconv.ERROR_TYPE: "429"}, NOT_BILLED),
+        (ERROR | {semconv.ERROR_TYPE: "500"}, NOT_BILLED),
+        (ERROR | {semconv.ERROR_TYPE: "openai.RateLimitError"}, NOT_BILLED),  # as other instrumentations name it
+        (ERROR | {semconv.ERROR_TYPE: "openai.APIConnectionError", semconv.NOT_SENT: True}, NOT_BILLED),
+        (
+            ERROR | {semconv.ERROR_TYPE: "openai.APIConnectionError"},
+            UNKNOWN,
+        ),  # it may have broken after the request was read
+        (ERROR | {semconv.ERROR_TYPE: "openai.APITimeoutError"}, UNKNOWN),
+        (ERROR | {semconv.ERROR_TYPE: "server_error"}, UNKNOWN),
+        ({semconv.STATUS: "cancelled", semconv.ERROR_TYPE: "asyncio.exceptions.CancelledError"}, UNKNOWN),
+        ({semconv.STATUS: "partial"}, UNKNOWN),
+        ({semconv.STATUS: "ok"}, UNKNOWN),
+    ],
+)
+def test_a_refused_call_is_told_from_one_whose_tokens_are_unknown(
+    journal: Journal, store_path: Path, attributes: dict[str, Any], expected: tuple[None, str]
+) -> None:
+    assert cost(journal, store_path, attributes) == expected
+    unpriced = query(store_path, "SELECT calls, unpriced FROM llm_daily")
+    assert unpriced == [(1, int(expected == UNKNOWN))]
+
+
+def test_what_a_failed_call_used_is_priced(journal: Journal, store_path: Path) -> None:
+    used = {semconv.INPUT_TOKENS: 1000, semconv.OUTPUT_TOKENS: 10}
+    assert cost(journal, store_path, used | ERROR | {semconv.ERROR_TYPE: "429"}) == cost(journal, store_path, used)
+
+
 def test_the_users_own_table(
     journal: Journal, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

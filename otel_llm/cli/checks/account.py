@@ -14,6 +14,7 @@ from otel_llm.cli.checks import Section, Size
 from otel_llm.cli.errors import CommandError, one_line
 from otel_llm.cli.output import counted
 from otel_llm.settings import settings
+from otel_llm.store.sql import UNPRICED
 
 if TYPE_CHECKING:
     import duckdb
@@ -123,8 +124,8 @@ def _kept() -> str:
 
 def _contents(connection: duckdb.DuckDBPyConnection) -> dict[str, object]:
     calls, first, last, unpriced = connection.execute(
-        """
-        SELECT count(*), min(started_at)::VARCHAR, max(started_at)::VARCHAR, count(*) FILTER (cost_usd IS NULL)
+        f"""
+        SELECT count(*), min(started_at)::VARCHAR, max(started_at)::VARCHAR, count(*) FILTER ({UNPRICED})
         FROM llm_usage
         """
     ).fetchall()[0]

@@ -87,7 +87,7 @@ def answer_before(error: BaseException) -> Any:
                 if _is_answer(value):
                     return value
             step = step.tb_next
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__  # not its context: that may be of another call, whose failure is being handled
     return None
 
 

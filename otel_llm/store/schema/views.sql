@@ -112,7 +112,7 @@ CREATE OR REPLACE VIEW llm_conversations AS
 SELECT conversation_id,
        min(started_at) AS first_at,
        max(started_at) AS last_at,
-       count(*) AS calls,
+       count(*) FILTER (WHERE price_source IS DISTINCT FROM 'cache hit, not billed') AS calls,
        count(*) FILTER (WHERE status <> 'ok') AS not_ok,
        count(DISTINCT trace_id) AS traces,
        sum(duration_ms) AS duration_ms,
@@ -121,7 +121,7 @@ SELECT conversation_id,
        sum(cache_read_tokens) AS cache_read_tokens,
        sum(reasoning_tokens) AS reasoning_tokens,
        sum(cost_usd) AS cost_usd,
-       count(*) FILTER (WHERE cost_usd IS NULL) AS unpriced,
+       count(*) FILTER (WHERE cost_usd IS NULL AND price_source IS DISTINCT FROM 'refused, not billed') AS unpriced,
        list_sort(list(DISTINCT request_model) FILTER (WHERE request_model IS NOT NULL)) AS models,
        list_sort(list(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL)) AS users,
        list_sort(list(DISTINCT module) FILTER (WHERE module IS NOT NULL)) AS modules,
@@ -134,11 +134,11 @@ CREATE OR REPLACE VIEW llm_daily AS
 SELECT CAST(started_at AS DATE) AS day,
        provider,
        coalesce(request_model, response_model) AS model,
-       count(*) AS calls,
+       count(*) FILTER (WHERE price_source IS DISTINCT FROM 'cache hit, not billed') AS calls,
        count(*) FILTER (WHERE status <> 'ok') AS not_ok,
        sum(input_tokens) AS input_tokens,
        sum(output_tokens) AS output_tokens,
        sum(cost_usd) AS cost_usd,
-       count(*) FILTER (WHERE cost_usd IS NULL) AS unpriced
+       count(*) FILTER (WHERE cost_usd IS NULL AND price_source IS DISTINCT FROM 'refused, not billed') AS unpriced
 FROM llm_usage
 GROUP BY ALL;

@@ -416,6 +416,50 @@ def test_when_a_stream_ended_that_the_app_is_slow_with(instrumented, leave):
     assert took >= HUNG if leave == "close" else took < HUNG
 
 
+# --- what never went out ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("error", "not_sent"),
+    [
+        (http.ConnectError("refused"), True),
+        (http.ConnectTimeout("nobody"), True),
+        (http.ReadError("broken"), None),
+        (http.ReadTimeout("slow"), None),
+        (http.RemoteProtocolError("hung up"), None),
+    ],
+)
+def test_a_request_that_reached_nobody_is_told_from_one_that_broke(instrumented, error, not_sent):
+    def fail(request: Any) -> Any:
+        raise error
+
+    client = openai.OpenAI(api_key="x", http_client=http.Client(transport=http.MockTransport(fail)), max_retries=0)
+    try:
+        raise http.ConnectError("of another provider")
+    except http.ConnectError:
+        with pytest.raises(openai.APIConnectionError):
+            client.chat.completions.create(model=MODEL, messages=HELLO)
+    assert instrumented.attributes().get(s.NOT_SENT) is not_sent
+
+
+def test_the_fallback_of_a_call_is_not_taken_for_it(instrumented):
+    """The failure of the first is the context of the second's; its answer is not."""
+
+    def refuse(answer: Any) -> None:
+        answer.read()
+        raise LookupError
+
+    def fail(request: Any) -> Any:
+        raise http.ReadError("broken")
+
+    broken = openai.OpenAI(api_key="x", http_client=http.Client(transport=http.MockTransport(fail)), max_retries=0)
+    try:
+        answering(chat("hi"), event_hooks={"response": [refuse]}).chat.completions.create(model=MODEL, messages=HELLO)
+    except (LookupError, openai.APIConnectionError):
+        with pytest.raises(openai.APIConnectionError):
+            broken.embeddings.create(model="e", input="x")
+    counted = {span.name: s.INPUT_TOKENS in (span.attributes or {}) for span in instrumented.all()}
+    assert counted == {f"chat {MODEL}": True, "embeddings e": False}
+
+
 # --- other event loops ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_trio_cancels_is_cancelled(instrumented, openai_server, stream):
