@@ -105,6 +105,10 @@ watchers: list[Callable[[Span], None]] = []
 """Told of the span of a running call when more is known of it, which counts if the process dies before its end."""
 
 
+end_watchers: list[Callable[[Any], None]] = []
+"""Told of the span of a call that has ended, perhaps without a word to its processors: an exception may have come up on the way."""
+
+
 class ModelCall:
     """One model call and its span, from begin to the one finish. Safe to finish from any thread."""
 
@@ -113,7 +117,7 @@ class ModelCall:
         "_adopted",
         "_chunk_times",
         "_claimed",
-        "_done",
+        "_endings",
         "_process",
         "attempts",
         "facts",
@@ -162,7 +166,8 @@ class ModelCall:
         self._adopted = threading.Lock()
         self._claimed = threading.Lock()
         self._process = _process
-        self._done = threading.Lock()
+        self._endings: list[object] = []
+        """How it ended, by each who said so: the first counts."""
         if place is None:
             place = find_place()
         parent = otel.get_current()
@@ -240,12 +245,12 @@ class ModelCall:
 
     @property
     def finished(self) -> bool:
-        return self._done.locked()
+        return bool(self._endings)
 
     @property
     def is_waiting(self) -> bool:
         """Whether no request and no answer have been seen of it."""
-        return not (self._claimed.locked() or self._done.locked() or self.first_chunk_ns)
+        return not (self._claimed.locked() or self._endings or self.first_chunk_ns)
 
     def finish(
         self,
@@ -268,14 +273,32 @@ class ModelCall:
             ended_perf_ns: when it ended, by the monotonic clock; default now. A stream that the app lets go late has ended with
                 its last chunk, but one that hung until it was given up took until then.
         """
-        if not self._done.acquire(blocking=False) or self._process is not _process:
+        if self._process is not _process:
             return  # a forked child holds copies of its parent's calls: they are the parent's to finish
         if error_type is None and error is not None:
             error_type = error_type_of(error)
-        try:
-            self._describe_end(status, usage, error, error_type, attributes)
-        except Exception as fault:
-            faults.report("describe a finished call", fault)
+        ended_perf_ns = ended_perf_ns or time.perf_counter_ns()
+        faults.surely(partial(self._finish, object(), status, usage, error, error_type, attributes, ended_perf_ns))
+
+    def _finish(
+        self,
+        ending: object,
+        status: str,
+        usage: Usage | None,
+        error: BaseException | None,
+        error_type: str | None,
+        attributes: Mapping[str, Any] | None,
+        ended_perf_ns: int,
+    ) -> None:
+        if not self._endings:
+            self._endings.append(ending)  # one step under the GIL
+        if self._endings[0] is not ending:
+            return
+        if getattr(self.span, "end_time", None) is None:  # else this is done again, and the span has ended
+            try:
+                self._describe_end(status, usage, error, error_type, attributes)
+            except Exception as fault:
+                faults.report("describe a finished call", fault)
         self._signal(usage, error, error_type, self._end(ended_perf_ns))
 
     def _describe_end(
@@ -313,7 +336,11 @@ class ModelCall:
         # Durations come from the monotonic clock: a wall clock that is set back gives no negative ones.
         end_ns = self.started_ns + (ended_perf_ns or time.perf_counter_ns()) - self.started_perf_ns
         try:
-            self.span.end(end_ns)
+            if self.span.is_recording():
+                self.span.end(end_ns)
+            else:  # not recorded, or this is done again: what came up may have kept the account from being told
+                for watcher in end_watchers:
+                    watcher(self.span)
         except Exception as fault:  # a span processor of the app's that raises
             faults.report("end a span", fault)
         return end_ns
@@ -351,7 +378,7 @@ class ModelCall:
         # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines. (Where its answer
         # is followed, whoever follows it knows more of how it ended, and finishes it.)
         try:
-            given_up = not self.is_followed or self._done.locked()
+            given_up = not self.is_followed or self._endings
             if given_up and self._process is _process and self.span.is_recording():
                 later(partial(self._let_go, self.dropped_perf_ns()))
         except Exception:

@@ -64,6 +64,7 @@ class _Wiring:
         self.processor = processor
         provider.add_span_processor(processor)
         calls.watchers.append(processor.update)
+        calls.end_watchers.append(processor.end_untold)
 
 
 def observe(provider: Any) -> None:
@@ -121,6 +122,7 @@ def unwire() -> None:
         for provider, wiring in list(_wired.items()):
             _remove_processor(provider, wiring.processor)
             calls.watchers.remove(wiring.processor.update)
+            calls.end_watchers.remove(wiring.processor.end_untold)
             wiring.processor.shutdown()
         _wired.clear()
         stream_usage.keep_at(None)

@@ -51,6 +51,7 @@ def redact(redactor: Redactor, message: Message) -> Message | None:
     try:
         answer = redactor(message)
     except Exception as error:
+        faults.pass_on(error)
         failed = type(error).__name__
     if (
         failed is not None

@@ -248,7 +248,7 @@ class _ThreadTap(_Closing):
             try:
                 self._handler(event)
             except BaseException as error:
-                faults.report(f"tell {_name(self._handler)} of an event", error)
+                faults.note(f"tell {_name(self._handler)} of an event", error)
 
     def after_fork(self) -> None:
         if not self.closed:

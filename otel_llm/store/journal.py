@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from otel_llm import forks
+from otel_llm import faults, forks
 from otel_llm.store import flock, guard, record
 from otel_llm.store.paths import make_private_dir
 from otel_llm.version import __version__
@@ -112,7 +112,10 @@ class Journal:
     def append(self, entry: record.Record, *, start_of: int | None = None, end_of: int | None = None) -> None:
         """Writes one record. `start_of` and `end_of` are the id of the call that it begins or ends."""
         line = record.encode(entry)
+        outermost = not self._lock._is_owned()  # type: ignore[attr-defined]
         with self._lock:
+            if outermost:
+                self._busy = False  # an exception may have kept that from being said
             self.records += 1
             if end_of is not None:
                 self._running.pop(end_of, None)
@@ -123,8 +126,8 @@ class Journal:
             if self._busy or self._waiting or self._starts_missing or self._fd < 0:
                 self._append_slowly(line, is_start=start_of is not None)
                 return
-            self._busy = True
             try:
+                self._busy = True
                 self._write(line)
                 if self._size >= self.segment_size:
                     self._rotate()
@@ -133,8 +136,8 @@ class Journal:
                 elif self.fsync == "interval":
                     self._unsynced = True
             except OSError as error:
-                self._failed(error)
                 self._keep(line, is_start=start_of is not None)
+                self._failed(error)
             except BaseException:  # a signal handler raised, before the write or after it: a line may be there twice
                 self._keep(line, is_start=start_of is not None)
                 raise
@@ -165,8 +168,8 @@ class Journal:
         """Writes what is in memory only; True where nothing is left. Not before the last failure has had time to pass."""
         if self._busy or (not now and time.monotonic() < self._retry_at):
             return False
-        self._busy = True
         try:
+            self._busy = True
             if self._fd < 0:
                 self._open_segment()
             elif self._starts_missing:
@@ -207,6 +210,7 @@ class Journal:
         self._size += written
 
     def _failed(self, error: OSError) -> None:
+        faults.pass_on(error)  # a time limit of the app's may be a TimeoutError
         self.last_error = str(error)
         self._retry_at = time.monotonic() + _RETRY_SECONDS
         if not self._warned:
@@ -251,6 +255,7 @@ class Journal:
         try:
             self._open_segment()
         except OSError as error:
+            faults.pass_on(error)
             # The full segment still takes lines; only its size is past the limit.
             self.last_error = str(error)
             self._size = 0
@@ -272,15 +277,18 @@ class Journal:
         """Seals the open segment and begins a new one, if there is one."""
         with self._lock:
             if self._fd >= 0 and not self._busy:
-                self._busy = True
                 try:
+                    self._busy = True
                     self._rotate()
                 finally:
                     self._busy = False
 
     def sync(self, *, to_disk: bool = False) -> bool:
         """Writes what waits in memory; True where nothing is left. `to_disk` makes it survive a power cut as well."""
+        outermost = not self._lock._is_owned()  # type: ignore[attr-defined]
         with self._lock:
+            if outermost:
+                self._busy = False
             done = True
             if self._waiting or self._starts_missing:
                 done = self._catch_up(now=True)
@@ -317,9 +325,9 @@ class Journal:
         """The segment was deleted under us: its bytes are ours as long as it is open, and go into a new one."""
         if self._busy:
             return
-        self._busy = True
         old, deleted = self._fd, self._path
         try:
+            self._busy = True
             self._open_segment()
             offset = 0
             while chunk := os.pread(old, 2**20, offset):

@@ -104,9 +104,10 @@ class UsageSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         try:
             context = span.context
-            node = self._nodes.pop(context.span_id, None)
+            node = self._nodes.get(context.span_id)
             attributes = attributes_of(span)
             if not (node is not None and node.keep) and not is_genai(attributes):
+                self._nodes.pop(context.span_id, None)
                 return
             started = node.started if node is not None else None
             record = end_record(span, context, attributes, started)
@@ -115,9 +116,17 @@ class UsageSpanProcessor(SpanProcessor):
             if node is not None and node.covered:
                 record["x"] = 1
             self._store.write(record, end_of=None if started is None else context.span_id)
+            self._nodes.pop(context.span_id, None)  # not before: what comes up on the way must find it for `end_untold`
             setattr(span, MARK, True)
         except Exception as error:
             faults.report("journal a span", error)
+            self._nodes.pop(span.context.span_id, None)
+
+    def end_untold(self, span: Any) -> None:
+        """Journals the end of a span that has ended, if that is not in the journal: an exception came up before it was."""
+        context = span.get_span_context()
+        if context is not None and context.span_id in self._nodes and getattr(span, "end_time", None) is not None:
+            self.on_end(span._readable_span())
 
     def _complete(self, record: dict[str, Any], span: ReadableSpan, node: _Node | None) -> None:
         """Adds what the span does not say itself: its resource where it is not the journal's, and who it runs for."""

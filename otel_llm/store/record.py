@@ -15,6 +15,8 @@ from zlib import crc32
 
 import orjson
 
+from otel_llm import faults
+
 Record = Mapping[str, Any]
 
 _PREFIX: Final = b'{"c":"'
@@ -86,5 +88,6 @@ def _sanitised(value: object, depth: int) -> object:
         return [_sanitised(item, depth + 1) for item in value]
     try:
         return _sanitised(str(value), depth)
-    except Exception:
+    except Exception as error:
+        faults.pass_on(error)
         return f"<{type(value).__name__}>"

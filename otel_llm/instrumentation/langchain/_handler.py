@@ -44,7 +44,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
     """Keeps the runs. Synchronous and run inline, so it sees every event in the context that it happens in, and in order."""
 
     run_inline = True
-    raise_error = False
+    raise_error = True  # it never does, but for what a signal handler of the app's raises inside it: that is not LangChain's to log
     ignore_llm = False
     ignore_chat_model = False
     ignore_chain = False

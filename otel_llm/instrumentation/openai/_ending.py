@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from otel_llm import call as calls
@@ -23,8 +24,13 @@ def conclude(
 
     `ended_perf_ns`: as for `ModelCall.finish`.
     """
-    if call.finished:
-        return
+    if not call.finished:
+        faults.surely(partial(_conclude, call, answer, status, error, ended_perf_ns))
+
+
+def _conclude(
+    call: ModelCall | Observer, answer: Answer, status: str, error: BaseException | None, ended_perf_ns: int | None
+) -> None:
     try:
         if isinstance(call, Observer):
             call.finished = True

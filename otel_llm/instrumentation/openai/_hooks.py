@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import wrapt
@@ -65,7 +66,7 @@ class Hooks:
                 begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            begun.fail(error, result)
+            faults.surely(partial(begun.fail, error, result))
             raise
         return result
 
@@ -92,7 +93,7 @@ class Hooks:
                 begun.detach(outside)
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            begun.fail(error, result)
+            faults.surely(partial(begun.fail, error, result))
             raise
         return result
 

@@ -65,8 +65,16 @@ class Follower:
         else:
             conclude(self.call, self.answer, self._status_if_left)
 
-    def fail(self, error: BaseException) -> None:
-        """The app got an exception in place of the next chunk; until then it has waited."""
+    def fail(self, error: BaseException, chunk: object = None) -> None:
+        """The app got an exception in place of the next chunk; until then it has waited.
+
+        `chunk`: one that has come and was kept from the app, by a signal handler that raised. It may be the one with the usage.
+        """
+        if chunk is not None:
+            try:
+                self.answer.see(chunk)
+            except Exception as fault:
+                faults.report("read a chunk", fault)
         fail(self.call, error, self.answer)
 
     def drop(self) -> None:
@@ -143,35 +151,39 @@ def follow_stream(stream: Any, follower: Follower) -> None:
 
 
 def _watch(chunks: Iterator[_T], follower: Follower) -> Iterator[_T]:
+    chunk: _T | None = None
     try:
         follower.pulling = True
         for chunk in chunks:
             follower.pulling = False
             if follower.see(chunk):
                 yield chunk
+            chunk = None
             follower.pulling = True
     except GeneratorExit:
         follower.drop()
         raise
     except BaseException as error:
-        follower.fail(error)
+        follower.fail(error, chunk)
         raise
     follower.complete()
 
 
 async def _watch_async(chunks: AsyncIterator[_T], follower: Follower) -> AsyncIterator[_T]:
+    chunk: _T | None = None
     try:
         follower.pulling = True
         async for chunk in chunks:
             follower.pulling = False
             if follower.see(chunk):
                 yield chunk
+            chunk = None
             follower.pulling = True
     except GeneratorExit:
         follower.drop()
         raise
     except BaseException as error:
-        follower.fail(error)
+        follower.fail(error, chunk)
         raise
     follower.complete()
 
