@@ -8,12 +8,12 @@ from otel_llm import lazy
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
-    from otel_llm.autoload import instrument, uninstrument
+    from otel_llm.autoload import flush, instrument, uninstrument
     from otel_llm.context import llm_context
     from otel_llm.lifecycle import chain, events, step, subscribe, tool
     from otel_llm.provider import LLMProvider
     from otel_llm.provider.invoker import LLMInvoker
-    from otel_llm.store import connect, flush
+    from otel_llm.store import connect
 
 __all__ = [
     "LLMInvoker",
@@ -37,7 +37,7 @@ _HOMES = {
     "chain": "lifecycle",
     "connect": "store",
     "events": "lifecycle",
-    "flush": "store",
+    "flush": "autoload",
     "instrument": "autoload",
     "llm_context": "context",
     "step": "lifecycle",

@@ -1,7 +1,9 @@
 """What `opentelemetry-instrument` calls, and what `otel_llm.instrument()` does from code.
 
 The order under `opentelemetry-instrument`: distro, configurator, `pre_instrument`, instrumentors. An exception in any of them would
-stop everything after it while the app runs on in silence, so nothing here raises.
+stop everything after it while the app runs on in silence, so nothing here raises: each step is taken on its own, and what cannot be
+done is said in one line that is true. Importing this module imports neither OpenTelemetry nor anything else that may be missing or
+broken, or that reads a wrong variable.
 """
 
 from __future__ import annotations
@@ -10,105 +12,74 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from opentelemetry import trace
-from opentelemetry.environment_variables import OTEL_LOGS_EXPORTER, OTEL_METRICS_EXPORTER, OTEL_TRACES_EXPORTER
-from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.sdk._configuration import _OTelSDKConfigurator
-from opentelemetry.sdk.environment_variables import (
-    OTEL_EXPORTER_OTLP_ENDPOINT,
-    OTEL_EXPORTER_OTLP_LOGS_ENDPOINT,
-    OTEL_EXPORTER_OTLP_LOGS_PROTOCOL,
-    OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
-    OTEL_EXPORTER_OTLP_METRICS_PROTOCOL,
-    OTEL_EXPORTER_OTLP_PROTOCOL,
-    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
-    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
-)
-from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
-from opentelemetry.trace import TracerProvider
-
-from otel_llm import faults, propagation, wiring
-from otel_llm.settings import settings
+from otel_llm import faults, shown
+from otel_llm.settings import announce_store, file_path, settings
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
-
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
 
 _logger = logging.getLogger("otel_llm")
 
-_OTHER_SIGNALS: Final = (
-    (OTEL_METRICS_EXPORTER, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_METRICS_PROTOCOL),
-    (OTEL_LOGS_EXPORTER, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, OTEL_EXPORTER_OTLP_LOGS_PROTOCOL),
-)
+
+def __getattr__(name: str) -> Any:
+    if name != "Distro":  # the entry point
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _sdk().Distro
 
 
-class Distro(BaseDistro):  # type: ignore[misc]
-    """The defaults for a laptop: write the store; export over OTLP once an endpoint is named."""
+def _sdk() -> Any:
+    from otel_llm import environment
 
-    def _configure(self, **kwargs: Any) -> None:
-        set_defaults()
-
-
-class _Configurator(_OTelSDKConfigurator):
-    pass
+    environment.make_importable()
+    return import_module("otel_llm.sdk")
 
 
-def set_up_sdk() -> None:
-    """Sets the SDK up from the environment, for where no configurator has.
-
-    What cannot be had, an exporter that is not installed or a port that is taken, is said, and the account is kept without it.
-    """
-    set_defaults()
-    try:
-        _Configurator().configure()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        _logger.warning(
-            "OpenTelemetry cannot be set up as the OTEL_* variables ask: %s: %s; calls are recorded in the store all the same, "
-            "`otel-llm doctor` says what is exported",
-            type(error).__name__,
-            error,
-        )
-        if not wiring.is_provider_set():
-            trace.set_tracer_provider(SdkTracerProvider())
+_KEEP: Final = "keep the account"
 
 
-def set_defaults() -> None:
-    """Fills in the `OTEL_*` variables that are not set."""
-    env = os.environ
-    endpoint = env.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT) or env.get(OTEL_EXPORTER_OTLP_ENDPOINT)
-    env.setdefault(OTEL_TRACES_EXPORTER, "otlp,duckdb" if endpoint else "duckdb")
-    if endpoint and not (env.get(OTEL_EXPORTER_OTLP_PROTOCOL) or env.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)):
-        env[OTEL_EXPORTER_OTLP_PROTOCOL] = _protocol(endpoint)
-    # Metrics and logs only where their own endpoint is named: a tracing backend (Jaeger) takes neither, and the SDK would
-    # complain of that every minute.
-    for exporter, own_endpoint, own_protocol in _OTHER_SIGNALS:
-        if endpoint := env.get(own_endpoint):
-            env.setdefault(exporter, "otlp")
-            if not (env.get(own_protocol) or env.get(OTEL_EXPORTER_OTLP_PROTOCOL)):
-                env[own_protocol] = _protocol(endpoint)
+class _Steps:
+    """Does one thing after another. What fails is left out, and told at the end: one line for each reason."""
 
+    def __init__(self) -> None:
+        self._failed: dict[str, list[str]] = {}
 
-def _protocol(endpoint: str) -> str:
-    # The SDK's default is gRPC whatever the port; 4318 is the registered port of OTLP over HTTP.
-    return "http/protobuf" if urlsplit(endpoint).port == 4318 else "grpc"
+    def take(self, what: str, step: Callable[[], Any]) -> Any:
+        """What `step` returns, None where it fails. `what` completes "otel-llm could not"."""
+        try:
+            return step()
+        except Exception as fault:
+            _logger.debug("otel-llm could not %s", what, exc_info=True)
+            # A module that others need and that is not there is one reason.
+            self._failed.setdefault(shown.error(fault), []).append(what)
+        return None
+
+    def tell(self) -> None:
+        """Says what could not be done, why, and what that means."""
+        failed = [what for steps in self._failed.values() for what in steps]
+        for reason, steps in self._failed.items():
+            _logger.warning(
+                "otel-llm could not %s (%s); the app runs on, and %s",
+                ", ".join(steps),
+                reason,
+                "no call is recorded in a store" if _KEEP in failed else "what is not named here works",
+            )
 
 
 def pre_instrument() -> None:
     """Adds the account to the tracer provider; sets one up where no configurator is installed."""
-    try:
-        if settings().sdk_disabled:
-            return
-        if not wiring.is_provider_set():
-            set_up_sdk()
-        _keep_account(wiring.global_provider(), None)
-        _carry_context()
-    except Exception as fault:
-        faults.report("set up the account", fault)
+    steps = _Steps()
+    if settings().sdk_disabled:
+        return
+    steps.take("set up OpenTelemetry", lambda: _set_up(launched=True))
+    steps.take(_KEEP, lambda: _keep_account(None, None))
+    steps.take("carry the context", _carry_context)
+    steps.tell()
 
 
 def instrument(
@@ -121,6 +92,9 @@ def instrument(
 ) -> None:
     """Instruments the OpenAI and LangChain clients and keeps the account. Calling it again changes nothing.
 
+    Whatever the environment, the platform and the installed libraries are like, the app runs on: what cannot be set up is left out
+    and named in the log.
+
     Args:
         tracer_provider: an SDK TracerProvider; default the global one if the app has set one, else one is set up from the
             `OTEL_*` variables, as `opentelemetry-instrument` would.
@@ -131,50 +105,99 @@ def instrument(
             None for nothing; default what `OTEL_LLM_REDACT` names. What it raises is not raised here: nothing is recorded then.
 
     Raises:
-        TypeError: `redact` cannot be called.
+        TypeError: `redact` cannot be called; nothing else.
     """
+    steps = _Steps()
+    steps.take("load OpenTelemetry", _sdk)
     if redact is not None:
-        from otel_llm.content import redaction
-
-        redaction.use(redact)
+        if not callable(redact):
+            raise TypeError(f"redact must be a function that takes a message and returns one or None, not {redact!r}")
+        steps.take("use the redactor, and records no content", lambda: _use_redactor(redact))
     if settings().sdk_disabled:
         return
     if tracer_provider is None:
-        if not wiring.is_provider_set():
-            set_up_sdk()
-        tracer_provider = wiring.global_provider()
-    _keep_account(tracer_provider, None if store is None else Path(store).expanduser().absolute())
-    _carry_context()
-    for instrumentor in _instrumentors():
-        if not instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.instrument(
-                tracer_provider=tracer_provider,
-                meter_provider=meter_provider,
-                logger_provider=logger_provider,
-                skip_dep_check=True,
-            )
+        tracer_provider = steps.take("set up OpenTelemetry", _set_up)
+    steps.take(_KEEP, lambda: _keep_account(tracer_provider, store))
+    steps.take("carry the context", _carry_context)
+    for name, load in _INSTRUMENTORS.items():
+        steps.take(f"instrument {name}", partial(_instrument, load, tracer_provider, meter_provider, logger_provider))
+    steps.tell()
 
 
 def uninstrument() -> None:
     """Undoes `instrument()`: every patched object is again the one it was, and what was recorded is in the store."""
-    for instrumentor in _instrumentors():
-        if instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.uninstrument()
+    steps = _Steps()
+    for name, load in _INSTRUMENTORS.items():
+        steps.take(f"take the instrumentation off {name}", partial(_uninstrument, load))
     if (redaction := sys.modules.get("otel_llm.content.redaction")) is not None:
         redaction.use(None)
-    from otel_llm.instrumentation import concurrency
+    if (concurrency := sys.modules.get("otel_llm.instrumentation.concurrency")) is not None:
+        steps.take("take the context out of threads", concurrency.remove)
+    if (wiring := sys.modules.get("otel_llm.wiring")) is not None:
+        steps.take("take the account off", wiring.unwire)
+    steps.tell()
 
-    concurrency.remove()
-    wiring.unwire()
+
+def flush(timeout: float = 10.0) -> bool:
+    """Everything that has ended in this process is on disk and merged, in every store that it has open.
+
+    `timeout` is in seconds, per store; false where one of them could not be merged in that time (nothing is lost then), or where no
+    account can be kept. Raises nothing.
+    """
+    try:
+        from otel_llm import store
+
+        return store.flush(timeout)
+    except Exception as fault:
+        faults.report("flush the account", fault)
+        return False
 
 
-def _keep_account(provider: TracerProvider | None, store: Path | None) -> None:
-    path = store or settings().store
-    if path is None or (store is None and os.environ.get(OTEL_TRACES_EXPORTER, "").strip().lower() == "none"):
+def _use_redactor(redact: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    from otel_llm.content import redaction
+
+    redaction.use(redact)
+
+
+def _set_up(*, launched: bool = False) -> TracerProvider | None:
+    """The global provider, set up if need be. `launched`: a configurator has come before us, with the same variables."""
+    sdk = _sdk()
+    from otel_llm import wiring
+
+    is_theirs = wiring.is_provider_set()
+    if not is_theirs:
+        sdk.set_up_sdk()
+    provider = wiring.global_provider()
+    if launched or not is_theirs:
+        from otel_llm import batches
+
+        batches.bound(provider)
+    return provider
+
+
+def _keep_account(provider: TracerProvider | None, store: str | os.PathLike[str] | None) -> None:
+    from otel_llm import propagation, wiring
+
+    if provider is None:
+        provider = wiring.global_provider()
+    try:
+        path = settings().store if store is None else file_path(os.fsdecode(store))
+    except ValueError as error:
+        _logger.warning(
+            "store=%s cannot be a store (%s); no account is kept", shown.text(os.fsdecode(store or "")), error
+        )
+        path = None
+    if store is None and not _is_turned_off():
+        announce_store()
+    if path is None or (store is None and _is_turned_off()):
         propagation.withhold()
         wiring.observe(provider)
         return
     wiring.wire(provider, path)
+
+
+def _is_turned_off() -> bool:
+    return os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
 
 
 def _carry_context() -> None:
@@ -184,8 +207,38 @@ def _carry_context() -> None:
         concurrency.install()
 
 
-def _instrumentors() -> list[Any]:
-    from otel_llm.instrumentation.langchain import LangChainInstrumentor
+def _instrument(
+    load: Callable[[], Any],
+    tracer_provider: TracerProvider | None,
+    meter_provider: MeterProvider | None,
+    logger_provider: LoggerProvider | None,
+) -> None:
+    instrumentor = load()
+    if not instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.instrument(
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+            logger_provider=logger_provider,
+            skip_dep_check=True,
+        )
+
+
+def _uninstrument(load: Callable[[], Any]) -> None:
+    instrumentor = load()
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
+
+
+def _openai() -> Any:
     from otel_llm.instrumentation.openai import OpenAIInstrumentor
 
-    return [OpenAIInstrumentor(), LangChainInstrumentor()]
+    return OpenAIInstrumentor()
+
+
+def _langchain() -> Any:
+    from otel_llm.instrumentation.langchain import LangChainInstrumentor
+
+    return LangChainInstrumentor()
+
+
+_INSTRUMENTORS: Final[dict[str, Callable[[], Any]]] = {"openai": _openai, "langchain": _langchain}

@@ -3,6 +3,9 @@
 A signal handler of the app's (a time limit: SIGALRM, RQ's, Celery's) raises wherever the program happens to be, in our lines
 too, and just once. Such an exception is the app's, and it gets it: `report` lets it through. What was being done is done all the
 same, by `surely`.
+
+What an app's own function may do that we call (a redactor, a subscriber, a function of a middleware): whatever it raises ends
+here, `sys.exit()` too; what merely reached it on its way to the app, such as Ctrl-C, goes on to the app. `is_passing_by` tells.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
 from typing import Any
+
+from otel_llm import shown
 
 _logger = logging.getLogger("otel_llm")
 _counts: Counter[str] = Counter()
@@ -36,10 +41,9 @@ def note(where: str, error: BaseException) -> None:
     _counts[kind] += 1
     if _counts[kind] == 1:
         _logger.warning(
-            "otel-llm could not %s (%s: %s); the app's call is not affected. Further faults of this kind are only counted.",
+            "otel-llm could not %s (%s); the app's call is not affected. Further faults of this kind are only counted.",
             where,
-            type(error).__name__,
-            error,
+            _told(error),
             exc_info=_logger.isEnabledFor(logging.DEBUG),
         )
 
@@ -47,6 +51,13 @@ def note(where: str, error: BaseException) -> None:
 def counts() -> dict[str, int]:
     """How often each kind of fault happened in this process."""
     return dict(_counts)
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return shown.error(error)
+    except Exception:  # an error that cannot be told
+        return type(error).__name__
 
 
 # --- exceptions of the app's that come up in our lines ----------------------------------------------------------------
@@ -69,6 +80,22 @@ def surely(step: Callable[[], None]) -> None:
 def is_the_apps(error: BaseException) -> bool:
     """Whether `error` came up here by no doing of ours: what is no `Exception`, and what was raised from outside."""
     return not isinstance(error, Exception) or _came_from_outside(error)
+
+
+def is_passing_by(error: BaseException) -> bool:
+    """Whether `error` only passed through a function of the app's that we called: then it must be raised on.
+
+    Besides what comes from outside, that is Ctrl-C and whatever else ends threads, tasks and greenlets, but for what the function
+    raises itself: an error or `KeyboardInterrupt` by `raise`, `SystemExit` by `sys.exit()`.
+    """
+    if _came_from_outside(error):
+        return True
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if isinstance(error, Exception | SystemExit | GeneratorExit) or innermost is None:
+        return False
+    return not _raises(innermost)
 
 
 def _came_from_outside(error: BaseException) -> bool:

@@ -108,7 +108,9 @@ class _Middleware:
             if callable(value):
                 try:
                     value = value(request)
-                except Exception as error:
+                except BaseException as error:
+                    if faults.is_passing_by(error):
+                        raise
                     faults.report(f"ask {name}= of a request", error)
                     continue
             said[name] = value

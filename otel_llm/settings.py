@@ -1,5 +1,7 @@
 """Every `OTEL_LLM_*` variable, read once, typed. A value that is wrong gets one line in the log and the default.
 
+Nothing here raises, whatever the environment says and whether or not there is a home directory.
+
 The values are read when first asked for. `reload()` reads them again (tests, notebooks).
 """
 
@@ -8,12 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from otel_llm import shown
 
 _logger = logging.getLogger("otel_llm")
 _T = TypeVar("_T")
@@ -54,7 +60,9 @@ class Settings:
     """What the environment asks for. Sizes are in bytes, times in seconds."""
 
     store: Path | None
-    """The DuckDB file; None where `OTEL_LLM_STORE=none` turns the account off."""
+    """The DuckDB file; None where `OTEL_LLM_STORE=none` turns the account off, or where there is no place for one."""
+    store_note: str | None
+    """Why the account is not kept where it is by default; for `announce_store`, `doctor` and whoever finds no store."""
     flush_interval: float
     """How often the background thread merges the journal into DuckDB."""
     fsync: Fsync
@@ -108,6 +116,7 @@ def reload() -> Settings:
 @cache
 def _read() -> Settings:
     env: Mapping[str, str] = os.environ
+    store = _store_place(env)
     capture = _get(
         env,
         "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
@@ -116,7 +125,8 @@ def _read() -> Settings:
         lambda: Capture.NO_CONTENT,
     )
     return Settings(
-        store=_get(env, "OTEL_LLM_STORE", _store, "a file path, or none", default_store),
+        store=store.path,
+        store_note=store.note,
         flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: 0.8),
         fsync=_choice(env, "OTEL_LLM_FSYNC", _FSYNC, "none"),
         segment_size=_get(env, "OTEL_LLM_SEGMENT_SIZE", _size, "a size like 16MB", lambda: 16 * 2**20),
@@ -134,8 +144,8 @@ def _read() -> Settings:
         context_keys=frozenset(_list(env.get("OTEL_LLM_CONTEXT_KEYS", ""))),
         propagate_to=tuple(_list(env.get("OTEL_LLM_PROPAGATE_TO", ""))),
         thread_context=_get(env, "OTEL_LLM_THREAD_CONTEXT", _bool, "true or false", lambda: True),
-        prices=_get(env, "OTEL_LLM_PRICES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
-        profiles=_get(env, "OTEL_LLM_PROFILES", lambda text: Path(text).expanduser(), "a file path", lambda: None),
+        prices=_get(env, "OTEL_LLM_PRICES", file_path, "a file path", lambda: None),
+        profiles=_get(env, "OTEL_LLM_PROFILES", file_path, "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
         jaeger_url=_get(env, "OTEL_LLM_JAEGER_URL", _url, "a URL like http://localhost:16686", lambda: None),
@@ -143,11 +153,105 @@ def _read() -> Settings:
     )
 
 
-def default_store() -> Path:
-    """`usage.duckdb` in the user's data directory."""
-    from platformdirs import user_data_path
+class _Place(NamedTuple):
+    path: Path | None
+    note: str | None = None
 
-    return user_data_path("otel-llm", appauthor=False) / "usage.duckdb"
+
+def _store_place(env: Mapping[str, str]) -> _Place:
+    def parse(text: str) -> _Place:
+        return _Place(None if text.lower() == "none" else file_path(text))
+
+    return _get(env, "OTEL_LLM_STORE", parse, "a file path, or none", default_store)
+
+
+def announce_store() -> None:
+    """Says once why the account is not where it is by default, to whoever has not said where it shall be."""
+    note = settings().store_note
+    if note is not None:
+        _announce(note)
+
+
+@cache
+def _announce(note: str) -> None:
+    _logger.warning("%s", note)
+
+
+def default_store() -> _Place:
+    """`usage.duckdb` in the user's data directory; where there is none that can be written, in a private one for temporary files.
+
+    No home directory is no error: a container's user may have none.
+    """
+    why = _why_not_the_data_directory()
+    if isinstance(why, Path):
+        return _Place(why / "usage.duckdb")
+    remedy = "set OTEL_LLM_STORE to a path that can be written and lasts"
+    directory = _temporary_directory()
+    if directory is None:
+        return _Place(None, f"{why}, and there is no directory for temporary files: no account is kept; {remedy}")
+    path = directory / "usage.duckdb"
+    return _Place(path, f"{why}: the account is kept in {shown.text(path)}; {remedy}")
+
+
+def _why_not_the_data_directory() -> Path | str:
+    """The user's data directory, or why it cannot be used."""
+    try:
+        from platformdirs import user_data_path
+
+        directory = user_data_path("otel-llm", appauthor=False)
+        if not directory.is_absolute():
+            return f"the user's data directory is {shown.text(directory)}, which is no absolute path"
+        _check_path(directory)
+        nearest = next(parent for parent in (directory, *directory.parents) if parent.exists())
+        if not nearest.is_dir():
+            return f"{shown.text(nearest)}, where the user's data directory is to be, is no directory"
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            return f"{shown.text(nearest)}, where the user's data directory is to be, cannot be written"
+    except Exception as error:
+        return f"the user's data directory cannot be found ({shown.error(error)})"
+    return directory
+
+
+def _temporary_directory() -> Path | None:
+    """A directory for temporary files that is this user's alone, here or still to be made; None where there is no such."""
+    try:
+        parent = Path(tempfile.gettempdir()).absolute()
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        directory = parent / f"otel-llm-{user}"
+        try:
+            found = directory.lstat()
+        except FileNotFoundError:
+            directory.mkdir(mode=0o700)
+            found = directory.lstat()
+        # What another user has made there would be read, or steered, by him.
+        is_ours = stat.S_ISDIR(found.st_mode) and not (hasattr(os, "getuid") and found.st_uid != user)
+        return directory if is_ours and not found.st_mode & 0o077 else None
+    except Exception:
+        return None
+
+
+def file_path(text: str) -> Path:
+    """A path as a variable gives it, absolute, `~` expanded. Raises ValueError where no file can have it."""
+    try:
+        path = Path(text).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # ~ without a home directory, no current directory
+        raise ValueError(str(error)) from error
+    _check_path(path)
+    return path
+
+
+_LONGEST_NAME: Final = 255 - len(".journal.xxxxxxxx")
+_LONGEST_PATH: Final = 3800
+"""What file systems take, with some room for the names of what lies beside."""
+
+
+def _check_path(path: Path) -> None:
+    """Raises ValueError where there can be no file at `path`, or one that DuckDB cannot be told of."""
+    text = str(path)
+    if any(character < " " or "\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("there are characters in it that a path cannot have")
+    if len(text.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+        raise ValueError("it is too long")
 
 
 def _get(env: Mapping[str, str], name: str, parse: Callable[[str], _T], expected: str, default: Callable[[], _T]) -> _T:
@@ -156,19 +260,21 @@ def _get(env: Mapping[str, str], name: str, parse: Callable[[str], _T], expected
         return default()
     try:
         return parse(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         fallback = default()
-        used = fallback.value if isinstance(fallback, Enum) else fallback
-        _logger.warning("%s=%s is not %s; using %s", name, text[:80], expected, used)
+        used = (
+            fallback.value
+            if isinstance(fallback, Enum)
+            else fallback.path
+            if isinstance(fallback, _Place)
+            else fallback
+        )
+        _logger.warning("%s=%s is not %s; using %s", name, shown.setting(name, text[:80]), expected, used)
         return fallback
 
 
-def _store(text: str) -> Path | None:
-    return None if text.lower() == "none" else Path(text).expanduser().absolute()
-
-
 def _url(text: str) -> str | None:
-    if not re.fullmatch(r"https?://[^\s/]+\S*", text):
+    if not re.fullmatch(r"https?://[^\s/]+\S*", text) or not text.isprintable():
         raise ValueError(text)
     return text.rstrip("/")
 
@@ -201,13 +307,16 @@ _SIZE_UNITS = {"": 1, "b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40
 
 def _characters(text: str) -> int:
     number = int(text)
-    if number <= 0:
+    if not 0 < number <= _MOST:
         raise ValueError(text)
     return number
 
 
 def _duration(text: str) -> float:
-    return _with_unit(text, _TIME_UNITS)
+    seconds = _with_unit(text, _TIME_UNITS)
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise ValueError(text)
+    return seconds
 
 
 def _size(text: str) -> int:
@@ -222,7 +331,10 @@ _LEAST_LIMIT = 2**20
 
 def parse_age(text: str) -> float:
     """`AGE` in seconds. The unit must be there: a number meant as days must not be read as seconds. Raises ValueError."""
-    return _with_unit(text, _AGE_UNITS)
+    seconds = _with_unit(text, _AGE_UNITS)
+    if seconds > _LONGEST:
+        raise ValueError(text)
+    return seconds
 
 
 def parse_limit(text: str) -> int:
@@ -235,6 +347,13 @@ def parse_limit(text: str) -> int:
 
 def _with_unit(text: str, units: Mapping[str, float]) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in units or float(match[1]) <= 0:
+    if match is None or match[2] not in units or not 0 < float(match[1]) * units[match[2]] <= _MOST:
         raise ValueError(text)
     return float(match[1]) * units[match[2]]
+
+
+_MOST: Final = 2.0**53
+"""Beyond it a number is a slip, and no file system has it."""
+_SHORTEST: Final = 0.001
+_LONGEST: Final = 100 * 366 * 86400.0
+"""Seconds that one can wait for: nothing spins, and no clock overflows."""

@@ -131,13 +131,21 @@ def unwire() -> None:
 
 def global_provider() -> TracerProvider | None:
     """The SDK provider that the app (or the auto-instrumentation) has set, None where there is none yet."""
-    provider = trace.get_tracer_provider()
+    provider = _current()
     return provider if isinstance(provider, TracerProvider) else None
 
 
 def is_provider_set() -> bool:
     """Whether any tracer provider has been set, the SDK's or another."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    return not isinstance(_current(), trace.ProxyTracerProvider | None)
+
+
+def _current() -> Any:
+    """The global provider; None where none is set and `OTEL_PYTHON_TRACER_PROVIDER` names one that cannot be had."""
+    try:
+        return trace.get_tracer_provider()
+    except Exception:
+        return None
 
 
 def _set_sampler(provider: TracerProvider, sampler: Sampler) -> None:

@@ -23,7 +23,8 @@ def locate(store: Path | None, *, must_exist: bool = False) -> Path:
     """
     path = settings().store if store is None else store.expanduser().absolute()
     if path is None:
-        raise CommandError("OTEL_LLM_STORE=none turns the account off; unset it, or name a store with --store PATH")
+        why = settings().store_note or "OTEL_LLM_STORE=none turns the account off; unset it"
+        raise CommandError(f"{why}, or name a store with --store PATH")
     if must_exist and store is not None and not path.exists():
         from otel_llm.store.paths import StorePaths
 

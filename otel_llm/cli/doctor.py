@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from otel_llm import shown
 from otel_llm.cli.errors import one_line
 from otel_llm.cli.options import store_option
 from otel_llm.cli.output import printable, styled, text, write_json_object, write_line
@@ -65,11 +66,17 @@ def examine(store: Path | None) -> list[Section]:
     sections = []
     for title, check in checks.items():
         try:
-            sections.append(check())
+            sections.append(section := check())
+            if title != "store":  # its facts are paths and counts: those are shown as they are
+                section.facts = {name: _shown(value) for name, value in section.facts.items()}
         except Exception as error:
             sections.append(failed := Section(title))
             failed.problem(f"this cannot be looked at: {type(error).__name__}: {one_line(error)}", "mend that first")
     return sections
+
+
+def _shown(value: object) -> object:
+    return shown.text(value) if isinstance(value, str) else value
 
 
 def _print(sections: Sequence[Section], problems: int) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from otel_llm import faults
+from otel_llm import faults, shown
 from otel_llm.settings import settings
 
 Message = dict[str, Any]
@@ -50,8 +50,9 @@ def redact(redactor: Redactor, message: Message) -> Message | None:
     answer: Any = None
     try:
         answer = redactor(message)
-    except Exception as error:
-        faults.pass_on(error)
+    except BaseException as error:
+        if faults.is_passing_by(error):
+            raise
         failed = type(error).__name__
     if (
         failed is not None
@@ -88,9 +89,15 @@ def _load(name: str) -> Redactor | None:
             if callable(found):
                 return found  # type: ignore[no-any-return]
             why = "names something that is no function"
-        except (Exception, SystemExit) as error:  # a script that ends itself must not end the app
-            why = f"cannot be loaded ({type(error).__name__}: {error})"
-    _logger.warning("OTEL_LLM_REDACT=%s %s; no content is recorded. Give module:function, importable.", name[:200], why)
+        except BaseException as error:  # a script that ends itself must not end the app
+            if faults.is_passing_by(error):
+                raise
+            why = f"cannot be loaded ({shown.error(error)})"
+    _logger.warning(
+        "OTEL_LLM_REDACT=%s %s; no content is recorded. Give module:function, importable.",
+        shown.setting("OTEL_LLM_REDACT", name[:200]),
+        why,
+    )
     return None
 
 

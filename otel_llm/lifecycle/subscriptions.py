@@ -316,7 +316,11 @@ async def _handle_all(tap: _LoopTap, handler: Any) -> None:
         while (event := await tap.next()) is not None:
             try:
                 await handler(event)
-            except Exception as error:
+            except asyncio.CancelledError:  # it is this task that is to end
+                raise
+            except BaseException as error:
+                if faults.is_passing_by(error):
+                    raise
                 faults.report(f"tell {_name(handler)} of an event", error)
     finally:
         tap.close()

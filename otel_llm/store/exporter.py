@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_llm.settings import settings
+from otel_llm.settings import announce_store, settings
 from otel_llm.store.processor import MARK
 from otel_llm.store.spans import attributes_of, end_record, is_genai
 from otel_llm.store.store import Store
@@ -29,6 +29,7 @@ class DuckDBSpanExporter(SpanExporter):
             _logger.warning("the duckdb exporter does not know %s; it takes: store", ", ".join(sorted(unknown)))
         path = store if store is not None else settings().store
         self._store = Store.open(path) if path is not None else None
+        self._is_default = store is None
         self._failures = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -46,6 +47,8 @@ class DuckDBSpanExporter(SpanExporter):
 
     def _write(self, store: Store, span: ReadableSpan) -> None:
         assert span.context is not None
+        if self._is_default:
+            announce_store()
         record = end_record(span, span.context, attributes_of(span))
         resource = store.resource_for(span.resource)
         if resource is not None:

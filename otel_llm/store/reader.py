@@ -39,7 +39,7 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     """
     chosen = path if path is not None else settings().store
     if chosen is None:
-        raise StoreNotFound("the account is turned off (OTEL_LLM_STORE=none)")
+        raise StoreNotFound(settings().store_note or "the account is turned off (OTEL_LLM_STORE=none)")
     paths = StorePaths.of(chosen)
     _flush_own(paths)
     if not paths.database.exists() and not segments.list_segments(paths.journal):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm import autoload
+from otel_llm import sdk
 from tests.conftest import Rows, Run
 from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol, ReceivedSpan
 
@@ -290,6 +290,6 @@ def test_defaults(given: dict[str, str], exporters: str, protocol: str | None, m
     # A copy, because `set_defaults` writes to the process's environment.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | given
     monkeypatch.setattr(os, "environ", environment)
-    autoload.set_defaults()
+    sdk.set_defaults()
     assert environment["OTEL_TRACES_EXPORTER"] == exporters
     assert environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") == protocol

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from otel_llm import shown
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -39,8 +41,8 @@ class Section:
 
     def problem(self, what: str, remedy: str) -> None:
         """Adds what is wrong."""
-        self.problems.append(Finding(what, remedy))
+        self.problems.append(Finding(shown.text(what), shown.text(remedy)))
 
     def remark(self, what: str, remedy: str) -> None:
         """Adds what is worth knowing."""
-        self.remarks.append(Finding(what, remedy))
+        self.remarks.append(Finding(shown.text(what), shown.text(remedy)))

@@ -49,8 +49,11 @@ def account(store: Path | None) -> Section:
     """The store that programs write, or the one at `store`."""
     section = Section("store")
     if store is None and settings().store is None:
-        section.problem("OTEL_LLM_STORE=none: no account is kept", "unset OTEL_LLM_STORE, or set it to a file path")
+        why = settings().store_note or "OTEL_LLM_STORE=none: no account is kept"
+        section.problem(why, "unset OTEL_LLM_STORE, or set it to a file path")
         return section
+    if store is None and (note := settings().store_note) is not None:
+        section.remark(note, "OTEL_LLM_STORE=/a/path/usage.duckdb")
     from otel_llm.store.paths import StorePaths
 
     paths = StorePaths.of(locate(store))

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from urllib.parse import urlsplit
 
+from otel_llm import environment, shown
 from otel_llm.cli.checks import Section
+from otel_llm.logged import warnings_of
 
 OURS = "otel_llm"
 """The name of our distro."""
@@ -51,6 +53,7 @@ def export() -> Section:
     """The exporters of a program started under `opentelemetry-instrument`, and whether they can do their work."""
     distro = chosen_distro()
     section = Section("export", {"distro": distro or "none"})
+    check_endpoints(section)
     if file := os.environ.get(CONFIG_FILE):
         section.facts["configuration file"] = file
         section.remark(f"{CONFIG_FILE} is set, so exporters and sampler come from {file}", "look there, not here")
@@ -88,14 +91,17 @@ def with_defaults(distro: str | None) -> Mapping[str, str]:
     before = dict(os.environ)
     if distro not in (OURS, None):  # without a distro, the defaults are ours too
         return before
-    from otel_llm.autoload import set_defaults
+    environment.make_importable()
+    from otel_llm.sdk import set_defaults
 
     try:
-        set_defaults()
+        with warnings_of("otel_llm"):  # `check_endpoints` has them
+            set_defaults()
         return dict(os.environ)
     finally:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
+        os.environ.update(before)
 
 
 def _is_set_up_by_others() -> bool:
@@ -126,20 +132,28 @@ def check_names(section: Section, exporters: Iterable[str], signal: Signal) -> N
             )
 
 
+def check_endpoints(section: Section) -> None:
+    """Whether every endpoint that is set can be one."""
+    for name in sorted({name for signal in (TRACES, METRICS, LOGS) for name in signal.endpoints}):
+        value = os.environ.get(name, "").strip()
+        if value and (fault := environment.endpoint_fault(value)) is not None:
+            section.problem(
+                f"{name}={shown.setting(name, value)} {fault}: nothing is exported there, and where another distro than "
+                f"{OURS!r} is chosen OpenTelemetry may not start at all",
+                f"correct {name}",
+            )
+
+
 def check_otlp(section: Section, variables: Mapping[str, str], signal: Signal) -> str:
     """Whether something answers where OTLP goes; returns how and where that is."""
     endpoints, protocols = signal.endpoints, signal.protocols
     protocol = _first(variables, protocols) or "grpc"
     endpoint = _first(variables, endpoints) or f"http://localhost:{_PORTS.get(protocol, 4317)}"
+    if environment.endpoint_fault(endpoint) is not None:
+        return f"{protocol} to nowhere"  # `check_endpoints` says why
     parts = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
-    try:
-        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else _PORTS.get(protocol, 4317))
-    except ValueError:
-        host, port = None, 0
+    host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else _PORTS.get(protocol, 4317))
     where = f"{protocol} to {host}:{port}"
-    if host is None:
-        section.problem("the OTLP endpoint is not a URL", f"set {endpoints[1]} to one such as http://localhost:4318")
-        return where
     if protocol not in _PORTS:
         section.problem(f"{protocol!r} is not an OTLP protocol", f"set {protocols[1]} to {' or '.join(_PORTS)}")
         return where

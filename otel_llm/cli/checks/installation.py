@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from otel_llm import shown
 from otel_llm.cli.checks import Section
 from otel_llm.cli.errors import one_line
 from otel_llm.logged import warnings_of
@@ -33,7 +33,6 @@ _PACKAGES = (
     "langchain-openai",
     "langgraph",
 )
-_MAY_BE_SECRET = re.compile("HEADERS|KEY|SECRET|TOKEN|PASSWORD")
 _CLIENTS = ("openai", "langchain")
 """The client libraries that we instrument, as they stand in the names of others who do so too."""
 
@@ -67,7 +66,7 @@ def environment() -> Section:
     with warnings_of("otel_llm") as messages:
         values = reload()
     names = sorted(name for name in os.environ if name.startswith("OTEL_"))
-    section.facts |= {name: "(set)" if _MAY_BE_SECRET.search(name) else _public(os.environ[name]) for name in names}
+    section.facts |= {name: shown.setting(name, os.environ[name]) for name in names}
     for message in messages:
         section.problem(message, "correct the variable, or unset it")
     if values.sdk_disabled:
@@ -150,8 +149,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _public(value: str) -> str:
-    """A value without the name and password that a URL in it may carry."""
-    return re.sub(r"//[^/@\s]*@", "//", value)

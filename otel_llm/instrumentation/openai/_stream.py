@@ -117,7 +117,7 @@ class _Veil(Follower):
     def complete(self) -> None:
         """The body tells."""
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, chunk: object = None) -> None:
         """The body tells."""
 
     def drop(self) -> None:
