@@ -146,7 +146,9 @@ def flush(timeout: float = 10.0) -> bool:
     """
     try:
         from otel_llm import store
-
+    except Exception:  # `instrument` has said so
+        return False
+    try:
         return store.flush(timeout)
     except Exception as fault:
         faults.report("flush the account", fault)

@@ -38,7 +38,7 @@ def make_importable() -> None:
                 import_module(module)
             warn(names, error, "it counts as not set")
     for name, module, getter in _GLOBAL_PROVIDERS:
-        if not os.environ.get(name):
+        if name not in os.environ:
             continue
         try:
             getattr(import_module(module), getter)()
