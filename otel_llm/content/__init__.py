@@ -13,10 +13,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
-import orjson
 from opentelemetry.trace import Span, Status, StatusCode
 
-from otel_llm import faults, semconv
+from otel_llm import faults, jsons, semconv
 from otel_llm.content.parts import ALL_TEXTS, COST, SLACK, TRUNCATED, Room, plain
 from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact
 from otel_llm.content.secrets import scrub
@@ -85,7 +84,7 @@ def on_span(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def as_json(value: Any) -> str:
     """`value` as a span attribute holds it."""
     try:
-        return orjson.dumps(value).decode()
+        return jsons.dumps(value).decode()
     except (TypeError, ValueError):  # what a redactor may return
         return json.dumps(plain(value, 2**20), default=str)
 

@@ -18,8 +18,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
-import orjson
-
+from otel_llm import jsons
 from otel_llm.settings import settings
 
 API_KEY: Final = "[redacted: api key]"
@@ -340,10 +339,10 @@ def _scrub_json(text: str, depth: int) -> str | None:
     if bare[0:1] + bare[-1:] not in ("{}", "[]", '""'):
         return None
     try:
-        told = orjson.loads(bare)
-        before = orjson.dumps(told)
+        told = jsons.loads(bare)
+        before = jsons.dumps(told)
         told = _without_secrets(told, depth + 1)
-        return text if orjson.dumps(told) == before else json.dumps(told, ensure_ascii=False)
+        return text if jsons.dumps(told) == before else json.dumps(told, ensure_ascii=False)
     except (ValueError, TypeError, RecursionError):
         return None
 

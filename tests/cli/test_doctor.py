@@ -113,6 +113,11 @@ ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL
         ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER=none"),
         ({"OTEL_TRACES_EXPORTER": "otlp,jaeger"}, "names 'jaeger', which nothing installed provides"),
         ({ENDPOINT: "http://localhost:1"}, "nothing answers at localhost:1"),
+        ({ENDPOINT: "http://localhost:$PORT"}, "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:$PORT is no URL like"),
+        (
+            {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "http://[::1:4317"},
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=http://[::1:4317 is no",
+        ),
         ({ENDPOINT: "http://localhost:4318", PROTOCOL: "grpc"}, "grpc is spoken to port 4318"),
         ({ENDPOINT: "http://localhost:1", PROTOCOL: "thrift"}, "'thrift' is not an OTLP protocol"),
         ({"OTEL_LLM_PRICES": "/nowhere/prices.toml"}, "/nowhere/prices.toml cannot be read"),
@@ -122,6 +127,43 @@ def test_problems(variables: dict[str, str], what: str, examine: Any, monkeypatc
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert what in problems(examine())
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "JSON"])
+def test_no_secret_is_printed(form: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://joe:S3CRET@127.0.0.1:1/v1?key=S3CRET#S3CRET"
+    secrets = {
+        ENDPOINT: url,
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": url.replace(":1/", ":x/"),
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic S3CRET",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "password=S3CRET",
+        "OTEL_RESOURCE_ATTRIBUTES": "token=S3CRET,service.name=shop",
+        "OTEL_LLM_JAEGER_URL": "joe:S3CRET@jaeger:16686",
+        "OTEL_LLM_FLUSH_INTERVAL": url,
+        "OTEL_LLM_REDACT": "api_key=S3CRET",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    result = run("doctor", *form)
+    assert result.code == 1
+    assert "S3CRET" not in result.out + result.err
+    assert all(name in result.out for name in secrets)
+    assert "http://127.0.0.1:1/v1" in result.out and "service.name=shop" in result.out
+
+
+def test_there_is_no_home_directory(examine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OTEL_LLM_STORE", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null/data")
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        report = examine()
+    assert f"the account is kept in {tmp_path}" in remarks(report)
+    assert report["store"]["path"].startswith(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", "/dev/null")
+        report = examine()
+    assert "no account is kept" in problems(report)
 
 
 @pytest.fixture

@@ -98,6 +98,18 @@ def test_a_backend_that_is_down_is_one_line(
         assert connection.execute("SELECT count(*) FROM replayed").fetchall() == [(0,)]
 
 
+@pytest.mark.parametrize("way", ["option", "environment"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_password_is_printed(protocol: Protocol, way: str, journal: Journal, execute: Run) -> None:
+    write_call(journal)
+    endpoint = NOWHERE.replace("//", "//joe:S3CRET@") + "/?key=S3CRET"
+    option = ("--endpoint", endpoint) if way == "option" else ()
+    variables = {} if way == "option" else {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    result = execute("replay", *option, "--protocol", protocol, OTEL_EXPORTER_OTLP_TIMEOUT="1", **variables)
+    assert (result.code, result.out) == (2, "")
+    assert "127.0.0.1:9" in result.err and "S3CRET" not in result.err
+
+
 def test_a_bar_on_a_terminal(journal: Journal, receiver: OtlpReceiver) -> None:
     for _ in range(3):
         write_call(journal)

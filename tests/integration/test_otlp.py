@@ -219,6 +219,30 @@ def test_an_agents_tree_is_the_same_on_both_sides(
     assert len(rows(USAGE)) == 2
 
 
+LARGE = """
+    from opentelemetry import trace
+
+    for number in range(40):
+        with trace.get_tracer("app").start_as_current_span(f"span {number}", attributes={"text": "x" * 200_000}):
+            pass
+"""
+
+
+@pytest.mark.parametrize("instrument", [True, False], ids=["launched", "from code"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_more_than_a_receiver_takes_at_once(
+    protocol: Protocol, instrument: bool, receiver: OtlpReceiver, run_instrumented: Run
+) -> None:
+    """8 MB of spans in one batch of the SDK's; over gRPC, a request of more than 4 MiB is refused whole."""
+    script = textwrap.dedent(LARGE)
+    if not instrument:
+        script = f"import otel_llm\notel_llm.instrument()\n{script}"
+    run_instrumented(script, env={**OURS, **receiver.environment(protocol)}, instrument=instrument)
+    assert sorted(int(span.name.split()[1]) for span in receiver.spans) == list(range(40))
+    if protocol == "http/protobuf":
+        assert max(map(len, receiver.bodies())) < 4 * 2**20
+
+
 def test_gzip_over_http(receiver: OtlpReceiver, run_instrumented: Run, rows: Rows) -> None:
     environment = {**OURS, **receiver.environment("http/protobuf"), "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip"}
     run_instrumented(textwrap.dedent(CALLS), env=environment)

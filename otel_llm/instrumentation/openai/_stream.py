@@ -15,10 +15,8 @@ from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from types import FrameType
 from typing import Any, TypeVar
 
-import orjson
-
 from otel_llm import call as calls
-from otel_llm import faults
+from otel_llm import faults, jsons
 from otel_llm.call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
@@ -263,8 +261,8 @@ def see_events(answer: Answer, lines: Iterable[bytes]) -> None:
 def loads(data: bytes | bytearray) -> Any:
     """The JSON value of a body or an event; None where it is none. The app gets to see that, we record a call without usage."""
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
+        return jsons.loads(data)
+    except ValueError:
         pass
     try:
         return json.loads(data)  # what the client itself reads it with takes NaN and lone surrogates
