@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import faults, shown
-from otel_llm.settings import announce_store, file_path, settings
+from otel_llm.settings import announce_store, settings, store_path
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -183,7 +183,7 @@ def _keep_account(provider: TracerProvider | None, store: str | os.PathLike[str]
     if provider is None:
         provider = wiring.global_provider()
     try:
-        path = settings().store if store is None else file_path(os.fsdecode(store))
+        path = settings().store if store is None else store_path(store)
     except ValueError as error:
         _logger.warning(
             "store=%s cannot be a store (%s); no account is kept", shown.text(os.fsdecode(store or "")), error

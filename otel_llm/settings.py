@@ -160,7 +160,7 @@ class _Place(NamedTuple):
 
 def _store_place(env: Mapping[str, str]) -> _Place:
     def parse(text: str) -> _Place:
-        return _Place(None if text.lower() == "none" else file_path(text))
+        return _Place(store_path(text))
 
     return _get(env, "OTEL_LLM_STORE", parse, "a file path, or none", default_store)
 
@@ -186,10 +186,9 @@ def default_store() -> _Place:
     if isinstance(why, Path):
         return _Place(why / "usage.duckdb")
     remedy = "set OTEL_LLM_STORE to a path that can be written and lasts"
-    directory = _temporary_directory()
-    if directory is None:
+    path = temporary_store()
+    if path is None:
         return _Place(None, f"{why}, and there is no directory for temporary files: no account is kept; {remedy}")
-    path = directory / "usage.duckdb"
     return _Place(path, f"{why}: the account is kept in {shown.text(path)}; {remedy}")
 
 
@@ -212,8 +211,8 @@ def _why_not_the_data_directory() -> Path | str:
     return directory
 
 
-def _temporary_directory() -> Path | None:
-    """A directory for temporary files that is this user's alone, here or still to be made; None where there is no such."""
+def temporary_store() -> Path | None:
+    """`usage.duckdb` in a directory for temporary files that is this user's alone; None where there is no such."""
     try:
         parent = Path(tempfile.gettempdir()).absolute()
         user = os.getuid() if hasattr(os, "getuid") else 0
@@ -225,9 +224,21 @@ def _temporary_directory() -> Path | None:
             found = directory.lstat()
         # What another user has made there would be read, or steered, by him.
         is_ours = stat.S_ISDIR(found.st_mode) and not (hasattr(os, "getuid") and found.st_uid != user)
-        return directory if is_ours and not found.st_mode & 0o077 else None
+        return directory / "usage.duckdb" if is_ours and not found.st_mode & 0o077 else None
     except Exception:
         return None
+
+
+def store_path(text: str | os.PathLike[str]) -> Path | None:
+    """The path that names a store; None for `none` and for `/dev/null`, which mean that no account is kept.
+
+    Raises ValueError where no file can have it.
+    """
+    named = os.fsdecode(text)
+    if named.lower() == "none":
+        return None
+    path = file_path(named)
+    return None if os.path.realpath(path) == os.devnull else path
 
 
 def file_path(text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from otel_llm.settings import settings
 if TYPE_CHECKING:
     import duckdb
 
-    from otel_llm.store.paths import StorePaths
+    from otel_llm.paths import StorePaths
 
 
 def locate(store: Path | None, *, must_exist: bool = False) -> Path:
@@ -21,15 +22,19 @@ def locate(store: Path | None, *, must_exist: bool = False) -> Path:
 
     `must_exist` is for who reads its journals alone: one that is named with `--store` must be there, as for `reading`.
     """
+    from otel_llm import place
+    from otel_llm.paths import StorePaths
+
     path = settings().store if store is None else store.expanduser().absolute()
     if path is None:
-        why = settings().store_note or "OTEL_LLM_STORE=none turns the account off; unset it"
+        why = (
+            settings().store_note
+            or f"OTEL_LLM_STORE={os.environ.get('OTEL_LLM_STORE', '').strip()} turns the account off; unset it"
+        )
         raise CommandError(f"{why}, or name a store with --store PATH")
-    if must_exist and store is not None and not path.exists():
-        from otel_llm.store.paths import StorePaths
-
-        if not StorePaths.of(path).journal.is_dir():
-            raise CommandError(_no_store(path))
+    path = place.to_read(path, named=store is not None).database
+    if must_exist and store is not None and not path.exists() and not StorePaths.of(path).journal.is_dir():
+        raise CommandError(_no_store(path))
     return path
 
 
@@ -87,8 +92,8 @@ def _nothing_recorded() -> duckdb.DuckDBPyConnection:
 @contextmanager
 def maintaining(store: Path | None) -> Iterator[StorePaths]:
     """The store for a command that copies it, sends it or clears it. Whatever goes wrong becomes a `CommandError`."""
+    from otel_llm.paths import StorePaths
     from otel_llm.store import StoreError, StoreNotFound
-    from otel_llm.store.paths import StorePaths
 
     try:
         yield StorePaths.of(locate(store))
@@ -99,11 +104,14 @@ def maintaining(store: Path | None) -> Iterator[StorePaths]:
 
 
 def require_absent(file: Path, store: Path | None, *, force: bool) -> None:
-    """Refuses to write over what is there, unless `--force` is given; and over the store itself in any case."""
-    from otel_llm.store.paths import StorePaths
+    """Refuses to write over what is there, unless `--force` is given; over the store itself or a device in any case."""
+    from otel_llm import files
+    from otel_llm.paths import StorePaths
 
     paths = StorePaths.of(locate(store))
     target = file.resolve()
+    if (reason := files.no_file_at(file)) is not None:
+        raise CommandError(f"{reason}; name another, or print rows with `otel-llm sql`")
     own = {each.resolve() for each in (paths.database, paths.wal, paths.next, paths.spare, paths.lock)}
     if target in own or paths.journal.resolve() in (target, *target.parents):
         raise CommandError(f"{file} belongs to the store itself; name another file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from enum import StrEnum
 from pathlib import Path
@@ -91,11 +92,14 @@ def export(
     chosen = Kind(kind) if kind else _SUFFIXES.get(file.suffix.lower())
     if chosen is None:
         raise CommandError(f"{file} does not say what to write; use {', '.join(_SUFFIXES)} or --format")
+    from otel_llm import files
+
     target = file.expanduser().absolute()
     require_absent(target, store, force=force)
     period = when.period(since, until, _TIMES.get(Table(table), "started_at"))
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        os.close(files.create(new))  # DuckDB writes to it as it is: it would make one that is open to all
         with reading(store) as connection:
             name = str(new).replace("'", "''")
             (rows,) = connection.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -114,10 +115,12 @@ def _history_file() -> Path | None:
     """Where the history is kept, for its owner alone: a query can name a customer. None where it cannot be."""
     from platformdirs import user_state_path
 
+    from otel_llm import files
+
     path = user_state_path("otel-llm", appauthor=False) / "sql_history"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
+        files.make_private_dir(path.parent)
+        os.close(files.open_or_create(path))
     except OSError:
         return None
     return path

@@ -7,15 +7,15 @@ still there, it takes in exactly what has been journalled since.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from otel_llm import files
 from otel_llm.store import database, guard, publish, retention, upkeep
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths
@@ -78,6 +78,8 @@ def backup(paths: StorePaths, target: Path) -> Copied:
     target = target.expanduser().absolute()
     if target.resolve() == paths.database.resolve():
         raise StoreError(f"{target} is the store itself")
+    if (reason := files.no_file_at(target)) is not None:
+        raise StoreError(f"{reason}; name another")
     if target.with_name(f"{target.name}.wal").exists():
         raise StoreError(f"{target} is in use: there is a {target.name}.wal beside it")
     merged = upkeep.brought_up_to_date(paths)
@@ -124,7 +126,6 @@ def _copy(connection: DuckDBPyConnection, source: str, target: Path) -> tuple[in
     file = str(target).replace("'", "''")
     connection.execute(f"ATTACH '{file}' AS {_COPY}{_storage(connection, source)}")
     try:
-        target.chmod(0o600)
         connection.execute(f"COPY FROM DATABASE {source} TO {_COPY}")
         connection.execute(f"CHECKPOINT {_COPY}")
         contents = _contents(connection, _COPY)
@@ -132,6 +133,7 @@ def _copy(connection: DuckDBPyConnection, source: str, target: Path) -> tuple[in
             raise StoreError(f"the copy {target} is not equal to the store; it is given up")
     finally:
         connection.execute(f"DETACH DATABASE IF EXISTS {_COPY}")
+    target.chmod(files.PRIVATE_FILE)
     with target.open("rb") as written:  # DuckDB has let go of it: its lock cannot be lost by closing the file
         os.fsync(written.fileno())
     calls, spans = (contents[f"main.{table}"][0] for table in ("llm_usage", "spans"))
@@ -163,15 +165,10 @@ def _contents(connection: DuckDBPyConnection, name: str) -> dict[str, tuple[int,
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside `target`, of which nothing is left after the block unless it was renamed."""
+    """A name on the same disk as `target`, where nobody else can look and nothing is left after the block."""
     publish.remove_leftovers(target)
-    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield new
-    finally:
-        for path in (new, new.with_name(f"{new.name}.wal")):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+    with files.hidden_dir(target) as hidden:
+        yield hidden / target.name
 
 
 def _require_room(folder: Path, size: int) -> None:

@@ -8,14 +8,15 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_llm import files
 from otel_llm.store import handles
 from otel_llm.store.errors import StoreBusy, StoreError
-from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.paths import StorePaths
 from otel_llm.store.publish import Draft
 
 if TYPE_CHECKING:
@@ -54,7 +55,21 @@ def open_in_memory() -> DuckDBPyConnection:
 
     config = _config()
     config.pop("storage_compatibility_version", None)
-    return duckdb.connect(config=config)
+    connection = duckdb.connect(config=config)
+    # A checkpoint deletes the write-ahead log, and DuckDB would make the next one open to all: see `keep_log_private`.
+    connection.execute("SET checkpoint_threshold = '1TB'")
+    return connection
+
+
+def keep_spills_private(connection: DuckDBPyConnection, paths: StorePaths) -> None:
+    """What does not fit in memory goes below the journal, where nobody else can look, and not below the current directory.
+
+    Raises duckdb.Error where the instance has put something elsewhere already.
+    """
+    folder = str(paths.journal / "spill")
+    (now,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
+    if now != folder:
+        connection.execute("SET temp_directory = ?", [folder])
 
 
 def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths, draft: Draft) -> None:
@@ -68,8 +83,13 @@ def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths, draft: D
     migrate(connection)
 
 
-def detach(connection: DuckDBPyConnection) -> None:
-    """Lets go of the attached store, with everything in the database file itself and no write-ahead log left."""
+def detach(connection: DuckDBPyConnection, file: Path | None = None) -> None:
+    """Lets go of the attached store, with everything in the database file itself and no write-ahead log left.
+
+    `file` is the one that is attached, if one is.
+    """
+    if file is not None:
+        _remove_unused_log(file)
     connection.execute("USE memory")
     connection.execute(f"DETACH DATABASE IF EXISTS {_ATTACHED}")
 
@@ -81,21 +101,72 @@ def _attach(connection: DuckDBPyConnection, path: Path) -> None:
     file = str(path).replace("'", "''")
     connection.execute(f"ATTACH '{file}' AS {_ATTACHED} (ROW_GROUP_SIZE {ROW_GROUP}{version})")
     connection.execute(f"USE {_ATTACHED}")
+    keep_log_private(path)
+
+
+def _attach_new(connection: DuckDBPyConnection, path: Path) -> None:
+    """Attaches a new database. DuckDB would make the file open to all for a moment, so it is made behind a closed door."""
+    with files.hidden_dir(path) as hidden:
+        born = hidden / path.name
+        _attach(connection, born)
+        detach(connection, born)
+        born.chmod(files.PRIVATE_FILE)
+        try:
+            os.link(born, path)
+        except FileExistsError:
+            raise StoreBusy(f"somebody else has just made {path}") from None
+        except OSError:  # a file system without hard links
+            born.rename(path)
+    _attach(connection, path)
+
+
+def checkpoint(connection: DuckDBPyConnection) -> None:
+    """Writes everything to the database file itself, in the middle of the work on an attached store."""
+    connection.execute("CHECKPOINT")
+    (file,) = connection.execute(f"SELECT path FROM duckdb_databases() WHERE database_name = '{_ATTACHED}'").fetchall()[
+        0
+    ]
+    keep_log_private(Path(file))
+
+
+def keep_log_private(file: Path) -> None:
+    """Makes the write-ahead log of the database in `file`, which is attached, before DuckDB does: it would make it open to all.
+
+    DuckDB opens it with the first change, adds to what is there, and deletes it with a checkpoint. Raises OSError.
+    """
+    log = file.with_name(f"{file.name}.wal")
+    try:
+        os.close(files.create(log, os.O_WRONLY))
+    except FileExistsError:  # another client's, that was not done with it
+        files.require(log)
+        log.chmod(files.PRIVATE_FILE)
+
+
+def _remove_unused_log(file: Path) -> None:
+    """Nothing was changed: DuckDB does not know of the log. For as long as the database is attached it is nobody else's."""
+    log = file.with_name(f"{file.name}.wal")
+    with suppress(OSError):
+        if log.stat().st_size == 0:
+            log.unlink()
 
 
 def prepare(paths: StorePaths) -> None:
     """Makes the directory of the store, and room for the store in it. Raises StoreError."""
     try:
-        make_private_dir(paths.database.parent)
+        files.make_private_dir(paths.database.parent)
+        for file in (paths.database, paths.wal):
+            files.require(file)  # DuckDB would wait on a FIFO for ever, and take whatever another user has put there
         if paths.database.exists() and paths.database.stat().st_size == 0:
             _remove_placeholder(paths.database)
+    except files.NotOurs as error:
+        raise StoreError(f"the store {paths.database} cannot be used: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot make the store {paths.database}: {error}") from error
 
 
 def _remove_placeholder(file: Path) -> None:
     """Deletes an empty file, as `tempfile` makes them: DuckDB takes none. One that somebody is just making is locked."""
-    fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    fd = files.open_own(file, os.O_RDWR)
     try:
         handles.lock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_size == 0:
@@ -106,24 +177,13 @@ def _remove_placeholder(file: Path) -> None:
         handles.let_go(fd)
 
 
-def _make_private(file: Path) -> None:
-    # By name, not by opening it: closing any descriptor of the file would drop DuckDB's own lock (POSIX locks).
-    for path in (file, file.with_name(f"{file.name}.wal")):
-        try:
-            path.chmod(0o600)
-        except OSError:
-            pass
-
-
 def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths, draft: Draft) -> None:
     import duckdb
 
     for last_try in (False, False, True):
         new = not draft.file.exists()
         try:
-            _attach(connection, draft.file)
-            if new:
-                _make_private(draft.file)
+            (_attach_new if new else _attach)(connection, draft.file)
             return
         except duckdb.Error as error:
             failure = classify(paths, error)

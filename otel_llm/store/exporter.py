@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from otel_llm.settings import announce_store, settings
+from otel_llm.settings import announce_store, settings, store_path
 from otel_llm.store.processor import MARK
 from otel_llm.store.spans import attributes_of, end_record, is_genai
 from otel_llm.store.store import Store
@@ -27,7 +27,7 @@ class DuckDBSpanExporter(SpanExporter):
     def __init__(self, store: str | os.PathLike[str] | None = None, **unknown: object) -> None:
         if unknown:
             _logger.warning("the duckdb exporter does not know %s; it takes: store", ", ".join(sorted(unknown)))
-        path = store if store is not None else settings().store
+        path = settings().store if store is None else store_path(store)
         self._store = Store.open(path) if path is not None else None
         self._is_default = store is None
         self._failures = 0

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from otel_llm import files
 from otel_llm.store import guard
 
 _FIRST_WAIT: Final = 0.001
@@ -28,7 +29,7 @@ def new_and_held(path: Path, flags: int) -> Iterator[int]:
     would take it for one of the dead. Raises OSError.
     """
     hidden = path.with_name(f".{path.name}.tmp")
-    fd = os.open(hidden, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = files.create(hidden, flags)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)  # a prober may hold it for microseconds
         yield fd
@@ -41,7 +42,7 @@ def new_and_held(path: Path, flags: int) -> Iterator[int]:
 
 def is_held(path: Path) -> bool:
     """Whether a living writer holds `path`. Raises OSError (FileNotFoundError where it is gone)."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = files.open_own(path)
     try:
         # Shared, so that two probers do not take each other for the writer.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -74,7 +75,7 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
     if not guard.mutex.acquire(timeout=max(deadline - time.monotonic(), 0)):
         raise TimeoutError(f"{path} is held by another thread")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = files.open_or_create(path)
         _held.add(fd)
     finally:
         guard.mutex.release()

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from otel_llm import files
 from otel_llm.store import flock, record, segments
-from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.paths import StorePaths
 from otel_llm.store.segments import Segment
 
 _T = TypeVar("_T")
@@ -75,7 +76,7 @@ class Follower:
         return self
 
     def _leave_sign(self) -> None:
-        make_private_dir(self._directory)
+        files.make_own_dir(self._directory)
         sign = self._directory / f"{_SIGN}{os.getpid()}-{secrets.token_hex(4)}"
         with flock.new_and_held(sign, os.O_WRONLY) as fd:
             os.utime(fd, ns=(0, 0))  # nothing has been read yet
@@ -103,8 +104,8 @@ class Follower:
         for segment in there:
             if segment not in self._positions:
                 try:
-                    self._positions[segment] = _Position(os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC))
-                except FileNotFoundError:
+                    self._positions[segment] = _Position(files.open_own(segment.path))
+                except (FileNotFoundError, PermissionError):  # gone, or root's
                     continue
         found: list[dict[str, Any]] = []
         for segment in sorted(self._positions):
@@ -203,7 +204,7 @@ def _seen_by_all(directory: Path) -> int | None:
                 sign.unlink(missing_ok=True)
                 continue
             seen_ns = sign.stat().st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             continue
         if seen_ns >= horizon:
             oldest = seen_ns if oldest is None else min(oldest, seen_ns)

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from otel_llm import files
 from otel_llm.store import batch, database, flock, follow, guard, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError
-from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.paths import StorePaths
 from otel_llm.store.segments import Chunk, Segment
 from otel_llm.store.waiting import when_free
 
@@ -81,7 +82,7 @@ def merge(store: str | os.PathLike[str], *, timeout: float = 5.0) -> MergeResult
             result.complete = True
             return result
         goals = sizes(paths)
-        make_private_dir(paths.lock.parent)
+        files.make_private_dir(paths.lock.parent)
         while not _merge_in_turn(paths, min(time.monotonic() + _TURN_SECONDS, deadline), deadline, result):
             if _reached(paths, goals):  # whoever had the lock took our records too
                 result.complete = True
@@ -192,7 +193,7 @@ def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
 def _load(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int]) -> _Loaded | None:
     """Puts what is to be taken next into the workbench; None where all is taken."""
     global _loaded
-    connection = workbench.get()
+    connection = workbench.get(paths)
     held = _loaded
     if held and held.paths == paths and held.connection is connection and _goes_on_from(held.takes, offsets):
         return held
@@ -319,11 +320,8 @@ def lines_of(takes: list[Take]) -> batch.Lines:
 def _put_aside(paths: StorePaths, take: Take) -> None:
     """Keeps the bytes that could not be read, for whoever wants to look."""
     try:
-        make_private_dir(paths.corrupt)
         file = paths.corrupt / take.segment.name
-        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "ab") as aside:
-            aside.write(b"\n".join(take.chunk.corrupt) + b"\n")
+        files.append(file, b"\n".join(take.chunk.corrupt) + b"\n")
     except OSError as error:
         _logger.warning("damaged journal lines of %s could not be put aside: %s", take.segment.path, error)
         return
@@ -336,7 +334,7 @@ def _put_aside(paths: StorePaths, take: Take) -> None:
 def _read_note(paths: StorePaths) -> Offsets | None:
     """The offsets of the last merge; None where the note is not about the database that is there now."""
     try:
-        note = json.loads(paths.merged.read_text(encoding="utf-8"))
+        note = json.loads(files.read_own(paths.merged))
         if note["database"] != _identity(paths):
             return None
         return {name: (int(consumed), bool(finished)) for name, (consumed, finished) in note["segments"].items()}
@@ -351,12 +349,13 @@ def _write_note(paths: StorePaths, offsets: Offsets, removed: set[str]) -> None:
     }
     hidden = paths.merged.with_name(f".{paths.merged.name}.{os.getpid()}.tmp")
     try:
-        fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
+        hidden.unlink(missing_ok=True)  # of one that died with this number
+        with os.fdopen(files.create(hidden, os.O_WRONLY), "w", encoding="utf-8") as file:
             json.dump(note, file)
         hidden.replace(paths.merged)
     except OSError:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
 
 
 def _identity(paths: StorePaths) -> list[int]:

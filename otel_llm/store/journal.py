@@ -25,13 +25,12 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from otel_llm import faults, forks
+from otel_llm import faults, files, forks
 from otel_llm.store import flock, guard, record
-from otel_llm.store.paths import make_private_dir
 from otel_llm.version import __version__
 
 _logger = logging.getLogger("otel_llm")
@@ -63,6 +62,8 @@ class Journal:
         self.segment_age = segment_age
         self.fsync = fsync
         self.resource: Mapping[str, Any] = {}
+        self.elsewhere: Callable[[], Path | None] | None = None
+        """Says which directory to use where this user may not use this one: as after `setuid`."""
         self.records = 0
         """Records taken, in this process."""
         self.dropped = 0
@@ -227,7 +228,7 @@ class Journal:
 
     def _open_segment(self) -> None:
         """Begins the next segment with a header and the start lines of what runs. Raises OSError and changes nothing then."""
-        make_private_dir(self.directory)
+        self._make_directory()
         self._sequence += 1
         path = self.directory / f"{self._writer}-{self._sequence:06d}.jsonl"
         with flock.new_and_held(path, os.O_RDWR | os.O_APPEND) as fd:
@@ -239,6 +240,17 @@ class Journal:
         self._size = self._empty_size = len(beginning)
         self._opened_at = time.monotonic()
         self._torn = False
+
+    def _make_directory(self) -> None:
+        """Makes the directory, here or elsewhere. What others may write to is no place for a journal. Raises OSError."""
+        try:
+            files.make_own_dir(self.directory)
+        except OSError as error:
+            other = self.elsewhere() if error.errno in files.REFUSED and self.elsewhere is not None else None
+            if other is None:
+                raise
+            files.make_own_dir(other)
+            self.directory = other
 
     def _header(self) -> dict[str, Any]:
         return {

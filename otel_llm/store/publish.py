@@ -21,9 +21,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from typing import Final
 
+from otel_llm import files
 from otel_llm.store import blocks, handles
 from otel_llm.store.errors import StoreBusy
 from otel_llm.store.paths import StorePaths
@@ -108,13 +109,15 @@ class Draft:
         if self._target in _fixed or self._paths.wal.exists():
             return
         _remove(self._paths.next)
+        if os.path.lexists(self._paths.next):
+            raise files.NotOurs(f"{self._paths.next} is in the way")
         if not self._target.exists():
-            self._paths.spare.unlink(missing_ok=True)  # whoever deletes the store wants its contents gone
+            _unlink(self._paths.spare)  # whoever deletes the store wants its contents gone
             self.file = self._paths.next
             return
         if os.geteuid() not in (0, self._target.stat().st_uid):
             return
-        self._source = os.open(self._target, os.O_RDONLY | os.O_CLOEXEC)
+        self._source = files.open_own(self._target)
         handles.lock(self._source, fcntl.LOCK_SH)  # nobody writes to it while it is copied
         self._before = os.fstat(self._source)
         if not (self._reuse_spare(self._source) or self._copy_whole(self._source, self._before)):
@@ -133,8 +136,9 @@ class Draft:
             return False
         fresh = stat.st_size <= _SMALL and 0 <= time.time() - stat.st_ctime < _REST
         # One that has another name, as a backup of hard links has, is somebody else's too; so is a link.
-        if not fresh and stat.st_nlink <= 1 and S_ISREG(stat.st_mode) and not handles.others(stat):
-            fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        ours = S_ISREG(stat.st_mode) and files.owned(stat)
+        if not fresh and stat.st_nlink <= 1 and ours and not handles.others(stat):
+            fd = files.open_own(spare, os.O_RDWR)
             try:
                 handles.lock(fd, fcntl.LOCK_EX)
                 spare.rename(self._paths.next)  # first: half up to date, it must not be taken for the spare file
@@ -149,8 +153,7 @@ class Draft:
         size, age = stat.st_size, time.time() - os.fstat(source).st_mtime
         if size > _SMALL and 0 <= age < _PATIENCE:
             raise StoreBusy(f"the store {self._paths.database} is being read, and its spare file as well")
-        with suppress(OSError):  # it is a directory
-            spare.unlink(missing_ok=True)
+        _unlink(spare)
         return False
 
     def _copy_whole(self, source: int, stat: os.stat_result) -> bool:
@@ -160,7 +163,7 @@ class Draft:
         disk = shutil.disk_usage(self._target.parent)
         if disk.total and disk.free < stat.st_size + _ROOM:
             return False
-        fd = os.open(self._paths.next, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = files.create(self._paths.next)
         try:
             belong_alike(fd, source)
             blocks.copy_changed(source, fd)
@@ -197,7 +200,9 @@ class Draft:
                 self._put_first()
             elif self._source is None or now.st_mtime_ns == _UNTOUCHED:
                 _sync(self.file)  # a block of which a power cut kept the checksum alone would pass for up to date
-                self.file.replace(self._paths.spare)
+                _unlink(self._paths.spare)
+                if not os.path.lexists(self._paths.spare):  # something that is no file of ours
+                    self.file.rename(self._paths.spare)
             else:
                 self._replace(self._source, self._before)
         finally:
@@ -209,6 +214,8 @@ class Draft:
         except FileExistsError:
             raise StoreBusy(f"somebody else has just made {self._target}") from None
         except OSError:  # a file system without hard links
+            if os.path.lexists(self._target):
+                raise StoreBusy(f"somebody else has just made {self._target}") from None
             self.file.rename(self._target)
         _sync_directory(self._target.parent)
 
@@ -224,7 +231,7 @@ class Draft:
         try:
             self.file.replace(self._target)
         except OSError as error:
-            self._paths.spare.unlink(missing_ok=True)
+            _unlink(self._paths.spare)
             if error.errno != errno.ENOENT:
                 _fixed.add(self._target)
             raise StoreBusy(
@@ -278,13 +285,17 @@ def snapshot(paths: StorePaths, target: Path) -> None:
 
     Raises StoreBusy where somebody is writing to it, OSError.
     """
-    source = os.open(paths.database, os.O_RDONLY | os.O_CLOEXEC)
+    source = files.open_own(paths.database)
     try:
         handles.lock(source, fcntl.LOCK_SH)
-        with target.open("x+b") as copy:
+        with os.fdopen(files.create(target), "r+b") as copy:
             blocks.copy_changed(source, copy.fileno())
         if paths.wal.exists():
-            shutil.copy(paths.wal, _beside(target, ".wal"))
+            with (
+                os.fdopen(files.open_own(paths.wal), "rb") as log,
+                os.fdopen(files.create(_beside(target, ".wal")), "wb") as log_copy,
+            ):
+                shutil.copyfileobj(log, log_copy)
     except (BlockingIOError, PermissionError):
         raise StoreBusy(f"the store {paths.database} is being written by another process; try again") from None
     finally:
@@ -293,7 +304,7 @@ def snapshot(paths: StorePaths, target: Path) -> None:
 
 def remove_spare(paths: StorePaths) -> None:
     """Gives the room of the spare file back; the next merge makes a whole copy. Raises OSError."""
-    paths.spare.unlink(missing_ok=True)
+    _unlink(paths.spare)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -344,8 +355,15 @@ def unchanged(path: Path, before: os.stat_result) -> bool:
 
 def _remove(path: Path) -> None:
     for each in (path, _beside(path, ".wal")):
-        with suppress(OSError):
-            each.unlink(missing_ok=True)
+        _unlink(each)
+
+
+def _unlink(path: Path) -> None:
+    """Deletes a file or a link that stands under a name of ours; what is neither, a device for instance, was not made by us."""
+    with suppress(OSError):
+        stat = path.lstat()
+        if S_ISREG(stat.st_mode) or S_ISLNK(stat.st_mode):
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -7,10 +7,11 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from otel_llm import files, place
 from otel_llm.settings import settings
 from otel_llm.store import batch, database, flock, guard, handles, ingest, publish, segments
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
@@ -40,15 +41,16 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     chosen = path if path is not None else settings().store
     if chosen is None:
         raise StoreNotFound(settings().store_note or "the account is turned off (OTEL_LLM_STORE=none)")
-    paths = StorePaths.of(chosen)
-    _flush_own(paths)
-    if not paths.database.exists() and not segments.list_segments(paths.journal):
+    paths = _flush_own(chosen) or place.to_read(chosen, named=path is not None)
+    if (reason := files.no_file_at(paths.database)) is not None:
+        raise StoreError(f"{reason} that a store can be in")
+    if not paths.database.exists() and not (_is_ours(paths.journal) and segments.list_segments(paths.journal)):
         raise StoreNotFound(f"there is no store at {paths.database} yet")
     while True:
         merged = _merge(paths)
         version = _version(paths)
         connection = _open(paths)
-        if merged:
+        if merged or not _is_ours(paths.journal):
             return connection
         try:
             _overlay(connection, paths)
@@ -61,13 +63,23 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
         connection.close()
 
 
-def _flush_own(paths: StorePaths) -> None:
-    """What this process has in memory goes to its journal first."""
+def _flush_own(chosen: str | os.PathLike[str]) -> StorePaths | None:
+    """What this process has in memory goes to its journal first. Returns where that is, if it writes the store."""
     from otel_llm.store.store import find
 
-    store = find(paths)
-    if store is not None:
-        store.write_out()
+    store = find(StorePaths.of(chosen))
+    if store is None:
+        return None
+    store.write_out()
+    return store.paths
+
+
+def _is_ours(journal: Path) -> bool:
+    """Another user's journal is not read: what anybody may put there is no account."""
+    try:
+        return files.directory_objection(journal) is None
+    except OSError:
+        return False
 
 
 def _merge(paths: StorePaths) -> bool:
@@ -105,6 +117,9 @@ def _open(paths: StorePaths) -> DuckDBPyConnection:
             # A misspelt table must not be looked for among the caller's variables. (Not in the configuration: all readers
             # of one process share one, that of a plain `duckdb.connect(path, read_only=True)`.)
             connection.execute("SET python_enable_replacements = false")
+            if _is_ours(paths.journal):
+                with suppress(duckdb.Error):  # another connection to it has put something elsewhere already
+                    database.keep_spills_private(connection, paths)
         except duckdb.Error as error:
             raise database.classify(paths, error) from error
         except OSError as error:
@@ -138,9 +153,7 @@ def _connect(paths: StorePaths) -> DuckDBPyConnection:
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.", suffix=".tmp") as hidden:
         copy = Path(hidden) / name  # the name of the file is that of the database in SQL
         publish.snapshot(paths, copy)
-        connection = duckdb.connect(str(copy), read_only=True)
-    connection.execute("SET temp_directory = ?", [f"{paths.database}.tmp"])
-    return connection
+        return duckdb.connect(str(copy), read_only=True)
 
 
 @contextmanager

@@ -168,9 +168,8 @@ def _remove_old(connection: DuckDBPyConnection, policy: Policy, before: float) -
 
 
 def _remove_excess(connection: DuckDBPyConnection, policy: Policy, limit: int) -> Removed:
-    connection.execute(
-        "CHECKPOINT"
-    )  # until then rows in the write-ahead log count for nothing, deleted ones for something
+    # Until then rows in the write-ahead log count for nothing, deleted ones for something.
+    database.checkpoint(connection)
     excess = _excess(connection, limit)
     if excess <= 0:
         return Removed()
@@ -180,7 +179,7 @@ def _remove_excess(connection: DuckDBPyConnection, policy: Policy, limit: int) -
             row_size = _table_size(connection, table) / rows
             removed = _delete(connection, table, min(max(math.ceil(excess / row_size), 1), rows, MAX_ROWS))
             _settle(connection, table)
-            connection.execute("CHECKPOINT")
+            database.checkpoint(connection)
             removed.complete = used(connection) <= limit or removed == Removed()
             return removed
     return Removed()

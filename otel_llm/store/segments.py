@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from otel_llm import files
 from otel_llm.store import flock, record
 
 _SUFFIX: Final = ".jsonl"
@@ -46,13 +47,17 @@ class Chunk:
 
 
 def list_segments(directory: Path) -> list[Segment]:
-    """The segments in `directory` by writer and number; none where it does not exist. Raises OSError otherwise."""
+    """The segments in `directory` by writer and number; none where it does not exist.
+
+    Raises files.NotOurs where others may have put them there, OSError.
+    """
     found = []
     try:
+        files.require_own_dir(directory)
         with os.scandir(directory) as entries:
             for entry in entries:
                 segment = _parse(Path(entry.path))
-                if segment is not None:
+                if segment is not None and entry.is_file(follow_symlinks=False):
                     found.append(segment)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -83,7 +88,7 @@ def read_chunk(segment: Segment, offset: int, limit: int, *, live: bool) -> Chun
     whole. Raises OSError.
     """
     chunk = Chunk(start=offset, next=offset)
-    with segment.path.open("rb", buffering=0) as file:
+    with os.fdopen(files.open_own(segment.path), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= offset:
             chunk.at_end = True
@@ -165,7 +170,7 @@ def running_calls(directory: Path) -> list[dict[str, Any]]:
             if not is_live(segment):
                 continue
             header, starts = unfinished(segment)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             continue
         pid = record.decode(header).get("pid") if header else None
         calls += [{**record.decode(line), "pid": pid} for line in starts]
@@ -173,7 +178,7 @@ def running_calls(directory: Path) -> list[dict[str, Any]]:
 
 
 def _intact_lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with os.fdopen(files.open_own(path), "rb") as file:
         for raw in file:
             line = raw.rstrip(b"\n")
             if record.is_intact(line):

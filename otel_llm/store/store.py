@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from otel_llm import place
 from otel_llm.settings import settings
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.ingest import merge
@@ -50,15 +51,19 @@ class StoreStats:
 class Store:
     """The store at one path, in this process. Get it with `Store.open`."""
 
-    def __init__(self, paths: StorePaths) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         configured = settings()
-        self.paths = paths
+        self._asked = path
+        self.requested = StorePaths.of(path)
+        """Where the account was asked for; `paths` is where this user can keep it (see `place`)."""
+        self.paths = self._find_place()
         self.journal = Journal(
-            paths.journal,
+            self.paths.journal,
             segment_size=configured.segment_size,
             segment_age=configured.segment_age,
             fsync=configured.fsync,
         )
+        self.journal.elsewhere = self._move
         self.before_flush: list[Callable[[], None]] = []
         """Called before every merge, on the background thread and in `flush`: to end what has been abandoned."""
         self._flush_interval = configured.flush_interval
@@ -83,8 +88,21 @@ class Store:
         with _stores_lock:
             store = _stores.get(paths.database)
             if store is None:
-                store = _stores[paths.database] = cls(paths)
+                store = _stores[paths.database] = cls(path)
             return store
+
+    def _find_place(self) -> StorePaths:
+        found = place.of(self._asked)
+        if found.because is not None and found.paths != self.requested:
+            _logger.warning(
+                "%s: the account of this process is kept in %s instead", found.because, found.paths.database
+            )
+        return found.paths
+
+    def _move(self) -> Path | None:
+        """What this user could do where the account was asked for is no longer so. Returns another journal, if there is one."""
+        before, self.paths = self.paths, self._find_place()
+        return None if self.paths == before else self.paths.journal
 
     @property
     def path(self) -> Path:
@@ -281,7 +299,7 @@ def flush(timeout: float = 10.0) -> bool:
 
 def find(paths: StorePaths) -> Store | None:
     """The store of this process at `paths`, if it has one open."""
-    return _stores.get(paths.database)
+    return next((store for store in list(_stores.values()) if paths in (store.requested, store.paths)), None)
 
 
 def _register_exit() -> None:

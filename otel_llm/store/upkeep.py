@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
+from otel_llm import files
 from otel_llm.store import database, flock, guard, ingest, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
-from otel_llm.store.paths import StorePaths, make_private_dir
+from otel_llm.store.paths import StorePaths
 from otel_llm.store.waiting import when_free
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def unmerged(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[None]:
     import duckdb
 
     try:
-        make_private_dir(paths.lock.parent)
+        files.make_private_dir(paths.lock.parent)
         with flock.exclusive(paths.lock, time.monotonic() + timeout):
             yield
     except TimeoutError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.store import batch, database, publish
@@ -25,6 +26,8 @@ _MAX_BYTES: Final = 64 * 2**20
 _connection: DuckDBPyConnection | None = None
 _uses = 0
 _bytes = 0
+_spill: Path | None = None
+"""The journal beside which the instance puts what does not fit in memory."""
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
     import duckdb
 
     global _uses
-    connection = get()
+    connection = get(paths)
     _uses += 1
     attached = False
     try:
@@ -50,7 +53,7 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
                 try:
                     yield connection
                 finally:
-                    database.detach(connection)
+                    database.detach(connection, draft.file)
             except duckdb.Error as error:
                 if draft.reused and database.is_corruption(error):
                     raise database.unusable(draft) from error
@@ -82,11 +85,19 @@ def discard() -> None:
         connection.close()
 
 
-def get() -> DuckDBPyConnection:
-    """The instance, with nothing attached; the next call of `attached` attaches to the same one."""
-    global _connection
+def get(paths: StorePaths | None = None) -> DuckDBPyConnection:
+    """The instance, with nothing attached; the next call of `attached` attaches to the same one.
+
+    `paths` says which store it is about to be used for.
+    """
+    global _connection, _spill
+    if _connection is not None and paths is not None and _spill != paths.journal:
+        discard()  # it may have spilled there, and cannot do so elsewhere then
     if _connection is None:
         _connection = database.open_in_memory()
+        if paths is not None:
+            database.keep_spills_private(_connection, paths)
+            _spill = paths.journal
         batch.prepare(_connection)
     return _connection
 

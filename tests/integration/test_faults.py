@@ -46,6 +46,7 @@ def stats():
 for line in sys.stdin:
     print(json.dumps(eval(line)), flush=True)
 """
+_TWENTY_CALLS = f"{APP.partition('for line')[0]}\n[ask() for _ in range(20)]\nprint(stats()['waiting'])\n"
 
 
 class App:
@@ -242,24 +243,33 @@ def test_a_file_may_not_grow(start_app: Callable[..., App], all_are_there: Calla
     assert len([line for line in app.end() if "are kept in memory" in line]) == 1
 
 
-@pytest.mark.parametrize("obstacle", ["a file in its place", "a read-only file system"])
-def test_a_directory_that_cannot_be_written_from_the_start(
-    obstacle: str, run_instrumented: Run, tmpfs: Callable[[str], Path], tmp_path: Path, openai_server: LocalOpenAI
+def test_a_directory_that_cannot_be_made_from_the_start(
+    run_instrumented: Run, tmp_path: Path, openai_server: LocalOpenAI
 ) -> None:
-    if obstacle == "a file in its place":
-        directory = tmp_path / "file"
-        directory.touch()
-    else:
-        directory = tmpfs("ro")
-    script = f"{APP.partition('for line')[0]}\n[ask() for _ in range(20)]\nprint(stats()['waiting'])\n"
+    directory = tmp_path / "file"
+    directory.touch()
     env = {"OTEL_LLM_STORE": str(directory / "usage.duckdb"), "OTEL_LLM_FLUSH_INTERVAL": "20ms"}
-    done = run_instrumented(script, env=env, stderr="")
+    done = run_instrumented(_TWENTY_CALLS, env=env, stderr="")
     assert done.stdout == "20\n"
     assert len(openai_server.ledger) == 20
     running, lost = done.stderr.splitlines()
     assert "are kept in memory" in running and "OTEL_LLM_STORE" in running
     # What could not be kept is counted and said, once that is certain.
     assert re.search(r"\b20 calls\b", lost) and "lost" in lost
+
+
+def test_a_file_system_that_is_read_only_from_the_start(
+    run_instrumented: Run, tmpfs: Callable[[str], Path], tmp_path: Path, openai_server: LocalOpenAI
+) -> None:
+    """That does not pass: the calls go where this user keeps his own, and one line says where that is."""
+    store = tmpfs("ro") / "usage.duckdb"
+    own = tmp_path / "data" / "otel-llm" / "usage.duckdb"
+    done = run_instrumented(_TWENTY_CALLS, env={"OTEL_LLM_STORE": str(store)}, stderr="")
+    assert done.stdout == "0\n"
+    (line,) = done.stderr.splitlines()
+    assert f"{store.parent} cannot be written" in line and str(own) in line
+    with connect(own) as connection:
+        assert connection.execute("SELECT count(*) FROM llm_usage").fetchall() == [(20,)]
 
 
 def test_memory_is_bounded_while_nothing_can_be_written(start_app: Callable[..., App], tmp_path: Path) -> None:

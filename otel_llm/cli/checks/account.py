@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,8 @@ def account(store: Path | None) -> Section:
     """The store that programs write, or the one at `store`."""
     section = Section("store")
     if store is None and settings().store is None:
-        why = settings().store_note or "OTEL_LLM_STORE=none: no account is kept"
+        chosen = os.environ.get("OTEL_LLM_STORE", "").strip()
+        why = settings().store_note or f"OTEL_LLM_STORE={chosen}: no account is kept"
         section.problem(why, "unset OTEL_LLM_STORE, or set it to a file path")
         return section
     if store is None and (note := settings().store_note) is not None:
@@ -61,14 +63,33 @@ def account(store: Path | None) -> Section:
     section.facts["chosen by"] = (
         "--store" if store else "OTEL_LLM_STORE" if os.environ.get("OTEL_LLM_STORE", "").strip() else "default"
     )
+    _check_place(section, paths, store or settings().store)
     _check_directory(section, paths.database.parent)
     if refusing := streams.refused_by(paths.stream_usage):
         section.facts["refuse stream usage"] = ", ".join(refusing)
-    ended = Writers.of(paths).dead  # counted first: to read the store is to merge what they left
+    try:
+        ended = Writers.of(paths).dead  # counted first: to read the store is to merge what they left
+    except OSError:  # it is another user's
+        ended = 0
     _check_database(section, paths, store)
     _check_journal(section, paths, ended)
     _check_damage(section, paths)
     return section
+
+
+def _check_place(section: Section, paths: StorePaths, asked: Path | None) -> None:
+    """Whether the account is kept where it was asked for."""
+    from otel_llm import place
+    from otel_llm.store.paths import StorePaths
+
+    because = None if asked is None else place.of(asked).because
+    if asked is not None and because and paths != StorePaths.of(asked):
+        section.remark(
+            f"{because}: the account of this user is kept in {paths.database}",
+            "set OTEL_LLM_STORE to a file path that is this user's own",
+        )
+    elif because:
+        section.problem(because, "make it a place of this user's own, or set OTEL_LLM_STORE to another path")
 
 
 def _check_directory(section: Section, directory: Path) -> None:
@@ -99,7 +120,7 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
             segments, size = _pending(connection, paths)
             section.facts["pending segments"] = segments
             section.facts["pending"] = Size(size)
-    except CommandError as error:
+    except (CommandError, OSError) as error:
         section.problem(
             one_line(error.__cause__ or error),
             "close the program that holds the store, or move the file aside; what is recorded waits in the journal",
@@ -159,8 +180,12 @@ def _pending(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> tuple[
 
 
 def _check_journal(section: Section, paths: StorePaths, ended: int) -> None:
-    writers = Writers.of(paths)
     section.facts["journal"] = str(paths.journal)
+    try:
+        writers = Writers.of(paths)
+    except OSError as error:
+        section.problem(f"the journal cannot be read: {error}", "let its owner read the store")
+        return
     section.facts["running writers"] = writers.living
     section.facts["ended writers"] = ended
     if writers.dead:
@@ -171,9 +196,12 @@ def _check_journal(section: Section, paths: StorePaths, ended: int) -> None:
 
 
 def _check_damage(section: Section, paths: StorePaths) -> None:
+    from otel_llm import files
+
     corrupt = 0
     for file in paths.corrupt.glob("*") if paths.corrupt.is_dir() else ():
-        corrupt += sum(1 for line in file.read_bytes().split(b"\n") if line)
+        with suppress(OSError):  # it is no file of ours
+            corrupt += sum(1 for line in files.read_own(file).split(b"\n") if line)
     section.facts["corrupt lines"] = corrupt
     if corrupt:
         section.problem(
