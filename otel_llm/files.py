@@ -40,6 +40,8 @@ _NO_PLACES: Final = ("/dev/", "/proc/", "/sys/")
 """What lies there is no file, whatever it looks like."""
 _A_PLACE: Final = "/dev/shm/"
 
+_MAX_LINKS: Final = 40
+
 REFUSED: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 """That this user may not, which does not pass; a full disk does."""
 
@@ -72,13 +74,24 @@ def no_file_at(path: Path) -> str | None:
     Links to files are none of those, but what the system names itself is: `/dev/stdout` may lead to the file that an app prints to.
     """
     path = path.absolute()
-    for each in (os.path.normpath(path), os.path.realpath(path)):
-        if each.startswith(_NO_PLACES) and not each.startswith(_A_PLACE):
-            return f"{path} is a device, not a file"
+    if any(each.startswith(_NO_PLACES) and not each.startswith(_A_PLACE) for each in _names(path)):
+        return f"{path} is a device, not a file"
     try:
         return f"{path} is {kind}, not a file" if (kind := no_file(path.stat())) else None
     except OSError:
         return None
+
+
+def _names(path: Path) -> Iterator[str]:
+    """`path` and what it leads to, link by link."""
+    name = os.path.normpath(path)
+    for _ in range(_MAX_LINKS):
+        yield name
+        try:
+            name = os.path.normpath(os.path.join(os.path.dirname(name), os.readlink(name)))  # noqa: PTH118, PTH120
+        except OSError:
+            break
+    yield os.path.realpath(path)
 
 
 def objection(path: Path) -> str | None:
@@ -138,13 +151,18 @@ def create(path: Path, flags: int = os.O_RDWR) -> int:
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | _SAFELY, PRIVATE_FILE)
     try:
-        os.fchmod(fd, PRIVATE_FILE)  # a umask may have taken from the owner as well
-        if os.geteuid() == 0 and (owner := path.parent.stat()).st_uid:
-            os.fchown(fd, owner.st_uid, owner.st_gid)
+        make_private(fd, path.parent)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def make_private(file: int | Path, directory: Path) -> None:
+    """Opens `file` to its owner alone, who is that of `directory` where root has made it. Raises OSError."""
+    os.chmod(file, PRIVATE_FILE)  # noqa: PTH101  (a descriptor has no Path; a umask may have taken from the owner as well)
+    if os.geteuid() == 0 and (owner := directory.stat()).st_uid:
+        os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def open_or_create(path: Path, flags: int = os.O_RDWR) -> int:

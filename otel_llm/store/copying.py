@@ -133,7 +133,7 @@ def _copy(connection: DuckDBPyConnection, source: str, target: Path) -> tuple[in
             raise StoreError(f"the copy {target} is not equal to the store; it is given up")
     finally:
         connection.execute(f"DETACH DATABASE IF EXISTS {_COPY}")
-    target.chmod(files.PRIVATE_FILE)
+    files.make_private(target, target.parent.parent)
     with target.open("rb") as written:  # DuckDB has let go of it: its lock cannot be lost by closing the file
         os.fsync(written.fileno())
     calls, spans = (contents[f"main.{table}"][0] for table in ("llm_usage", "spans"))

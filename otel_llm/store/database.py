@@ -98,6 +98,8 @@ def _attach(connection: DuckDBPyConnection, path: Path) -> None:
     import duckdb
 
     version = f", STORAGE_VERSION '{_STORAGE}'" if _version(duckdb.__version__) >= (2,) else ""
+    for each in (path, _log_of(path)):
+        files.require(each)  # DuckDB would wait on a FIFO for ever, and take whatever another user has put there
     file = str(path).replace("'", "''")
     connection.execute(f"ATTACH '{file}' AS {_ATTACHED} (ROW_GROUP_SIZE {ROW_GROUP}{version})")
     connection.execute(f"USE {_ATTACHED}")
@@ -110,7 +112,7 @@ def _attach_new(connection: DuckDBPyConnection, path: Path) -> None:
         born = hidden / path.name
         _attach(connection, born)
         detach(connection, born)
-        born.chmod(files.PRIVATE_FILE)
+        files.make_private(born, path.parent)
         try:
             os.link(born, path)
         except FileExistsError:
@@ -134,7 +136,7 @@ def keep_log_private(file: Path) -> None:
 
     DuckDB opens it with the first change, adds to what is there, and deletes it with a checkpoint. Raises OSError.
     """
-    log = file.with_name(f"{file.name}.wal")
+    log = _log_of(file)
     try:
         os.close(files.create(log, os.O_WRONLY))
     except FileExistsError:  # another client's, that was not done with it
@@ -142,9 +144,14 @@ def keep_log_private(file: Path) -> None:
         log.chmod(files.PRIVATE_FILE)
 
 
+def _log_of(file: Path) -> Path:
+    """Where DuckDB puts the write-ahead log of a database."""
+    return file.with_name(f"{file.name}.wal")
+
+
 def _remove_unused_log(file: Path) -> None:
     """Nothing was changed: DuckDB does not know of the log. For as long as the database is attached it is nobody else's."""
-    log = file.with_name(f"{file.name}.wal")
+    log = _log_of(file)
     with suppress(OSError):
         if log.stat().st_size == 0:
             log.unlink()
@@ -155,7 +162,7 @@ def prepare(paths: StorePaths) -> None:
     try:
         files.make_private_dir(paths.database.parent)
         for file in (paths.database, paths.wal):
-            files.require(file)  # DuckDB would wait on a FIFO for ever, and take whatever another user has put there
+            files.require(file)
         if paths.database.exists() and paths.database.stat().st_size == 0:
             _remove_placeholder(paths.database)
     except files.NotOurs as error:

@@ -109,8 +109,9 @@ class Draft:
         if self._target in _fixed or self._paths.wal.exists():
             return
         _remove(self._paths.next)
-        if os.path.lexists(self._paths.next):
-            raise files.NotOurs(f"{self._paths.next} is in the way")
+        for file in (self._paths.next, _beside(self._paths.next, ".wal")):
+            if os.path.lexists(file):
+                raise files.NotOurs(f"{file} is in the way")
         if not self._target.exists():
             _unlink(self._paths.spare)  # whoever deletes the store wants its contents gone
             self.file = self._paths.next
