@@ -22,7 +22,7 @@ def locate(store: Path | None, *, must_exist: bool = False) -> Path:
 
     `must_exist` is for who reads its journals alone: one that is named with `--store` must be there, as for `reading`.
     """
-    from otel_llm import place
+    from otel_llm import files, place
     from otel_llm.paths import StorePaths
 
     path = settings().store if store is None else store.expanduser().absolute()
@@ -33,6 +33,8 @@ def locate(store: Path | None, *, must_exist: bool = False) -> Path:
         )
         raise CommandError(f"{why}, or name a store with --store PATH")
     path = place.to_read(path, named=store is not None).database
+    if (reason := files.no_file_at(path)) is not None:
+        raise CommandError(f"{reason} that a store can be in")
     if must_exist and store is not None and not path.exists() and not StorePaths.of(path).journal.is_dir():
         raise CommandError(_no_store(path))
     return path

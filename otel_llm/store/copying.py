@@ -98,6 +98,8 @@ def backup(paths: StorePaths, target: Path) -> Copied:
 @contextmanager
 def _opened_to_read(paths: StorePaths, timeout: float = upkeep.PATIENCE) -> Iterator[DuckDBPyConnection]:
     """An instance with the store attached to read, in which others can be attached to write."""
+    if (reason := files.no_file_at(paths.database)) is not None:
+        raise StoreError(f"{reason} that a store can be in")
     connection = database.open_in_memory()
     try:
         file = str(paths.database).replace("'", "''")

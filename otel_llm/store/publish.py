@@ -5,7 +5,7 @@ database is not opened to write at all. What is written is `<store>.next`, a cop
 step. Whoever reads goes on with the file that he has opened. That one stays as `<store>.spare` and is brought up to date by its
 changed blocks for the next merge, unless somebody still reads it: then a new copy is made.
 
-Where that cannot be (somebody has left a write-ahead log, no room for a copy, a file that is not ours or that cannot be renamed),
+Where that cannot be (somebody has left a write-ahead log, no room for a copy, a file that cannot be renamed),
 the database itself is written, as any DuckDB client would.
 """
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from otel_llm import files
 from otel_llm.store.journal import Journal
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
@@ -137,3 +140,70 @@ def test_no_spreadsheet_takes_what_was_recorded_for_a_formula(
 
 def test_raw_is_about_csv(run: Run) -> None:
     assert run("usage", "--raw", "--json").code == 2
+
+
+@pytest.mark.parametrize("command", ["export", "backup"])
+@pytest.mark.parametrize("what", ["fifo", "directory", "link", "device", "what is printed to"])
+def test_a_target_that_is_no_file(
+    command: str, what: str, fill: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even with --force: nothing waits for a FIFO, and no device or link to one makes room for a file."""
+    fill({})
+    target = tmp_path / "target.csv"
+    if what == "fifo":
+        os.mkfifo(target)
+    elif what == "directory":
+        target.mkdir()
+    elif what == "link":
+        os.mkfifo(tmp_path / "elsewhere")
+        target.symlink_to(tmp_path / "elsewhere")
+    elif what == "device":
+        if os.geteuid() != 0:
+            pytest.skip("only root may make a device")
+        os.mknod(target, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    else:  # as /dev/stdout is, where the output goes to a file
+        system = tmp_path / "dev"
+        system.mkdir()
+        monkeypatch.setattr(files, "_NO_PLACES", (f"{system}/",))
+        (tmp_path / "out.txt").touch()
+        target = system / "stdout"
+        target.symlink_to(tmp_path / "out.txt")
+    before = target.lstat()
+    result = run(command, str(target), "--force", *(["--format", "csv"] if command == "export" else []))
+    assert (result.code, result.out) == (2, "")
+    assert "not a file" in result.err and str(target) in result.err and result.err.count("\n") == 1
+    assert os.path.samestat(target.lstat(), before)
+
+
+def test_an_export_is_private(fill: Fill, run: Run, tmp_path: Path) -> None:
+    fill({})
+    before = os.umask(0)
+    try:
+        for suffix in ("csv", "parquet", "json", "jsonl"):
+            assert run("export", str(tmp_path / f"calls.{suffix}")).code == 0
+            assert (tmp_path / f"calls.{suffix}").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_the_store_is_a_fifo(run: Run, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named with --store it is refused; where the environment names it, this user's own is what there is to see."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    own = tmp_path / "data" / "otel-llm" / "usage.duckdb"
+    os.mkfifo(store_path)
+    assert run("path").out == f"{own}\n"
+    assert run("usage").code == 0
+    result = run("doctor", "--json")
+    assert str(own) in result.out and "is a FIFO, not a file" in result.out
+    for command in (["usage"], ["sql", "select 1"], ["backup", str(tmp_path / "b.duckdb")], ["compact"], ["ps"]):
+        result = run(*command, "--store", str(store_path))
+        assert (result.code, result.out) == (2, "")
+        assert result.err.count("\n") == 1 and str(store_path) in result.err
+    assert store_path.is_fifo()
+
+
+def test_a_slip_in_a_name_is_not_another_account(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_LLM_STORE", "/dev/null")
+    assert "OTEL_LLM_STORE=/dev/null turns the account off" in run("usage").err
+    result = run("usage", "--store", "/dev/null")
+    assert result.code == 2 and "not a file" in result.err

@@ -120,7 +120,9 @@ def test_what_is_seen_is_told() -> None:
 @pytest.mark.skipif(STRACE is None, reason="NOT SEEN WHAT IS OPEN TO OTHERS: no program `strace` on PATH")
 @pytest.mark.parametrize("umask", ["000", "022"])
 def test_nothing_is_ever_open_to_others(umask: str, tmp_path: Path) -> None:
-    folder = tmp_path / "made" / "here"
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)  # made by the user, who lets others in: so each file is to be private itself
     trace = tmp_path / "trace"
     calls = "trace=open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,chmod,fchmodat"
     command = [
@@ -136,6 +138,6 @@ def test_nothing_is_ever_open_to_others(umask: str, tmp_path: Path) -> None:
     seen = trace.read_text(errors="replace")
     for expected in ("usage.duckdb.next.wal", "usage.duckdb.wal", "spill", "backup.duckdb", "export.csv", "corrupt/"):
         assert expected in seen
-    assert list(openings(seen, str(tmp_path / "made"))) == []
+    assert list(openings(seen, str(folder))) == []
     assert not (tmp_path / ".tmp").exists()
-    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "made").rglob("*")} == {0}
+    assert {path.stat().st_mode & 0o077 for path in folder.rglob("*")} == {0}
