@@ -89,6 +89,8 @@ def export(
     maps are JSON, and a text that a spreadsheet would take for a formula begins with an apostrophe, unless --raw says no.
     FILE is there only when it is whole.
     """
+    from otel_llm.store import database
+
     chosen = Kind(kind) if kind else _SUFFIXES.get(file.suffix.lower())
     if chosen is None:
         raise CommandError(f"{file} does not say what to write; use {', '.join(_SUFFIXES)} or --format")
@@ -101,10 +103,10 @@ def export(
     try:
         os.close(files.create(new))  # DuckDB writes to it as it is: it would make one that is open to all
         with reading(store) as connection:
-            name = str(new).replace("'", "''")
+            name = database.literal(new)
             (rows,) = connection.execute(
                 f"COPY (SELECT {_columns(connection, table, chosen, raw=raw)} FROM {table} WHERE {period.sql}) "
-                f"TO '{name}' ({_OPTIONS[chosen]}, USE_TMP_FILE false)",
+                f"TO {name} ({_OPTIONS[chosen]}, USE_TMP_FILE false)",
                 list(period.parameters),
             ).fetchall()[0]
         new.replace(target)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.settings import settings
-from otel_llm.store import duplicates, sql
+from otel_llm.store import duplicates, record, sql
+from otel_llm.store.errors import StoreError
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.price import PriceBook
 
@@ -68,14 +69,14 @@ def clear_away(connection: DuckDBPyConnection) -> None:
 def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
     """Fills the tables `batch` and `usage_batch`. Lines that the database refuses are left out, and returned by segment.
 
-    Raises duckdb.Error for anything but such lines.
+    Raises duckdb.Error for anything but such lines, StoreError where there are less rows than lines: nothing is taken then.
     """
     import duckdb
 
     refused: dict[str, list[bytes]] = {}
     try:
         loaded = _load(connection, paths, lines)
-    except (duckdb.InvalidInputException, duckdb.DataError) as error:
+    except (duckdb.InvalidInputException, duckdb.DataError, _Incomplete) as error:
         # Only these can be the fault of a line. Anything else (no memory, no room, a fault in our SQL) is not, and a line
         # must not be put aside for it.
         _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
@@ -89,11 +90,26 @@ def _load_good(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) 
     refused: dict[str, list[bytes]] = {}
     good: dict[str, tuple[bytes, list[bytes]]] = {}
     for segment, (header, each) in lines.items():
-        kept, bad = _sift(connection, paths, header, each)
+        named = [line for line in each if _is_named(line)]
+        kept, bad = _sift(connection, paths, header, named)
         good[segment] = header, kept
+        bad += [line for line in each if not _is_named(line)]
         if bad:
             refused[segment] = bad
     return _load(connection, paths, good), refused
+
+
+class _Incomplete(StoreError):
+    """There are less rows than lines. Whoever took them for merged would delete a segment with calls that are nowhere else."""
+
+
+def _is_named(line: bytes) -> bool:
+    """Whether it says of which span it is."""
+    try:
+        one = record.decode(line)
+    except ValueError:
+        return False
+    return one.get("t") is not None and one.get("s") is not None
 
 
 def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Batch:
@@ -105,9 +121,15 @@ def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Ba
         connection.execute(f"TRUNCATE {table}")
     with _files(paths, blocks) as files:
         longest = max(len(line) for block in blocks for line in block)
-        connection.execute(sql.load_lines(files, longest))
-    connection.execute("EXECUTE fill_batch")
+        _require(connection.execute(sql.load_lines(files, longest)), sum(map(len, blocks)), "lines", paths)
+    _require(connection.execute("EXECUTE fill_batch"), sum(len(each) for _, each in lines.values()), "records", paths)
     return _measure(connection)
+
+
+def _require(inserted: DuckDBPyConnection, expected: int, what: str, paths: StorePaths) -> None:
+    (rows,) = inserted.fetchall()[0]
+    if rows != expected:
+        raise _Incomplete(f"DuckDB has read {rows} of {expected} {what} of the journal {paths.journal}")
 
 
 def _measure(connection: DuckDBPyConnection) -> Batch:

@@ -102,8 +102,8 @@ def _opened_to_read(paths: StorePaths, timeout: float = upkeep.PATIENCE) -> Iter
         raise StoreError(f"{reason} that a store can be in")
     connection = database.open_in_memory()
     try:
-        file = str(paths.database).replace("'", "''")
-        _attach_patiently(connection, paths, f"ATTACH '{file}' AS {_SOURCE} (READ_ONLY)", timeout)
+        file = database.literal(paths.database)
+        _attach_patiently(connection, paths, f"ATTACH {file} AS {_SOURCE} (TYPE duckdb, READ_ONLY)", timeout)
         yield connection
     finally:
         connection.close()
@@ -125,8 +125,7 @@ def _attach_patiently(connection: DuckDBPyConnection, paths: StorePaths, stateme
 
 def _copy(connection: DuckDBPyConnection, source: str, target: Path) -> tuple[int, int]:
     """Copies the attached database `source` to a new file and verifies it. Returns its calls and its spans."""
-    file = str(target).replace("'", "''")
-    connection.execute(f"ATTACH '{file}' AS {_COPY}{_storage(connection, source)}")
+    connection.execute(f"ATTACH {database.literal(target)} AS {_COPY}{_storage(connection, source)}")
     try:
         connection.execute(f"COPY FROM DATABASE {source} TO {_COPY}")
         connection.execute(f"CHECKPOINT {_COPY}")
@@ -147,7 +146,7 @@ def _storage(connection: DuckDBPyConnection, name: str) -> str:
     (tags,) = connection.execute("SELECT tags FROM duckdb_databases() WHERE database_name = ?", [name]).fetchall()[0]
     version = str((tags or {}).get("storage_version", "")).rstrip("+")
     storage = f", STORAGE_VERSION '{version}'" if version else ""
-    return f" (ROW_GROUP_SIZE {database.ROW_GROUP}{storage})"
+    return f" (TYPE duckdb, ROW_GROUP_SIZE {database.ROW_GROUP}{storage})"
 
 
 def _contents(connection: DuckDBPyConnection, name: str) -> dict[str, tuple[int, int | str]]:

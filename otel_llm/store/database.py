@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import files
 from otel_llm.store import handles
-from otel_llm.store.errors import StoreBusy, StoreError
+from otel_llm.store.errors import StoreBusy, StoreError, StoreTooNew
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.publish import Draft
 
@@ -44,6 +44,9 @@ _BUSY: Final = re.compile(
 _CORRUPT: Final = re.compile(
     r"Corrupt (database|WAL) file|not a valid DuckDB database|Could not read enough bytes|replaying WAL|This WAL was created",
     re.IGNORECASE,
+)
+_FORMATS: Final = re.compile(
+    r"database file with version number (\d+), but we can only read versions between \d+ and (\d+)"
 )
 _CORRUPT_WAL: Final = re.compile(r"Corrupt WAL|replaying WAL|This WAL was created", re.IGNORECASE)
 """Or it is that of another database: somebody has put a backup in the place of one that had a log."""
@@ -97,11 +100,12 @@ def detach(connection: DuckDBPyConnection, file: Path | None = None) -> None:
 def _attach(connection: DuckDBPyConnection, path: Path) -> None:
     import duckdb
 
-    version = f", STORAGE_VERSION '{_STORAGE}'" if _version(duckdb.__version__) >= (2,) else ""
     for each in (path, _log_of(path)):
         files.require(each)  # DuckDB would wait on a FIFO for ever, and take whatever another user has put there
-    file = str(path).replace("'", "''")
-    connection.execute(f"ATTACH '{file}' AS {_ATTACHED} (ROW_GROUP_SIZE {ROW_GROUP}{version})")
+    # What is there stays in the format that it has: a database of the user's own may be of a newer one.
+    made = not path.exists() and _version(duckdb.__version__) >= (2,)
+    version = f", STORAGE_VERSION '{_STORAGE}'" if made else ""
+    connection.execute(f"ATTACH {literal(path)} AS {_ATTACHED} (TYPE duckdb, ROW_GROUP_SIZE {ROW_GROUP}{version})")
     connection.execute(f"USE {_ATTACHED}")
     keep_log_private(path)
 
@@ -157,8 +161,24 @@ def _remove_unused_log(file: Path) -> None:
             log.unlink()
 
 
+def literal(path: Path) -> str:
+    """A file's name in SQL."""
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def require_openable(paths: StorePaths) -> None:
+    """Raises StoreError where DuckDB would look for the database, or for its log, in another place than its name says."""
+    import duckdb
+
+    misread = "?\\" if _version(duckdb.__version__) >= (2,) else "?"
+    found = [character for character in misread if character in str(paths.database)]
+    if found:
+        raise StoreError(f"DuckDB cannot use a path with {found[0]} in it, as {paths.database} has: name another store")
+
+
 def prepare(paths: StorePaths) -> None:
     """Makes the directory of the store, and room for the store in it. Raises StoreError."""
+    require_openable(paths)
     try:
         files.make_private_dir(paths.database.parent)
         for file in (paths.database, paths.wal):
@@ -228,6 +248,13 @@ def classify(paths: StorePaths, error: Exception) -> StoreError:
         holder = re.search(r"held in (.+?) \(PID (\d+)\)", line)
         who = f"process {holder[2]} ({Path(holder[1]).name})" if holder else "another connection"
         return StoreBusy(f"the store {paths.database} is held by {who}; close it there or try again")
+    if (formats := _FORMATS.search(line)) and int(formats[1]) > int(formats[2]):
+        import duckdb
+
+        return StoreTooNew(
+            f"the store {paths.database} is in the format of a newer DuckDB than {duckdb.__version__}, which is installed here: "
+            f"upgrade that (pip install --upgrade duckdb)"
+        )
     return StoreError(f"the store {paths.database} cannot be used: {line[:300]}")
 
 

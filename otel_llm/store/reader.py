@@ -141,6 +141,7 @@ def _connect(paths: StorePaths) -> DuckDBPyConnection:
     """
     import duckdb
 
+    database.require_openable(paths)
     connection = duckdb.connect(str(paths.database), read_only=True)
     try:
         if handles.others(paths.database.stat()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -190,12 +191,23 @@ def _tags() -> str:
         [key[{len(prefix) + 1}:] FOR key IN {names}], [json_extract_string(a, {pointer}) FOR key IN {names}]) END"""
 
 
+_READ_AS_IT_IS: Final = """format = 'newline_delimited', records = 'true', compression = 'uncompressed',
+    auto_detect = false, hive_partitioning = false, union_by_name = false, ignore_errors = false"""
+"""What DuckDB would guess from the first lines or from the path: below a directory `k=1` it would read a column `k`."""
+
+
 def load_lines(files: Iterable[str], longest_line: int) -> str:
     """Reads journal lines into the table `line`. Each file begins with its segment's header line."""
     columns = ", ".join(f"{name}: '{kind}'" for name, kind in _LINE.items())
-    paths = ", ".join(literal(path) for path in files)
-    return f"""INSERT INTO line BY NAME SELECT * FROM read_json([{paths}], format = 'newline_delimited', filename = true,
+    paths = ", ".join(literal(_no_pattern(path)) for path in files)
+    names = ", ".join((*_LINE, "filename"))
+    return f"""INSERT INTO line ({names}) SELECT {names} FROM read_json([{paths}], {_READ_AS_IT_IS}, filename = true,
         columns = {{{columns}}}, maximum_object_size = {max(longest_line * 2, 2**20)})"""
+
+
+def _no_pattern(path: str) -> str:
+    """`path` as a pattern that matches it alone: DuckDB's readers take the name of a file for one."""
+    return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def _fill_batch() -> str:

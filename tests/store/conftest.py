@@ -53,6 +53,14 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    """Below directories whose names mean something to DuckDB's readers, to SQL, to a shell or to a URL."""
+    folder = tmp_path / "k=1" / "t=x" / "env=prod" / '-it\'s "here" [x] {a,b} ** 100%41 #1 $HOME; ünï.csv.gz'
+    folder.mkdir(parents=True)
+    return folder / "usage.duckdb"
+
+
+@pytest.fixture
 def paths(store_path: Path) -> StorePaths:
     return StorePaths.of(store_path)
 

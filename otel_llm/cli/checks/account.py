@@ -106,6 +106,7 @@ def _check_directory(section: Section, directory: Path) -> None:
 
 
 def _check_database(section: Section, paths: StorePaths, store: Path | None) -> None:
+    from otel_llm.store.errors import StoreError
     from otel_llm.store.retention import used
 
     try:
@@ -121,10 +122,9 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
             section.facts["pending segments"] = segments
             section.facts["pending"] = Size(size)
     except (CommandError, OSError) as error:
-        section.problem(
-            one_line(error.__cause__ or error),
-            "close the program that holds the store, or move the file aside; what is recorded waits in the journal",
-        )
+        cause = error.__cause__ or error
+        remedy = cause.remedy if isinstance(cause, StoreError) else StoreError.remedy
+        section.problem(one_line(cause), f"{remedy}; what is recorded waits in the journal")
         return
     for scope, number in twice:
         section.remark(
