@@ -3,7 +3,7 @@
 DuckDB lets a file be open to write in one process or to read in many, and turns away whoever comes at the wrong moment. So the
 database is not opened to write at all. What is written is `<store>.next`, a copy; renamed, it becomes the database, in one
 step. Whoever reads goes on with the file that he has opened. That one stays as `<store>.spare` and is brought up to date by its
-changed blocks for the next merge, unless somebody still reads it: then a new copy is made.
+changed blocks for the next merge, unless somebody still reads it or it is not as it was left: then a new copy is made.
 
 Where that cannot be (somebody has left a write-ahead log, no room for a copy, a file that cannot be renamed),
 the database itself is written, as any DuckDB client would.
@@ -14,20 +14,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import logging
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 from typing import Final
 
 from otel_llm import files
-from otel_llm.store import blocks, handles
+from otel_llm.store import blocks, custody, handles
 from otel_llm.store.errors import StoreBusy
 from otel_llm.store.paths import StorePaths
+
+_logger = logging.getLogger("otel_llm")
 
 _SMALL: Final = 16 * 2**20
 """Bytes that are copied without a second thought."""
@@ -39,6 +43,8 @@ _PATIENCE: Final = 1.0
 """Seconds to wait for those who still read the spare file before a whole copy is made."""
 _REST: Final = 0.5
 """Seconds that a small file is left alone after it was the database: who has opened it may take that long to lock it."""
+_COMPARED: Final = 8 * 2**20
+"""Bytes of the spare file that each merge compares whole, not by checksum only. That takes 2 ms where both files are in memory."""
 _UNTOUCHED: Final = 0
 """The time of modification that a draft has until something is written to it, in nanoseconds since 1970."""
 
@@ -70,6 +76,7 @@ class Draft:
         self.file = self._target
         self.reused = False
         """It is made from the spare file, so that damage found in it says nothing of the database."""
+        self._custody = custody.Note()
 
     @property
     def in_place(self) -> bool:
@@ -121,6 +128,7 @@ class Draft:
         self._source = files.open_own(self._target)
         handles.lock(self._source, fcntl.LOCK_SH)  # nobody writes to it while it is copied
         self._before = os.fstat(self._source)
+        self._custody = custody.read(self._paths)
         if not (self._reuse_spare(self._source) or self._copy_whole(self._source, self._before)):
             self.abandon()
             return
@@ -135,6 +143,9 @@ class Draft:
             stat = spare.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
+        if S_ISREG(stat.st_mode) and custody.identity(stat) != self._custody.spare:
+            spare.unlink(missing_ok=True)
+            return False
         fresh = stat.st_size <= _SMALL and 0 <= time.time() - stat.st_ctime < _REST
         # One that has another name, as a backup of hard links has, is somebody else's too; so is a link.
         ours = S_ISREG(stat.st_mode) and files.owned(stat)
@@ -145,6 +156,7 @@ class Draft:
                 spare.rename(self._paths.next)  # first: half up to date, it must not be taken for the spare file
                 belong_alike(fd, source)
                 blocks.copy_changed(source, fd)
+                self._compare(source, fd)
                 self.reused = True
                 return True
             except (BlockingIOError, PermissionError):
@@ -156,6 +168,16 @@ class Draft:
             raise StoreBusy(f"the store {self._paths.database} is being read, and its spare file as well")
         _unlink(spare)
         return False
+
+    def _compare(self, source: int, spare: int) -> None:
+        compared, damaged = blocks.compare(source, spare, self._custody.compared, _COMPARED)
+        self._custody = replace(self._custody, compared=compared)
+        if damaged:
+            _logger.warning(
+                "%d blocks of %s or of its spare file are not what was written there, and are mended; see to the disk",
+                damaged,
+                self._target,
+            )
 
     def _copy_whole(self, source: int, stat: os.stat_result) -> bool:
         """Makes the draft anew, unless that would be done too often for the size of the store."""
@@ -172,6 +194,7 @@ class Draft:
             os.close(fd)
         with suppress(OSError):  # it is somebody else's
             os.utime(self._paths.lock)
+        self._custody = replace(self._custody, database=custody.identity(stat))
         return True
 
     def opened(self) -> None:
@@ -190,6 +213,7 @@ class Draft:
         """
         if self.in_place:
             return
+        changed = True
         try:
             if _beside(self.file, ".wal").exists():
                 raise StoreBusy(f"{self.file} could not be written to its end")
@@ -200,6 +224,7 @@ class Draft:
             if self._before is None:
                 self._put_first()
             elif self._source is None or now.st_mtime_ns == _UNTOUCHED:
+                changed = False
                 _sync(self.file)  # a block of which a power cut kept the checksum alone would pass for up to date
                 _unlink(self._paths.spare)
                 if not os.path.lexists(self._paths.spare):  # something that is no file of ours
@@ -208,6 +233,23 @@ class Draft:
                 self._replace(self._source, self._before)
         finally:
             self.abandon()
+        self._note(changed=changed)
+
+    def _note(self, *, changed: bool) -> None:
+        """For the next merge, when nothing touches the two files any more.
+
+        Where somebody else has put the database there or written to it, it is not what the draft was made equal to by checksums,
+        and so does not do as the spare file of that.
+        """
+        spare = _stat(self._paths.spare)
+        if not changed:
+            custody.write(self._paths, replace(self._custody, spare=custody.identity(spare)))
+            return
+        kept = self._before is None or custody.identity(self._before) == self._custody.database
+        note = custody.Note(
+            custody.identity(_stat(self._target)), custody.identity(spare) if kept else (), self._custody.compared
+        )
+        custody.write(self._paths, note)
 
     def _put_first(self) -> None:
         try:

@@ -297,7 +297,7 @@ def test_the_format_of_this_duckdb_is_known(stored: Callable[[], None], paths: S
     """Where this fails, a merge costs more as the store grows: see whether blocks are still laid out as `blocks` says."""
     stored()
     with paths.database.open("rb") as file:
-        assert blocks._layout(file.fileno(), paths.database.stat().st_size) == (262_144, 8)
+        assert blocks._layout(file.fileno(), paths.database.stat().st_size) == (262_144, 4096)
 
 
 def test_what_others_write_between_two_merges_is_kept(stored: Callable[[], None], paths: StorePaths) -> None:
