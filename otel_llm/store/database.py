@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm import files
-from otel_llm.store import handles
+from otel_llm.store import ending, handles
 from otel_llm.store.errors import StoreBusy, StoreError, StoreTooNew
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.publish import Draft
@@ -56,6 +56,7 @@ def open_in_memory() -> DuckDBPyConnection:
     """An instance with nothing in it, to attach a store to."""
     import duckdb
 
+    ending.duckdb_is_imported()
     config = _config()
     config.pop("storage_compatibility_version", None)
     connection = duckdb.connect(config=config)
@@ -243,14 +244,16 @@ def _version(text: str) -> tuple[int, ...]:
 
 def classify(paths: StorePaths, error: Exception) -> StoreError:
     """A DuckDB error as one of ours, in one line."""
+    import duckdb
+
+    if isinstance(error, duckdb.InterruptException):  # as DuckDB does itself at the end of the process
+        return StoreBusy(f"what was done with the store {paths.database} was interrupted; it can be tried again")
     line = " ".join(str(error).split())
     if _BUSY.search(line):
         holder = re.search(r"held in (.+?) \(PID (\d+)\)", line)
         who = f"process {holder[2]} ({Path(holder[1]).name})" if holder else "another connection"
         return StoreBusy(f"the store {paths.database} is held by {who}; close it there or try again")
     if (formats := _FORMATS.search(line)) and int(formats[1]) > int(formats[2]):
-        import duckdb
-
         return StoreTooNew(
             f"the store {paths.database} is in the format of a newer DuckDB than {duckdb.__version__}, which is installed here: "
             f"upgrade that (pip install --upgrade duckdb)"

@@ -7,12 +7,14 @@ a merge holds it on the store's sidecar file.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 from otel_llm import files
 from otel_llm.store import guard
@@ -70,16 +72,22 @@ def exclusive(path: Path, deadline: float) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, deadline: float) -> Iterator[None]:
-    # A fork waits for the mutex. Without it a child could come between these two lines, with a descriptor that it does not
-    # know of and that keeps the lock alive.
-    if not guard.mutex.acquire(timeout=max(deadline - time.monotonic(), 0)):
-        raise TimeoutError(f"{path} is held by another thread")
+    # Whatever line an exception comes up at, the file is closed with the last reference to it, and the lock is gone.
+    file: io.FileIO | None = None
+    taken = False
     try:
-        fd = files.open_or_create(path)
-        _held.add(fd)
+        # A fork waits for the mutex. Without it a child could come between these lines, with a descriptor that it does not
+        # know of and that keeps the lock alive.
+        taken = guard.mutex.acquire(timeout=max(deadline - time.monotonic(), 0))
+        if not taken:
+            raise TimeoutError(f"{path} is held by another thread")
+        file = io.FileIO(files.open_or_create(path), "r+")
+        _held.add(file)
     finally:
-        guard.mutex.release()
+        if taken:
+            guard.mutex.release()
     try:
+        fd = file.fileno()
         wait = _FIRST_WAIT
         while True:
             try:
@@ -92,13 +100,9 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
             wait = min(wait * 2, _LONGEST_WAIT)
         if not _leads_to(path, fd):  # whoever comes now makes another, which is the one to hold
             raise TimeoutError(f"{path} was deleted while it was waited for")
-        try:
-            yield
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        yield
     finally:
-        _held.discard(fd)
-        os.close(fd)
+        file.close()
 
 
 def _leads_to(path: Path, fd: int) -> bool:
@@ -108,13 +112,13 @@ def _leads_to(path: Path, fd: int) -> bool:
         return False
 
 
-_held: set[int] = set()
+_held: WeakSet[io.FileIO] = WeakSet()
 
 
 def _after_fork_in_child() -> None:
     """A child that was forked while its parent waited for the lock, or had it, must not keep it alive."""
-    for fd in _held:
-        os.close(fd)
+    for file in list(_held):
+        file.close()
     _held.clear()
 
 

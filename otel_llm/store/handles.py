@@ -55,11 +55,11 @@ def lock(fd: int, kind: int) -> None:
 
 def let_go(fd: int) -> None:
     """Closes `fd`, or keeps it open for as long as something else in this process has the same file open."""
+    _parked.add(fd)  # first: whatever comes up in here, the next sweep closes it
     try:
         lock(fd, fcntl.LOCK_UN)
     except OSError:  # it goes when the descriptor is closed
         pass
-    _parked.add(fd)
     sweep()
 
 

@@ -315,7 +315,7 @@ def draft(paths: StorePaths) -> Iterator[Draft]:
             yield made
         except BaseException as error:
             made.abandon()
-            if not made.in_place and not isinstance(error, StoreBusy):
+            if not made.in_place and isinstance(error, Exception) and not isinstance(error, StoreBusy):
                 _failed.add(paths.database)
             raise
         made.publish()

@@ -8,12 +8,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm import files, place
 from otel_llm.settings import settings
 from otel_llm.store import batch, database, flock, guard, handles, ingest, publish, segments
+from otel_llm.store.aside import aside
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.waiting import when_free
@@ -44,6 +46,10 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     paths = _flush_own(chosen) or place.to_read(chosen, named=path is not None)
     if (reason := files.no_file_at(paths.database)) is not None:
         raise StoreError(f"{reason} that a store can be in")
+    return aside(partial(_connect_now, paths))()
+
+
+def _connect_now(paths: StorePaths) -> DuckDBPyConnection:
     if not paths.database.exists() and not (_is_ours(paths.journal) and segments.list_segments(paths.journal)):
         raise StoreNotFound(f"there is no store at {paths.database} yet")
     while True:

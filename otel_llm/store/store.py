@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from otel_llm import place
 from otel_llm.settings import settings
+from otel_llm.store import ending
+from otel_llm.store.aside import aside, was_interrupted
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.ingest import merge
 from otel_llm.store.journal import Journal
@@ -80,6 +82,8 @@ class Store:
         self._merged_position: tuple[Path | None, int] = (None, 0)
         self._merged_at = 0.0
         self._retain_at = 0.0
+        self.closed_after: int | None = None
+        """The number of records at which the end of the process closed it."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
@@ -179,12 +183,16 @@ class Store:
 
     def _merge(self, timeout: float) -> bool:
         position = self.journal.position
+        merged = aside(partial(merge, self.paths.database, timeout=timeout))
         try:
-            result = merge(self.paths.database, timeout=timeout)
+            result = merged()
         except StoreError as error:
             self._failed(str(error))
             return False
         except Exception as error:
+            if was_interrupted(error):  # at the exit, where there is no other thread to do it
+                self._stats.postponed += 1
+                return False
             self._failed(f"{type(error).__name__}: {error}")
             _logger.debug("merging %s failed", self.paths.database, exc_info=True)
             return False
@@ -208,8 +216,9 @@ class Store:
         if time.monotonic() < self._retain_at:
             return
         self._retain_at = time.monotonic() + _RETENTION_SECONDS
+        kept = aside(partial(retention.keep, self.paths, retention.Policy(self._max_age, self._max_size)))
         try:
-            removed = retention.keep(self.paths, retention.Policy(self._max_age, self._max_size))
+            removed = kept()
             if removed is not None and not removed.complete:
                 self._retain_at = 0.0
         except StoreBusy:
@@ -234,7 +243,7 @@ class Store:
                 thread = threading.Thread(target=self._run, args=(self._stopping,), name="otel-llm-store", daemon=True)
                 self._thread = thread
                 thread.start()
-                _register_exit()
+                ending.register(_close_all)
         except RuntimeError:
             pass  # the interpreter is shutting down: the journal has the record, and a reader takes it in
         finally:
@@ -284,7 +293,6 @@ class Store:
 
 _stores: dict[Path, Store] = {}
 _stores_lock = threading.Lock()
-_exit_registered = False
 _exiting = False
 
 
@@ -302,19 +310,15 @@ def find(paths: StorePaths) -> Store | None:
     return next((store for store in list(_stores.values()) if paths in (store.requested, store.paths)), None)
 
 
-def _register_exit() -> None:
-    global _exit_registered
-    if not _exit_registered:
-        _exit_registered = True
-        atexit.register(_close_all)
-
-
 def _close_all() -> None:
     global _exiting
     _exiting = True
     for store in list(_stores.values()):
+        if store.closed_after == store.journal.records:
+            continue  # nothing has come since it was closed by an earlier hook
         try:
             store.close()
+            store.closed_after = store.journal.records
             store.journal.tell_lost()
         except Exception:
             _logger.debug("closing %s failed", store.path, exc_info=True)

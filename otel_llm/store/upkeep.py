@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm import files
 from otel_llm.store import database, flock, guard, ingest, segments, workbench
+from otel_llm.store.aside import was_interrupted
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.waiting import when_free
@@ -45,6 +46,10 @@ def unmerged(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[None]:
         raise StoreBusy(f"the store {paths.database} is being merged by another process; try again") from error
     except duckdb.Error as error:
         raise database.classify(paths, error) from error
+    except RuntimeError as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
     except OSError as error:
         raise StoreError(f"cannot use the store {paths.database}: {error}") from error
 

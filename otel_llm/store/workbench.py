@@ -54,6 +54,8 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
                     yield connection
                 finally:
                     database.detach(connection, draft.file)
+            except duckdb.InterruptException as error:
+                raise database.classify(paths, error) from error
             except duckdb.Error as error:
                 if draft.reused and database.is_corruption(error):
                     raise database.unusable(draft) from error
@@ -94,11 +96,16 @@ def get(paths: StorePaths | None = None) -> DuckDBPyConnection:
     if _connection is not None and paths is not None and _spill != paths.journal:
         discard()  # it may have spilled there, and cannot do so elsewhere then
     if _connection is None:
-        _connection = database.open_in_memory()
-        if paths is not None:
-            database.keep_spills_private(_connection, paths)
-            _spill = paths.journal
-        batch.prepare(_connection)
+        made = database.open_in_memory()
+        try:
+            if paths is not None:
+                database.keep_spills_private(made, paths)
+            batch.prepare(made)
+        except BaseException:
+            made.close()
+            raise
+        _spill = None if paths is None else paths.journal
+        _connection = made  # it is there when it is whole: an exception may come up at any line
     return _connection
 
 

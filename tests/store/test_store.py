@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 from otel_llm.settings import reload
-from otel_llm.store import Store, flush, guard
+from otel_llm.store import Store, batch, connect, flush, guard, ingest
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import Script, count, end, identity, merging, query, start, until
 
@@ -230,6 +232,130 @@ def test_a_good_end_leaves_everything_merged(store_path: Path) -> None:
 def test_a_bad_end_loses_nothing(store_path: Path, ending: str) -> None:
     subprocess.run([sys.executable, "-c", PROGRAM, str(store_path), ending], stderr=subprocess.DEVNULL, check=False)
     assert query(store_path, "SELECT status FROM llm_usage") == [("ok",)]
+
+
+MERGING_AT_THE_END = """
+import atexit, os, signal, sys, threading
+how = sys.argv[2]
+if how == "with DuckDB of its own":
+    import duckdb
+from otel_llm.store import Store, ingest
+begun, ended = threading.Event(), threading.Event()
+store_rows = ingest._store
+
+def slowly(connection, loaded):
+    if not begun.is_set():
+        begun.set()
+        ended.wait(30)
+        connection.execute("SELECT count(*) FROM range(60_000_000) AS r(i) WHERE i % 7 = 3").fetchall()
+    return store_rows(connection, loaded)
+
+ingest._store = slowly
+store = Store.open(sys.argv[1])
+
+def write(number):
+    record = {"k": "s", "t": f"{number:032x}", "s": f"{number:016x}", "st": number, "a": {"gen_ai.operation.name": "chat"}}
+    store.write(record, start_of=number)
+    store.write({**record, "k": "e", "et": number + 1}, end_of=number)
+
+if how == "in a child":
+    pid = os.fork()
+    if pid:
+        sys.exit(os.waitpid(pid, 0)[1])
+if how == "and calls at the end":
+    write(1)
+    atexit.register(write, 2)
+write(3)
+begun.wait(30)
+write(4)
+atexit.register(ended.set)
+if how == "by sys.exit":
+    sys.exit()
+if how == "by an exception":
+    sys.excepthook = lambda *_: None
+    raise ValueError
+if how == "by a signal":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+"""Ends while a merge is under way, in the middle of a query."""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "of itself", "by sys.exit", "by an exception", "by a signal", "with DuckDB of its own", "in a child",
+        "and calls at the end",
+    ],
+)  # fmt: skip
+def test_an_end_in_the_middle_of_a_merge_is_no_failure(store_path: Path, how: str) -> None:
+    """DuckDB interrupts what runs at the end of the process; then all is merged, and nothing said."""
+    done = subprocess.run(
+        [sys.executable, "-c", MERGING_AT_THE_END, str(store_path), how],
+        env={**os.environ, "OTEL_LLM_FLUSH_INTERVAL": "1ms"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", int(how == "by an exception"))
+    assert stored(store_path) == (4 if how == "and calls at the end" else 2)
+    assert list(StorePaths.of(store_path).journal.glob("*.jsonl")) == []
+
+
+def test_an_interrupted_query_is_tried_again(
+    quiet_store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the end comes before our hook could be registered behind DuckDB's."""
+    write(quiet_store)
+    store_rows, attempts = ingest._store, [0]
+
+    def interrupted(connection: duckdb.DuckDBPyConnection, loaded: ingest._Loaded) -> int:
+        attempts[0] += 1
+        if attempts[0] == 1:
+            raise duckdb.InterruptException("INTERRUPT Error: Interrupted!")
+        return store_rows(connection, loaded)
+
+    monkeypatch.setattr(ingest, "_store", interrupted)
+    assert quiet_store.flush()
+    assert stored(store_path) == 1 and attempts == [2] and not caplog.text
+
+
+class Limit(Exception):
+    """What the app's own handler raises."""
+
+
+@pytest.mark.parametrize("what", ["flush", "connect"])
+def test_what_a_signal_handler_raises_arrives(
+    what: str,
+    quiet_store: Store,
+    store_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """DuckDB would throw it away and let the query fail. The merge goes on meanwhile, and its rows are there."""
+    write(quiet_store)
+    load, main = batch.load, threading.get_ident()
+
+    def slowly(*given: Any) -> Any:
+        if not raised:
+            raised.append(True)
+            signal.pthread_kill(main, signal.SIGALRM)
+            given[0].execute("SELECT count(*) FROM range(20_000_000) AS r(i) WHERE i % 7 = 3").fetchall()
+        return load(*given)
+
+    def handler(*_: object) -> None:
+        raise Limit
+
+    raised: list[bool] = []
+    monkeypatch.setattr(batch, "load", slowly)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(Limit):
+            quiet_store.flush() if what == "flush" else connect(store_path)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert quiet_store.flush()
+    assert stored(store_path) == 1 and not caplog.text
 
 
 def test_importing_the_store_imports_neither_duckdb_nor_the_sdk() -> None:
