@@ -85,12 +85,22 @@ def is_not_sent(error: BaseException) -> bool:
     return False
 
 
+def is_control_flow(error: BaseException | None) -> bool:
+    """Whether `error` is how a graph of LangGraph's waits for somebody (`interrupt`) or hands over (`Command.PARENT`).
+
+    That is no failure: what it passes through has done its part. By name, so that LangGraph need not be there.
+    """
+    return any(cls.__name__ == "GraphBubbleUp" for cls in type(error).__mro__)
+
+
 class Place(NamedTuple):
     """Where in the tree of a run a model call stands."""
 
     span: Span
     agent_name: str | None = None
     workflow_name: str | None = None
+    conversation_id: str | None = None
+    """What the framework calls the conversation; an `llm_context` of the app's knows better."""
 
 
 finders: list[Callable[[], Place | None]] = []
@@ -180,6 +190,8 @@ class ModelCall:
                 at_start[semconv.AGENT_NAME] = place.agent_name
             if place.workflow_name is not None:
                 at_start[semconv.WORKFLOW_NAME] = place.workflow_name
+            if place.conversation_id is not None:
+                at_start.setdefault(semconv.CONVERSATION_ID, place.conversation_id)
         self.said: dict[str, Any] | None = None
         """What the event tells of the content, in structured form."""
         if settings().captures_content:
@@ -485,13 +497,19 @@ def find_place() -> Place | None:
         except Exception as fault:
             faults.report("find the parent of a call", fault)
             continue
-        if place is not None and nearer(place.span) is place.span:
+        if place is not None and (place := _here(place)) is not None:
             return place
-    if (find := _brought.get()) is not None:
-        place = find()
-        if place is not None and nearer(place.span) is place.span:
-            return place
+    if (find := _brought.get()) is not None and (place := find()) is not None:
+        return _here(place)
     return None
+
+
+def _here(place: Place) -> Place | None:
+    """`place`, or what still counts of it below a span that was opened inside it: the conversation goes on there."""
+    span = nearer(place.span)
+    if span is place.span:
+        return place
+    return None if place.conversation_id is None else Place(span, conversation_id=place.conversation_id)
 
 
 def nearer(span: Span, at: otel.Context | None = None) -> Span:

@@ -56,8 +56,9 @@ class Message:
         values: Mapping[str, str],
         agent_name: str | None = None,
         workflow_name: str | None = None,
+        conversation_id: str | None = None,
     ) -> None:
-        self._sent = headers, values, agent_name, workflow_name
+        self._sent = headers, values, agent_name, workflow_name, conversation_id
         self._unpacked: tuple[otel.Context, Belongings | None] | None = None
 
     def __reduce__(self) -> tuple[type[Message], tuple[Any, ...]]:
@@ -66,7 +67,7 @@ class Message:
     def unpack(self) -> tuple[otel.Context, Belongings | None]:
         """The context and the belongings for `run_here`. Kept, since a chunk of work brings one message for all its items."""
         if self._unpacked is None:
-            headers, values, agent_name, workflow_name = self._sent
+            headers, values, *names = self._sent
             inside = otel.Context()
             for propagator in _propagators:
                 inside = propagator.extract(headers, inside)
@@ -74,8 +75,8 @@ class Message:
                 # From our own process: this is believed, whatever baggage from elsewhere is worth.
                 inside = context.opened(inside, values)
             belongings = None
-            if agent_name is not None or workflow_name is not None:
-                place = Place(get_current_span(inside), agent_name, workflow_name)
+            if any(name is not None for name in names):
+                place = Place(get_current_span(inside), *names)
                 belongings = Belongings(lambda: place, ())
             self._unpacked = inside, belongings
         return self._unpacked
@@ -91,9 +92,7 @@ def message() -> Message:
     for propagator in _propagators:
         propagator.inject(headers, current)
     values = dict(context.attributes(current))
-    return (
-        Message(headers, values) if place is None else Message(headers, values, place.agent_name, place.workflow_name)
-    )
+    return Message(headers, values) if place is None else Message(headers, values, *place[1:])
 
 
 def run_there(sent: Message, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

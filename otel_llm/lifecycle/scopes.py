@@ -204,6 +204,8 @@ class Scope:
                 attributes.setdefault(semconv.AGENT_NAME, place.agent_name)
             if place.workflow_name is not None:
                 attributes.setdefault(semconv.WORKFLOW_NAME, place.workflow_name)
+            if place.conversation_id is not None:
+                attributes.setdefault(semconv.CONVERSATION_ID, place.conversation_id)
         if hub.subscriptions:
             above = otel.set_value(SCOPE, self, above)
         name = self._name
@@ -313,7 +315,7 @@ class _Body:
 
 def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = None) -> None:
     span = entry.span
-    status = calls.status_of(error)
+    status = calls.OK if calls.is_control_flow(error) else calls.status_of(error)
     error_type = calls.error_type_of(error) if error is not None and status in _FAILED else None
     try:
         span.set_attribute(semconv.STATUS, status)

@@ -1,4 +1,4 @@
-"""LangChain and LangGraph: a callback handler adds the tree (workflow, agent, step, tool, retriever) around the model calls.
+"""LangChain and LangGraph: their callback managers tell of the tree (workflow, agent, step, tool, retriever) around model calls.
 
 A model call that an instrumented client carries out is recorded by that client's hook; a model that nothing else instruments is
 recorded from here. See `_tree` for which runs become spans.
@@ -7,7 +7,8 @@ recorded from here. See `_tree` for which runs become spans.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from opentelemetry.trace import Tracer
 
@@ -15,8 +16,21 @@ from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
+from otel_llm.instrumentation.langchain._handler import Handler, tell_to_the_end
 from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
+
+STARTS: Final = ("on_chain_start", "on_tool_start", "on_retriever_start", "on_chat_model_start", "on_llm_start")
+"""What the callback managers of LangChain are told of runs that begin."""
+OF_RUNS: Final = {
+    "ChainRun": ("on_chain_end", "on_chain_error"),
+    "ToolRun": ("on_tool_end", "on_tool_error"),
+    "RetrieverRun": ("on_retriever_end", "on_retriever_error"),
+    "LLMRun": ("on_llm_new_token", "on_llm_end", "on_llm_error", "on_stream_event"),
+}
+"""What the manager of one run is told of it, by the kind of the run."""
+_NEW: Final = frozenset({"on_stream_event"})
+"""Not in langchain-core 0.3."""
 
 
 class LangChainInstrumentor(Instrumentor):
@@ -31,8 +45,9 @@ class LangChainInstrumentor(Instrumentor):
     def _install(self, tracer: Tracer) -> None:
         runs = Runs(tracer)
         hooks = Hooks(runs)
+        handler = Handler(runs)
         patches = patching.Patches()
-        self._installed = (runs, patches)
+        self._installed = (runs, handler, patches)
         calls.finders.append(runs.find_place)
         calls.guides.append(runs.guide)
 
@@ -40,17 +55,25 @@ class LangChainInstrumentor(Instrumentor):
             def apply(imported: Any) -> None:
                 for owner, name, wrapper in wrapped:
                     try:
-                        patches.wrap(getattr(imported, owner), name, wrapper)
+                        patches.wrap(getattr(imported, owner), name, wrapper, optional=name in _NEW)
                     except Exception as fault:
                         faults.report(f"instrument {module}.{owner}.{name}", fault)
 
             patches.when_imported(module, apply)
 
-        patch("langchain_core.callbacks.base", ("BaseCallbackManager", "__init__", hooks.add_handler))
         patch(
             "langchain_core.callbacks.manager",
-            ("BaseRunManager", "__init__", hooks.watch_manager),
-            ("AsyncCallbackManager", "on_llm_start", hooks.start_llm_async),
+            *(
+                (f"{kind}CallbackManager", event, partial(hooks.start, getattr(handler, event)))
+                for kind in ("", "Async")
+                for event in STARTS
+            ),
+            *(
+                (f"{kind}CallbackManagerFor{run}", event, partial(hooks.tell, getattr(handler, event)))
+                for kind in ("", "Async")
+                for run, events in OF_RUNS.items()
+                for event in events
+            ),
         )
         patch(
             "langchain_core.language_models.chat_models",
@@ -67,9 +90,10 @@ class LangChainInstrumentor(Instrumentor):
         installed = getattr(self, "_installed", None)
         if installed is None:
             return
-        runs, patches = installed
+        runs, handler, patches = installed
         patches.undo()
         runs.stop()
+        tell_to_the_end(runs, handler)
         if runs.find_place in calls.finders:
             calls.finders.remove(runs.find_place)
             calls.guides.remove(runs.guide)

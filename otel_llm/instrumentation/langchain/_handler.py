@@ -1,4 +1,4 @@
-"""The callback handler: LangChain's events, turned into the beginning and end of runs. Imported only once LangChain is."""
+"""LangChain's events, turned into the beginning and end of runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 from uuid import UUID
 
-from langchain_core.callbacks.base import BaseCallbackHandler
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from otel_llm import call as calls
 from otel_llm import faults, semconv
 from otel_llm.instrumentation.langchain._models import Request
 from otel_llm.instrumentation.langchain._runs import Runs
-from otel_llm.instrumentation.langchain._tree import part_of
+from otel_llm.instrumentation.langchain._tree import Graph, conversation_of, is_unnamed, part_of
 from otel_llm.settings import settings
 from otel_llm.toolcalls import returned_in_chat
 
@@ -40,32 +39,11 @@ def _safe(hook: _Hook) -> _Hook:
     return safe  # type: ignore[return-value]
 
 
-class Handler(BaseCallbackHandler):  # type: ignore[misc]
-    """Keeps the runs. Synchronous and run inline, so it sees every event in the context that it happens in, and in order."""
-
-    run_inline = True
-    raise_error = True  # it never does, but for what a signal handler of the app's raises inside it: that is not LangChain's to log
-    ignore_llm = False
-    ignore_chat_model = False
-    ignore_chain = False
-    ignore_agent = False  # tools go by this name too
-    ignore_retriever = False
-    ignore_retry = True
-    ignore_custom_event = True
+class Handler:
+    """Keeps the runs. Told of every event in order, in the context that it happens in; no handler of LangChain's (see `_hooks`)."""
 
     def __init__(self, runs: Runs) -> None:
-        super().__init__()
         self._runs = runs
-
-    # Apps copy configurations, and send them to other processes.
-    def __copy__(self) -> Handler:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Handler:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BaseCallbackHandler, ()  # does nothing; where the other process is instrumented, it has its own
 
     # --- chains ------------------------------------------------------------------------------------------------------
     @_safe
@@ -80,10 +58,11 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         metadata: dict[str, Any] | None = None,
         run_type: str | None = None,
         name: str | None = None,
+        graph: Graph | None = None,
         **kwargs: Any,
     ) -> None:
         runs = self._runs
-        if not _is_wanted(runs):
+        if not _is_wanted(runs) or runs.get(run_id) is not None:  # LangGraph may tell its tracers in a second round
             return
         parent = runs.parent(parent_run_id)
         part = part_of(
@@ -94,11 +73,18 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             outermost=parent is None or not parent.in_tree,
             in_agent=parent is not None and parent.in_agent,
             enclosing_agent=None if parent is None else parent.agent_name,
+            graph=graph,
+            hidden_nodes=frozenset() if parent is None else parent.hidden_nodes,
         )
         said = {}
         if part.operation in semconv.CHAIN_OPERATIONS and settings().captures_content:
             said = _run_said(inputs=inputs)
-        runs.begin_chain(run_id, parent, part, said)
+        run = runs.begin(run_id, parent, part.name, conversation_of(metadata))
+        if graph is not None and graph.thread_id is not None:
+            run.conversation_id = graph.thread_id
+        if part.operation == semconv.INVOKE_WORKFLOW and not is_unnamed(part.name, (serialized or {}).get("id")):
+            run.workflow_name = part.name
+        runs.begin_chain(run, parent, part, said)
 
     @_safe
     def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
@@ -130,6 +116,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         tool_call_id: str | None = None,
         name: str | None = None,
         inputs: Mapping[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         runs = self._runs
@@ -143,7 +130,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             attributes[semconv.TOOL_CALL_ID] = str(tool_call_id)
         if settings().captures_content:
             attributes |= _said(semconv.TOOL_CALL_ARGUMENTS, input_str if inputs is None else inputs)
-        run = runs.begin(run_id, runs.parent(parent_run_id), tool)
+        run = runs.begin(run_id, runs.parent(parent_run_id), tool, conversation_of(metadata))
         runs.open_span(run, semconv.EXECUTE_TOOL, tool, attributes)
 
     @_safe
@@ -169,13 +156,15 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         run_id: UUID,
         parent_run_id: UUID | None = None,
         name: str | None = None,
+        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         runs = self._runs
         if not _is_wanted(runs):
             return
         said = _said(semconv.RETRIEVAL_QUERY, query) if settings().captures_content else {}
-        runs.begin_retriever(run_id, runs.parent(parent_run_id), name or _name_of(serialized, "retriever"), said)
+        name = name or _name_of(serialized, "retriever")
+        runs.begin_retriever(run_id, runs.parent(parent_run_id), name, said, conversation_of(metadata))
 
     @_safe
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -203,7 +192,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         runs = self._runs
         if not _is_wanted(runs):
             return
-        run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
+        run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""), conversation_of(metadata))
         run.request = Request(semconv.CHAT, serialized, metadata, invocation_params, messages)
         last = messages[0] if messages else ()
         if returned := returned_in_chat(last, "type", _MODELS, _TOOLS):
@@ -226,7 +215,7 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
         runs = self._runs
         if not _is_wanted(runs):
             return
-        run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""))
+        run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""), conversation_of(metadata))
         run.request = Request(semconv.TEXT_COMPLETION, serialized, metadata, invocation_params, prompts)
         run.started_ns = time.time_ns()
         if batch_size <= 1:
@@ -267,12 +256,28 @@ class Handler(BaseCallbackHandler):  # type: ignore[misc]
             runs.end_later(run_id, status, None)
             return
         attributes = None if said is None else said()
-        if _is_control_flow(error):
+        if calls.is_control_flow(error):
             runs.end(run_id, calls.OK, attributes=attributes)
             return
         run = runs.end(run_id, status, error_type, error=error, attributes=attributes)
         if run is not None and status == calls.CANCELLED:
             runs.end_under(run, error_type)
+
+
+def tell_to_the_end(runs: Runs, handler: Handler) -> None:
+    """Has LangChain itself tell `handler` how the runs under way end, for when nothing of it is wrapped any more."""
+    managers = runs.managers()
+    if not managers:
+        return
+    from langchain_core.callbacks.base import BaseCallbackHandler
+
+    ends = {
+        name: getattr(handler, name) for name in dir(handler) if name.endswith(("_end", "_error", "_token", "_event"))
+    }
+    teller = type("OtelLLM", (BaseCallbackHandler,), {"run_inline": True})()
+    vars(teller).update(ends)
+    for manager in managers:
+        manager.handlers = [*manager.handlers, teller]  # a new list: others have the one that it was
 
 
 def _said(name: str, value: Any) -> dict[str, Any]:
@@ -301,11 +306,6 @@ def _run_said(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
 def _is_wanted(runs: Runs) -> bool:
     calls.finish_abandoned()
     return runs.active and is_instrumentation_enabled()
-
-
-def _is_control_flow(error: BaseException) -> bool:
-    """LangGraph interrupts and hands over by raising; that is no failure. By name, so that LangGraph need not be there."""
-    return any(cls.__name__ == "GraphBubbleUp" for cls in type(error).__mro__)
 
 
 def _name_of(serialized: Mapping[str, Any] | None, default: str) -> str:

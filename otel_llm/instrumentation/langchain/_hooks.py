@@ -1,18 +1,36 @@
-"""What is wrapped in LangChain: where the handler comes in, and where a model run is about to make its request.
+"""What is wrapped in LangChain: its callback managers, which tell of every run, and where a run is about to make its request.
 
-Signatures are wrapt's: wrapped, instance, args, kwargs.
+Not a callback handler among the app's: the app would find it in its own lists, copy, merge, count and send it; and LangChain does
+other things where a handler is there (or is a synchronous one) than where none is.
+
+Signatures are wrapt's, after what the hook itself is given: wrapped, instance, args, kwargs.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any, Final
 
 from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.instrumentation.langchain._models import ModelRun
 from otel_llm.instrumentation.langchain._runs import Run, Runs
+from otel_llm.instrumentation.langchain._tree import Graph, graph_of
+
+Told = Callable[..., None]
+
+_ASKED: Final = {
+    "on_chain_start": "inputs",
+    "on_tool_start": "input_str",
+    "on_retriever_start": "query",
+    "on_chat_model_start": "messages",
+    "on_llm_start": "prompts",
+}
+"""What the second argument of a start is called."""
+_EACH: Final = frozenset({"on_chat_model_start", "on_llm_start"})
+"""Starts of several runs at once: one for each of what the second argument holds."""
 
 
 class Hooks:
@@ -20,67 +38,50 @@ class Hooks:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        self._handler: Any = None
 
-    def add_handler(self, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
-        """After `BaseCallbackManager.__init__`: every manager hands our handler down."""
-        result = wrapped(*args, **kwargs)
+    def start(self, told: Told, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+        """Around a manager's `on_…_start`, async or not: its handlers first, so that a run is as long as what it does."""
+        graph = _starting_graph() if wrapped.__name__ == "on_chain_start" else None
+        started = wrapped(*args, **kwargs)
+        if hasattr(started, "__await__"):
+            return self._started(told, wrapped.__name__, started, manager, args, kwargs, graph)
+        self._tell_start(told, wrapped.__name__, started, manager, args, kwargs, graph)
+        return started
+
+    async def _started(self, told: Told, event: str, starting: Awaitable[Any], *of_run: Any) -> Any:
+        started = await starting
+        self._tell_start(told, event, started, *of_run)
+        return started
+
+    def _tell_start(
+        self, told: Told, event: str, started: Any, manager: Any, args: Any, kwargs: Any, graph: Graph | None
+    ) -> None:
         try:
-            handler = self._handler
-            if handler is None:
-                from otel_llm.instrumentation.langchain._handler import Handler
-
-                handler = self._handler = Handler(self._runs)
-            # New lists: those the app gave stay as they are.
-            if handler not in manager.handlers:
-                manager.handlers = [*manager.handlers, handler]
-            if handler not in manager.inheritable_handlers:
-                manager.inheritable_handlers = [*manager.inheritable_handlers, handler]
+            rest = dict(kwargs)
+            serialized = args[0] if args else rest.pop("serialized", None)
+            asked = args[1] if len(args) > 1 else rest.pop(_ASKED[event])
+            rest["parent_run_id"], rest["tags"], rest["metadata"] = (
+                manager.parent_run_id,
+                manager.tags,
+                manager.metadata,
+            )
+            if graph is not None:
+                rest["graph"] = graph
+            of_each = event in _EACH
+            for one, each in zip(started, asked, strict=True) if of_each else ((started, asked),):
+                rest["run_id"] = one.run_id
+                told(serialized, [each] if of_each else each, **rest)
+                self._runs.watch(one.run_id, one)
         except Exception as fault:
-            faults.report("add the LangChain handler", fault)
-        return result
+            faults.report(f"take LangChain's {event}", fault)
 
-    def watch_manager(self, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
-        """After `BaseRunManager.__init__`: a run whose manager is gone can never end."""
-        result = wrapped(*args, **kwargs)
+    def tell(self, told: Told, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+        """Around what a run's manager is told of it, its end above all, async or not: before the handlers, which take time."""
         try:
-            self._runs.watch(manager.run_id, manager)
+            told(*args, **{**kwargs, "run_id": manager.run_id})
         except Exception as fault:
-            faults.report("watch a run", fault)
-        return result
-
-    async def start_llm_async(self, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
-        """Around `AsyncCallbackManager.on_llm_start`, which forgets the handlers that do not run inline where one does.
-
-        With ours in sight it would forget the app's (`astream_events` of a completion gave no event). So it sees a manager without
-        ours, which is told of the runs right after.
-        """
-        ours, unaware = self._handler, None
-        try:
-            if ours in manager.handlers and not all(handler.run_inline for handler in manager.handlers):
-                unaware = copy.copy(manager)
-                unaware.handlers = [handler for handler in manager.handlers if handler is not ours]
-                wrapped = wrapped.__func__.__get__(unaware)  # type: ignore[attr-defined]
-        except Exception as fault:
-            faults.report("hide the LangChain handler", fault)
-        managers = await wrapped(*args, **kwargs)
-        try:
-            if unaware is not None:
-                for one, prompt in zip(managers, _argument(args, kwargs, 1, "prompts"), strict=True):
-                    one.handlers = [*one.handlers, ours]
-                    told = {
-                        **kwargs,
-                        "serialized": _argument(args, kwargs, 0, "serialized"),
-                        "prompts": [prompt],
-                        "run_id": one.run_id,
-                        "parent_run_id": manager.parent_run_id,
-                        "tags": manager.tags,
-                        "metadata": manager.metadata,
-                    }
-                    ours.on_llm_start(**told)
-        except Exception as fault:
-            faults.report("begin a completion", fault)
-        return managers
+            faults.report(f"take LangChain's {wrapped.__name__}", fault)
+        return wrapped(*args, **kwargs)
 
     def generate_one(self, wrapped: Callable[..., Any], model: Any, args: Any, kwargs: Any) -> Any:
         """Around `BaseChatModel._generate_with_cache`: the one place where a request is known to belong to a run."""
@@ -147,8 +148,26 @@ class Hooks:
             faults.report("record a cancelled run", fault)
 
 
-def _argument(args: Any, kwargs: Any, place: int, name: str) -> Any:
-    return args[place] if len(args) > place else kwargs[name]
+def _starting_graph() -> Graph | None:
+    """The graph of LangGraph's whose run is starting, where one is.
+
+    LangChain is told a name and metadata, which a graph inside another inherits; what it is (an agent, its name) only the graph
+    itself knows, and its thread only its configuration. Both are at hand in the frame that starts the run, whoever imported what
+    and when.
+    """
+    try:
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and str(frame.f_globals.get("__name__")).startswith("wrapt"):  # without its C extension
+            frame = frame.f_back
+        if frame is None or frame.f_code.co_name not in ("stream", "astream"):
+            return None
+        if not str(frame.f_globals.get("__name__")).startswith("langgraph."):
+            return None
+        found = frame.f_locals
+        return graph_of(found.get("self"), found.get("config"))
+    except Exception as fault:
+        faults.report("look at a graph", fault)
+        return None
 
 
 def _answers_at_once(model: Any) -> bool:

@@ -35,6 +35,9 @@ class Run:
     __slots__ = (
         "agent_name",
         "context",
+        "conversation_id",
+        "conversation_told",
+        "hidden_nodes",
         "in_agent",
         "is_open",
         "manager",
@@ -70,12 +73,18 @@ class Run:
         self.outer: Run | None = None
         """The one that was innermost before this retriever or model run."""
         self.in_agent = False
+        self.hidden_nodes: frozenset[str] = frozenset()
+        """The nodes of this agent that are not shown."""
         self.agent_name: str | None = None
         self.workflow_name: str | None = None
+        self.conversation_id: str | None = None
+        self.conversation_told: str | None = None
+        """What the metadata of the run say, which they may have inherited from one in another conversation."""
         if parent is not None:
             self.in_agent = parent.in_agent
             self.agent_name = parent.agent_name
             self.workflow_name = parent.workflow_name
+            self.conversation_id = parent.conversation_id
 
     @property
     def in_tree(self) -> bool:
@@ -104,8 +113,6 @@ class Runs:
         self.tracer = tracer
         self.active = True
         self._runs: dict[UUID, Run] = {}
-        self._managers: dict[UUID, weakref.ref[Any]] = {}
-        """Managers that came before the start of their run, as LangChain has it for models called with `await`."""
         self._opening = threading.RLock()
         _all.add(self)
 
@@ -121,7 +128,9 @@ class Runs:
         return self._enclosing() if run is None else run
 
     # --- beginning ---------------------------------------------------------------------------------------------------
-    def begin(self, run_id: UUID, parent: Run | None, name: str | None = None) -> Run:
+    def begin(
+        self, run_id: UUID, parent: Run | None, name: str | None = None, conversation_id: str | None = None
+    ) -> Run:
         """A run that passes through, until it is given a span.
 
         A step under which something of its own name begins is no step: so LangChain calls what it wraps around a model or a
@@ -133,29 +142,35 @@ class Runs:
             wrapper = wrapper.parent
         run = Run(parent)
         run.name = name
-        if self._managers:
-            run.manager = self._managers.pop(run_id, None)
+        run.conversation_told = conversation_id
+        if conversation_id is not None and (parent is None or parent.conversation_told != conversation_id):
+            run.conversation_id = conversation_id
         self._runs[run_id] = run
         return run
 
-    def begin_chain(self, run_id: UUID, parent: Run | None, part: Part, said: Mapping[str, Any]) -> None:
+    def begin_chain(self, run: Run, parent: Run | None, part: Part, said: Mapping[str, Any]) -> None:
         """A chain, agent, graph, node or function, shown as `part` says, with `said` on its span."""
-        run = self.begin(run_id, parent, part.name)
+        run.hidden_nodes = part.hidden_nodes
         if part.shown is Shown.ALWAYS:
             if part.operation == semconv.INVOKE_AGENT:
                 run.in_agent = True
                 run.agent_name = part.name or run.agent_name
-            elif part.operation == semconv.INVOKE_WORKFLOW:
-                run.workflow_name = part.name
             self.open_span(run, part.operation, part.name, said)
         elif part.shown is Shown.WITH_CONTENT and (parent is None or parent.name != part.name):
             run.pending = part.name
             run.started_ns = time.time_ns()
             run.context = otel.get_current()
 
-    def begin_retriever(self, run_id: UUID, parent: Run | None, name: str, said: Mapping[str, Any]) -> None:
+    def begin_retriever(
+        self,
+        run_id: UUID,
+        parent: Run | None,
+        name: str,
+        said: Mapping[str, Any],
+        conversation_id: str | None = None,
+    ) -> None:
         """A retriever; what it calls is under it, and `said` is on its span."""
-        run = self.begin(run_id, parent, name)
+        run = self.begin(run_id, parent, name, conversation_id)
         self.open_span(run, semconv.RETRIEVAL, name, said)
         self.enter(run)
 
@@ -167,6 +182,8 @@ class Runs:
             at_start[semconv.AGENT_NAME] = run.agent_name
         if run.workflow_name is not None:
             at_start[semconv.WORKFLOW_NAME] = run.workflow_name
+        if run.conversation_id is not None:
+            at_start.setdefault(semconv.CONVERSATION_ID, run.conversation_id)
         place = self.place(run.parent)
         if place is not None:
             current = set_span_in_context(calls.nearer(place.span, current), current)
@@ -190,6 +207,8 @@ class Runs:
             return
         call = calls.adopt() if may_adopt else None
         if call is None:
+            if run.conversation_id is not None:
+                request.attributes.setdefault(semconv.CONVERSATION_ID, run.conversation_id)
             call = request.begin(self.tracer, self.nearest_place(run.parent), run.started_ns or None)
         else:
             call.describe(request.operation, request.model, request.attributes)
@@ -212,7 +231,7 @@ class Runs:
             if above.pending is not None:
                 self._open_pending(above)
             if above.span is not None:
-                return Place(above.span, run.agent_name, run.workflow_name)
+                return Place(above.span, run.agent_name, run.workflow_name, run.conversation_id)
             above = above.parent
         return None
 
@@ -326,15 +345,17 @@ class Runs:
     def watch(self, run_id: UUID, manager: Any) -> None:
         """Ties a run to the manager that can end it."""
         run = self._runs.get(run_id)
-        if run is None:
-            self._managers[run_id] = weakref.ref(manager, partial(self._abandon, run_id))
-        elif run.manager is None:
+        if run is not None and run.manager is None:
             run.manager = weakref.ref(manager, partial(self._abandon, run_id))
+
+    def managers(self) -> list[Any]:
+        """The managers of the runs under way."""
+        told = [None if run.manager is None else run.manager() for run in list(self._runs.values())]
+        return [manager for manager in told if manager is not None]
 
     def _abandon(self, run_id: UUID, manager: weakref.ref[Any]) -> None:
         # Called by the garbage collector, perhaps inside a lock that ending a span needs.
-        if self._managers.get(run_id) is manager:
-            del self._managers[run_id]
+        if (run := self._runs.get(run_id)) is None or run.manager is not manager:
             return
         run = self.end_later(run_id, calls.CANCELLED, None)
         if run is not None and run.model is not None:

@@ -5,9 +5,10 @@ draw:
 
 - a model call, a tool and a retriever: always;
 - the outermost run: `invoke_workflow {name}`, or `invoke_agent {name}` for an agent. A prompt template or a parser that is
-  invoked on its own is neither;
-- an agent anywhere (`create_agent`, `AgentExecutor`): `invoke_agent {name}`. Its own `model` and `tools` nodes are not shown: the
-  calls and tools in them are;
+  invoked on its own is neither. Where its author gave it no name the span has that of its class (`RunnableSequence`,
+  `LangGraph`), and `gen_ai.workflow.name` is not set;
+- an agent anywhere (`create_agent`, `create_react_agent`, `AgentExecutor`): `invoke_agent {name}`. Its own nodes for the model and
+  the tools are not shown: the calls and tools in them are;
 - a node of a LangGraph graph: `step {name}`;
 - a run with a name of its own (a function, `run_name`, a named sub-graph): `step {name}`, but only once something is recorded
   under it, so that `format_docs` and the like stay out;
@@ -19,8 +20,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from otel_llm import semconv
+from otel_llm.context import clean
 
 
 class Shown(Enum):
@@ -37,13 +40,70 @@ class Part(NamedTuple):
     shown: Shown
     operation: str = ""
     name: str | None = None
+    hidden_nodes: frozenset[str] = frozenset()
+    """The nodes of its own that are plumbing."""
+
+
+class Graph(NamedTuple):
+    """What a graph of LangGraph's knows of itself."""
+
+    is_agent: bool
+    name: str | None = None
+    """An agent's; None where its author gave it none."""
+    hidden_nodes: frozenset[str] = frozenset()
+    thread_id: str | None = None
+    """The conversation that it runs in."""
 
 
 _NOTHING = Part(Shown.NEVER)
 _UNNAMED_GRAPH = "LangGraph"
 _AGENT_INTEGRATIONS = frozenset({"langchain_create_agent", "deepagents"})
 _NODES_OF_AGENTS = frozenset({"model", "tools"})
+_REACT_AGENT = "langgraph.prebuilt.chat_agent_executor"
+_NODES_OF_REACT_AGENTS = frozenset({"agent", "tools"})
+_CLASSES_OF = ("langchain", "langchain_core", "langchain_classic", "langchain_community", "langgraph")
+CONVERSATIONS = ("thread_id", "session_id", "conversation_id")
+"""Where a run's metadata names the conversation; LangGraph's own name for it first."""
 _PLUMBING_TYPES = frozenset({"prompt", "parser"})
+
+
+def graph_of(graph: Any, config: Any) -> Graph:
+    """What is known of a graph that is about to run, and of the thread that it runs in."""
+    thread_id = conversation_of((config or {}).get("configurable"), CONVERSATIONS[:1])
+    metadata = (getattr(graph, "config", None) or {}).get("metadata") or {}
+    if metadata.get("ls_integration") in _AGENT_INTEGRATIONS:
+        return Graph(True, metadata.get("lc_agent_name") or _own_name(graph), _NODES_OF_AGENTS, thread_id)
+    node = (getattr(graph, "nodes", None) or {}).get("agent")
+    asks = getattr(getattr(node, "bound", None), "func", None)
+    if getattr(asks, "__module__", None) == _REACT_AGENT:
+        return Graph(True, _own_name(graph), _NODES_OF_REACT_AGENTS, thread_id)
+    return Graph(False, thread_id=thread_id)
+
+
+def _own_name(graph: Any) -> str | None:
+    name = getattr(graph, "name", None)
+    return name if isinstance(name, str) and name != _UNNAMED_GRAPH else None
+
+
+def conversation_of(metadata: Mapping[str, Any] | None, keys: Sequence[str] = CONVERSATIONS) -> str | None:
+    """What LangChain's app calls the conversation that a run belongs to."""
+    if metadata:
+        for key in keys:
+            value = metadata.get(key)
+            if isinstance(value, str | int | UUID) and not isinstance(value, bool) and (text := clean(value)):
+                return text
+    return None
+
+
+def is_unnamed(name: str | None, class_path: Sequence[Any] | None) -> bool:
+    """Whether a run's name is what LangChain calls it for want of one: the class of its runnable.
+
+    `class_path`: where that is, as `serialized` has it.
+    """
+    head = (name or "").partition("<")[0]
+    if head == _UNNAMED_GRAPH or (head.startswith("Runnable") and head.isidentifier()):
+        return True
+    return class_path is not None and len(class_path) > 1 and class_path[-1] == head and class_path[0] in _CLASSES_OF
 
 
 def part_of(
@@ -55,6 +115,8 @@ def part_of(
     outermost: bool,
     in_agent: bool = False,
     enclosing_agent: str | None = None,
+    graph: Graph | None = None,
+    hidden_nodes: frozenset[str] = frozenset(),
 ) -> Part:
     """What becomes of a chain run.
 
@@ -65,14 +127,20 @@ def part_of(
         outermost: nothing that encloses it is in the tree.
         in_agent: an agent encloses it.
         enclosing_agent: its name, if it has one.
+        graph: what is known of the graph whose run this is.
+        hidden_nodes: those of the agent whose node this may be.
     """
     metadata = metadata or {}
     is_agents = metadata.get("ls_integration") in _AGENT_INTEGRATIONS
     if metadata.get("langgraph_node") == name and tags and any(tag.startswith("graph:step:") for tag in tags):
-        if (is_agents and name in _NODES_OF_AGENTS) or name.startswith("__"):
+        if (is_agents and name in _NODES_OF_AGENTS) or name in hidden_nodes or name.startswith("__"):
             return _NOTHING
         return Part(Shown.ALWAYS, semconv.STEP, name)
-    agent = metadata.get("lc_agent_name")
+    if graph is not None:
+        if graph.is_agent:
+            return Part(Shown.ALWAYS, semconv.INVOKE_AGENT, graph.name, graph.hidden_nodes)
+        is_agents = False  # by inheritance, for a graph that an agent's tool runs
+    agent = None if graph is not None else metadata.get("lc_agent_name")
     is_new_agent = agent and agent != enclosing_agent  # what is under an agent inherits its `lc_agent_name`
     if is_new_agent or name in (agent, "AgentExecutor") or (is_agents and (name == _UNNAMED_GRAPH or not in_agent)):
         if is_new_agent:

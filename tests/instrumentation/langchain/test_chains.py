@@ -63,13 +63,28 @@ async def test_prompt_model_parser(way: Any, traced: Traced, model: ChatOpenAI) 
     await way(PROMPT | model | StrOutputParser())
     assert traced.tree() == ONE
     workflow, call = traced.named("invoke_workflow RunnableSequence"), traced.named(f"chat {MODEL}")
-    assert dict(workflow.attributes or {}) == {
-        semconv.OPERATION: "invoke_workflow",
-        semconv.WORKFLOW_NAME: "RunnableSequence",
-        semconv.STATUS: "ok",
-    }
-    assert call.attributes[semconv.WORKFLOW_NAME] == "RunnableSequence"
+    assert dict(workflow.attributes or {}) == {semconv.OPERATION: "invoke_workflow", semconv.STATUS: "ok"}
+    assert semconv.WORKFLOW_NAME not in call.attributes  # nobody has given it a name
     traced.check_account()
+
+
+@pytest.mark.parametrize(
+    ("chain", "name"),
+    [
+        (RunnableLambda(lambda value: value), None),
+        (RunnableParallel(a=RunnablePassthrough(), b=RunnablePassthrough()), None),
+        (RunnablePassthrough.assign(c=lambda value: 1), None),
+        (RunnableLambda(lambda value: value).with_retry(), None),
+        (RunnableLambda(lambda value: value).with_fallbacks([RunnablePassthrough()]), None),
+        (RunnablePassthrough().with_config(run_name="answer"), "answer"),
+        (RunnableLambda(lambda value: value, name="look"), "look"),
+        (RunnablePassthrough().with_config(run_name="Runnable of mine"), "Runnable of mine"),
+    ],
+)
+def test_a_workflow_has_the_name_that_its_author_gave_it(traced: Traced, chain: Any, name: str | None) -> None:
+    chain.invoke({"a": 1})
+    (workflow,) = traced.all()
+    assert workflow.attributes.get(semconv.WORKFLOW_NAME) == name
 
 
 @WAYS

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import gc
-import pickle
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
-from langchain_core.callbacks.manager import AsyncCallbackManager, BaseRunManager, CallbackManager
+from langchain_core.callbacks import manager as callback_managers
+from langchain_core.callbacks.manager import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM, FakeListChatModel
 from langchain_core.runnables import RunnableLambda
 
 from otel_llm import call as calls
-from otel_llm import faults, settings
-from otel_llm.instrumentation.langchain import LangChainInstrumentor, _handler
+from otel_llm import faults, semconv, settings
+from otel_llm.instrumentation.langchain import OF_RUNS, STARTS, LangChainInstrumentor, _handler
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.langchain.conftest import Traced
 
 PATCHED = [
-    (BaseCallbackManager, "__init__"),
-    (BaseRunManager, "__init__"),
-    (AsyncCallbackManager, "on_llm_start"),
+    *((manager, event) for manager in (CallbackManager, AsyncCallbackManager) for event in STARTS),
+    *(
+        (getattr(callback_managers, f"{kind}CallbackManagerFor{run}"), event)
+        for kind in ("", "Async")
+        for run, events in OF_RUNS.items()
+        for event in events
+        if hasattr(getattr(callback_managers, f"{kind}CallbackManagerFor{run}"), event)
+    ),
     (BaseChatModel, "_generate_with_cache"),
     (BaseChatModel, "_agenerate_with_cache"),
     (BaseLLM, "_generate_helper"),
@@ -56,7 +59,8 @@ def test_uninstrument_while_a_run_is_under_way(spans: Spans) -> None:
         return model.invoke("hi")
 
     RunnableLambda(stop).invoke(1)
-    assert [span.name for span in spans.all()] == ["invoke_workflow stop"]
+    (span,) = spans.all()
+    assert (span.name, span.attributes[semconv.STATUS]) == ("invoke_workflow stop", "ok")
 
 
 def test_sdk_disabled(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,23 +95,12 @@ assert not heavy, heavy
 from otel_llm import call
 assert call.find_place() is None
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.callbacks import BaseCallbackManager
-assert type(vars(BaseCallbackManager)["__init__"]).__name__ == "FunctionWrapper"
+from langchain_core.callbacks import CallbackManager
+assert type(vars(CallbackManager)["on_chain_start"]).__name__ == "FunctionWrapper"
 assert FakeListChatModel(responses=["x"]).invoke("hi").content == "x"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def test_one_handler_however_often_managers_are_copied(traced: Traced) -> None:
-    manager = CallbackManager.configure()
-    for _ in range(3):
-        manager = CallbackManager.configure(inheritable_callbacks=manager.copy(), local_callbacks=manager.handlers)
-        manager = manager.merge(manager)
-    assert len(manager.handlers) == len(manager.inheritable_handlers) == 1
-    (handler,) = manager.handlers
-    assert copy.deepcopy(handler) is copy.copy(handler) is handler
-    assert type(pickle.loads(pickle.dumps(handler))) is BaseCallbackHandler
 
 
 def test_a_fault_of_ours_stays_ours(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,5 +123,5 @@ async def test_a_thousand_runs_leave_nothing(traced: Traced) -> None:
     await chain.abatch(["hi"] * 500)
     chain.batch(["hi"] * 500)
     gc.collect()
-    assert (len(runs), len(runs._managers)) == (0, 0)
+    assert len(runs) == 0
     assert len(traced.models()) == 1000

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from otel_llm.instrumentation.langchain._tree import Part, Shown, part_of
+from otel_llm.instrumentation.langchain._tree import Graph, Part, Shown, graph_of, part_of
 
 CREATED: dict[str, Any] = {"ls_integration": "langchain_create_agent"}
 NOT_SHOWN = Part(Shown.NEVER)
@@ -73,3 +74,42 @@ def _node(name: str, **metadata: Any) -> dict[str, Any]:
 def test_part_of(name: str, known: dict[str, Any], expected: Part) -> None:
     given = {"run_type": None, "tags": None, "metadata": None, "outermost": False, **known}
     assert part_of(name, **given) == expected
+
+
+def _graph(nodes: Any = None, config: Any = None, name: Any = None) -> Any:
+    return SimpleNamespace(nodes=nodes, config=config, name=name)
+
+
+def _asked_by(module: str) -> Any:
+    return SimpleNamespace(bound=SimpleNamespace(func=SimpleNamespace(__module__=module)))
+
+
+@pytest.mark.parametrize(
+    ("graph", "config", "expected"),
+    [
+        (_graph(), None, Graph(False)),
+        (_graph(name="team"), {"configurable": {"thread_id": 3}}, Graph(False, thread_id="3")),
+        (_graph({"agent": _asked_by("my.own")}), {}, Graph(False)),
+        (_graph(config={"metadata": CREATED}, name="LangGraph"), {}, Graph(True, None, frozenset({"model", "tools"}))),
+        (
+            _graph(config={"metadata": {**CREATED, "lc_agent_name": "bob"}}),
+            {},
+            Graph(True, "bob", frozenset({"model", "tools"})),
+        ),
+        (
+            _graph({"agent": _asked_by("langgraph.prebuilt.chat_agent_executor")}, name="bob"),
+            {"configurable": {"thread_id": "t"}},
+            Graph(True, "bob", frozenset({"agent", "tools"}), "t"),
+        ),
+    ],
+)
+def test_graph_of(graph: Any, config: Any, expected: Graph) -> None:
+    assert graph_of(graph, config) == expected
+
+
+def test_a_graph_knows_better_than_what_it_inherits() -> None:
+    inherited: dict[str, Any] = {"metadata": {**CREATED, "lc_agent_name": "bob"}, "in_agent": True}
+    known: Any = {"run_type": None, "tags": None, "outermost": False, **inherited}
+    assert part_of("LangGraph", **known, graph=Graph(False)) == NOT_SHOWN
+    assert part_of("plan", **known, graph=Graph(False)) == Part(Shown.WITH_CONTENT, "step", "plan")
+    assert part_of("LangGraph", **known, graph=Graph(True)) == Part(Shown.ALWAYS, "invoke_agent", None)
