@@ -92,6 +92,30 @@ def returned_in_input(items: object) -> list[str]:
     return found[::-1]
 
 
+def returned_by_tool(output: object) -> tuple[str | None, bool]:
+    """The id of the call that a tool of LangChain's answers, and whether it answers that it failed.
+
+    It may return a message, a `Command` of LangGraph's that holds some, or several. By the names of their types: nothing else that
+    a tool returns is asked for anything.
+    """
+    kind = _names(output)
+    if "ToolMessage" in kind:
+        identity = getattr(output, "tool_call_id", None)
+        return identity if is_id(identity) else None, getattr(output, "status", None) == "error"
+    if "Command" in kind:
+        update = getattr(output, "update", None)
+        output = update.get("messages") if type(update) is dict else None
+    if type(output) in (list, tuple):
+        for one in reversed(output):  # type: ignore[call-overload]
+            if _names(one) & {"ToolMessage", "Command"}:
+                return returned_by_tool(one)[0], False
+    return None, False
+
+
+def _names(value: object) -> set[str]:
+    return {cls.__name__ for cls in type(value).__mro__ if cls.__module__.startswith(("langchain_core.", "langgraph."))}
+
+
 _asked: OrderedDict[str, SpanContext] = OrderedDict()
 """By id of a tool call: the span whose answer asked for it. The last ten thousand."""
 

@@ -7,7 +7,7 @@ A count is what the provider reported. What it did not report, or reported as so
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from otel_llm import semconv
 
@@ -113,11 +113,11 @@ def from_langchain(payload: object) -> Usage | None:
     return result or None
 
 
-def count(value: object) -> int | None:
+def count(value: Any) -> int | None:
     """`value` if it is a token count that fits BIGINT, else None."""
     if type(value) is int:  # not a bool, which is an int too
         return value if 0 <= value <= _LARGEST else None
-    if isinstance(value, float) and value.is_integer() and 0 <= value <= 2**53:
+    if issubclass(type(value), float) and value.is_integer() and 0 <= value <= 2**53:
         return int(value)
     return None
 
@@ -131,11 +131,23 @@ def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
 
 
 def fields(payload: object) -> Mapping[str, Any]:
-    """The fields of a JSON object or of a client's (pydantic) model object, without copying either."""
-    if type(payload) is dict:
-        return payload
-    own = getattr(payload, "__dict__", None)
-    if own:
-        extra = getattr(payload, "__pydantic_extra__", None)
-        return {**extra, **own} if extra else own
-    return payload if isinstance(payload, Mapping) else _NOTHING
+    """The fields of a JSON object or of a client's (pydantic) model object, without copying either.
+
+    Any value may stand where one is expected: a class, an object that answers for every attribute or raises for each. Those have
+    none.
+    """
+    kind = type(payload)  # not `__class__`, which an object may lie about
+    if issubclass(kind, dict):
+        return payload  # type: ignore[return-value]
+    if kind.__dictoffset__:
+        try:
+            own = payload.__dict__
+            extra = getattr(payload, _EXTRA, None) if hasattr(kind, _EXTRA) else None
+        except Exception:
+            return _NOTHING
+        if type(own) is dict and (own or extra):  # a class has a proxy, which is none
+            return {**extra, **own} if type(extra) is dict and extra else own
+    return payload if issubclass(kind, Mapping) else _NOTHING  # type: ignore[return-value]
+
+
+_EXTRA: Final = "__pydantic_extra__"

@@ -9,6 +9,7 @@ from otel_llm import content, faults, semconv
 from otel_llm.content.openai import Message, chat_message, definitions
 from otel_llm.content.parts import SLACK, TRUNCATED, Part, parts_of, plain, tool_call, tool_call_response
 from otel_llm.content.secrets import is_secret, scrub
+from otel_llm.endings import reason_in
 from otel_llm.settings import settings
 
 _ROLES: Final = {"human": "user", "ai": "assistant"}
@@ -74,9 +75,7 @@ def output(result: object) -> list[Message]:
                 told = _message(message) if message is not None else None
                 if told is None:
                     told = {"role": "assistant", "parts": parts_of(getattr(generation, "text", None))}
-                _add_reason(
-                    told, getattr(generation, "generation_info", None), getattr(message, "response_metadata", None)
-                )
+                _add_reason(told, message, getattr(generation, "generation_info", None))
                 if told["parts"]:
                     found.append(told)
     except Exception as fault:
@@ -84,12 +83,11 @@ def output(result: object) -> list[Message]:
     return found
 
 
-def _add_reason(told: Message, *holders: object) -> None:
-    for holder in holders:
-        reason = holder.get("finish_reason") if isinstance(holder, Mapping) else None
-        if isinstance(reason, str):
-            told["finish_reason"] = reason
-            return
+def _add_reason(told: Message, message: object, *holders: object) -> None:
+    asks = bool(getattr(message, "tool_calls", None))
+    reason = reason_in(*holders, getattr(message, "response_metadata", None), asks_for_tools=asks)
+    if reason is not None:
+        told["finish_reason"] = reason
 
 
 # --- the runs of agents and workflows ---------------------------------------------------------------------------------
@@ -102,67 +100,72 @@ def run_input(inputs: object) -> list[Message]:
         return []
 
 
-def run_output(outputs: object) -> list[Message]:
+def run_output(outputs: Any) -> list[Message]:
     """What a run answers: of a state that holds the whole conversation, its last message. Raises nothing."""
     try:
-        state = outputs if isinstance(outputs, Mapping) else {}
+        state = outputs if issubclass(type(outputs), Mapping) else {}
         if "output" in state:  # of an `AgentExecutor`, beside its input
             return _given(state["output"], "assistant")
         history = state.get("messages")
-        if isinstance(history, list | tuple) and history:
+        if type(history) in (list, tuple) and history:
             outputs = history[-1]
         found = _given(outputs, "assistant")
-        if len(found) == 1:
-            _add_reason(found[0], getattr(outputs, "response_metadata", None))
+        if len(found) == 1 and _is_message(outputs):
+            _add_reason(found[0], outputs)
         return found
     except Exception as fault:
         faults.report("read what a LangChain run answers", fault)
         return []
 
 
-def _given(value: object, role: str) -> list[Message]:
+def _given(value: Any, role: str) -> list[Message]:
     """The messages in what a run takes or gives: text, messages in any of LangChain's forms, or a state that holds some."""
-    held = value.get("messages") if isinstance(value, Mapping) else None
+    is_state = issubclass(type(value), Mapping)
+    held = value.get("messages") if is_state else None
     if (known := _messages(value)) is not None or (held is not None and (known := _messages(held)) is not None):
         return [message for message in known if message["parts"]]
-    if not isinstance(value, Mapping):
+    if not is_state:
         return [] if value is None else [_text_message(value, role)]
     found: list[Message] = []
     rest: dict[str, Any] = {}
-    for name, item in value.items():
-        if not isinstance(item, str) and (those := _messages(item)):
+    for name, item in dict.items(value) if issubclass(type(value), dict) else value.items():
+        if those := _messages(item):
             found += those  # a history
-        elif item is not None and item != "":
+        elif item is not None and not (type(item) is str and not item):
             rest[str(name)] = item
     if rest:
         name, item = next(iter(rest.items()))
-        is_text = len(rest) == 1 and isinstance(item, str) and not is_secret(name)
+        is_text = len(rest) == 1 and issubclass(type(item), str) and not is_secret(name)
         found.append(_text_message(item if is_text else rest, role))
     return found
 
 
 def _text_message(value: object, role: str) -> Message:
     """A text; values of any other kind as JSON, without what stands in fields of secrets."""
-    if not isinstance(value, str):
+    if not issubclass(type(value), str):
         longest = settings().content_limit + SLACK
         value = content.as_json(scrub(plain(value, longest), longest, TRUNCATED))
     return {"role": role, "parts": parts_of(value)}
 
 
-def _messages(value: object) -> list[Message] | None:
-    """The messages that `value` is; None where it is none."""
-    if isinstance(value, str):
+def _messages(value: Any) -> list[Message] | None:
+    """The messages that `value` is; None where it is none.
+
+    By `type`, here and below: an object of the app's may say that it is anything, and be asked nothing.
+    """
+    if issubclass(type(value), str):
         return None
-    if callable(to_messages := getattr(value, "to_messages", None)):  # a prompt
-        value = to_messages()
+    if _is_prompt(value):
+        value = value.to_messages()
     if _is_message(value):
         return [_message(value)]
-    if isinstance(value, Mapping):
-        return [chat_message(value)] if isinstance(value.get("role"), str) and "content" in value else None
-    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(one, str) for one in value):
+    if issubclass(type(value), Mapping):
+        said: Mapping[str, Any] = value
+        return [chat_message(said)] if isinstance(said.get("role"), str) and "content" in said else None
+    if type(value) is tuple and len(value) == 2 and all(type(one) is str for one in value):
         role, text = value
         return [{"role": _ROLES.get(role, role), "parts": parts_of(text)}]
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         found: list[Message] = []
         for one in value:
             if (those := _messages(one)) is None:
@@ -173,18 +176,27 @@ def _messages(value: object) -> list[Message] | None:
 
 
 def _is_message(value: object) -> bool:
-    return (
-        isinstance(getattr(value, "type", None), str)
-        and hasattr(value, "content")
-        and hasattr(value, "additional_kwargs")
-    )
+    from langchain_core.messages import BaseMessage  # it is there: this is called by LangChain
+
+    return issubclass(type(value), BaseMessage)
 
 
-def documents(found: object) -> list[dict[str, Any]]:
+def _is_prompt(value: object) -> bool:
+    from langchain_core.prompt_values import PromptValue
+
+    return issubclass(type(value), PromptValue)
+
+
+def documents(found: Any) -> list[dict[str, Any]]:
     """What a retriever found, in the form of the conventions. Raises nothing."""
+    from langchain_core.documents.base import BaseMedia
+
     told: list[dict[str, Any]] = []
     try:
-        for one in found if isinstance(found, list | tuple) else ():
+        for one in found if type(found) in (list, tuple) else ():
+            if not issubclass(type(one), BaseMedia):
+                told.append({"content": one})
+                continue
             metadata = getattr(one, "metadata", None)
             metadata = metadata if isinstance(metadata, Mapping) else {}
             document: dict[str, Any] = {}
@@ -205,6 +217,6 @@ def documents(found: object) -> list[dict[str, Any]]:
 
 def tool_output(output: object) -> object:
     """What a tool returned: the content of a `ToolMessage`, else the value itself."""
-    if hasattr(output, "tool_call_id"):
+    if _is_message(output):
         return tool_call_response(None, getattr(output, "content", None))["response"]
     return output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any, Final
 
 from otel_llm import faults, semconv
@@ -10,6 +11,7 @@ from otel_llm.content.parts import (
     SLACK,
     Part,
     blob,
+    class_name,
     each,
     parsed,
     part_of,
@@ -196,6 +198,10 @@ def _served(found: Mapping[str, Any], kind: str) -> Part:
 def definitions(tools: object) -> list[Part]:
     found: list[Part] = []
     for tool in tools if isinstance(tools, list | tuple) else ():
+        if issubclass(type(tool), type | FunctionType):  # LangChain's tools may be given so: the schema is made of it
+            called = class_name(tool) if issubclass(type(tool), type) else tool.__name__
+            found.append({"type": "function", "name": called.rpartition(".")[2]})
+            continue
         told = fields(tool)
         kind = told.get("type")
         inner = fields(told.get("function")) or fields(told.get("custom")) or told

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from itertools import islice
+from types import MemberDescriptorType, ModuleType
 from typing import Any, Final
 
 from otel_llm.usage import fields
@@ -57,19 +60,19 @@ def each(value: object) -> Sequence[Any]:
 
 def parts_of(content: object) -> list[Part]:
     """The parts of a message's content: text, or a list of blocks in any dialect."""
-    if content is None or content == "":
+    if content is None:
         return []
-    if isinstance(content, str):
-        return [{"type": "text", "content": content}]
-    if isinstance(content, list | tuple):
-        return [part for block in content[:_MAX_ITEMS] if (part := part_of(block)) is not None]
+    if issubclass(type(content), str):
+        return [{"type": "text", "content": content}] if content != "" else []
+    if issubclass(type(content), list | tuple):
+        return [part for block in content[:_MAX_ITEMS] if (part := part_of(block)) is not None]  # type: ignore[index]
     part = part_of(content)
     return [] if part is None else [part]
 
 
 def part_of(block: object) -> Part | None:
     """The part of one block. What is not known keeps its type alone."""
-    if isinstance(block, str):
+    if issubclass(type(block), str):
         return {"type": "text", "content": block}
     found = fields(block)
     kind = found.get("type")
@@ -208,40 +211,86 @@ def plain(value: object, longest: int, room: Room | None = None, depth: int = 0)
     """
     if room is None:
         room = Room(longest * ALL_TEXTS)
-    if value is None or isinstance(value, bool):
+    try:
+        return _plain(value, longest, room, depth)
+    except Exception:  # an object of the app's that is not what it seems
+        return f"<{class_name(type(value))}>"
+
+
+def _plain(value: Any, longest: int, room: Room, depth: int) -> Any:
+    # By `type`, and by the methods of the built-in types: what is the app's may lie about its class, iterate for ever, or count how
+    # often it is looked at. Nothing of it is called that is not needed to know what the value is.
+    if value is None or value is True or value is False:
         return value
+    kind = type(value)
     is_full = room.left <= 0
-    if isinstance(value, str):
-        if is_full and len(value) > COST:
+    if issubclass(kind, str):
+        text = value if kind is str else str.__str__(value)
+        if is_full and len(text) > COST:
             return TRUNCATED  # not a part of it: half a secret would not be seen as one
-        text = _shortened(value, longest)
+        text = _shortened(text, longest)
         room.left -= len(text)
         return text
     room.left -= COST // 8
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**63 else str(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"type": "blob", "size": len(value)}
+    if issubclass(kind, int):
+        number = int.__index__(value)
+        return number if -(2**63) <= number < 2**63 else str(number)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, bytes | bytearray | memoryview):
+        return {"type": "blob", "size": memoryview(value).nbytes}
     if depth >= _MAX_DEPTH or is_full:
         return TRUNCATED
-    if isinstance(value, Mapping):
+    if issubclass(kind, dict | Mapping):
         room.left -= COST
-        items = list(value.items())[:_MAX_ITEMS]
-        return {_shortened(str(key), 256): plain(item, longest, room, depth + 1) for key, item in items}
-    if isinstance(value, list | tuple | set | frozenset):
-        copied: list[Any] = []
-        for item in list(value)[:_MAX_ITEMS]:
-            if room.left <= 0:
-                copied.append({"type": "omitted", "items": len(value) - len(copied)})
-                break
-            copied.append(plain(item, longest, room, depth + 1))
-        return copied
-    if own := fields(value):
-        public = {name: item for name, item in own.items() if not name.startswith("_")}
+        items = islice(dict.items(value) if issubclass(kind, dict) else value.items(), _MAX_ITEMS)
+        return {_key(key): plain(item, longest, room, depth + 1) for key, item in items}
+    for sequence in (list, tuple, set, frozenset):
+        if issubclass(kind, sequence):
+            return _plain_items(sequence, value, longest, room, depth)
+    if issubclass(kind, type):
+        return f"<class {class_name(value)}>"
+    if issubclass(kind, Enum):
+        return plain(value._value_, longest, room, depth + 1)
+    own = {} if issubclass(kind, ModuleType) else fields(value) or _slots(value)
+    if public := {name: item for name, item in own.items() if type(name) is str and not name.startswith("_")}:
         return plain(public, longest, room, depth + 1)
-    return plain(str(value), longest, room)
+    return plain(str(value), longest, room, depth)
+
+
+def _plain_items(sequence: Any, value: Any, longest: int, room: Room, depth: int) -> list[Any]:
+    copied: list[Any] = []
+    for item in islice(sequence.__iter__(value), _MAX_ITEMS):
+        if room.left <= 0:
+            copied.append({"type": "omitted", "items": sequence.__len__(value) - len(copied)})
+            break
+        copied.append(plain(item, longest, room, depth + 1))
+    return copied
+
+
+def _key(key: object) -> str:
+    try:
+        return _shortened(key if type(key) is str else str(key), 256)
+    except Exception:
+        return f"<{class_name(type(key))}>"
+
+
+def _slots(value: object) -> dict[str, Any]:
+    """The fields of a dataclass that keeps them in slots."""
+    found = {}
+    for name in getattr(type(value), "__dataclass_fields__", ()):
+        slot = getattr(type(value), name, None)
+        if type(slot) is MemberDescriptorType:
+            found[name] = slot.__get__(value)
+    return found
+
+
+def class_name(cls: type) -> str:
+    """The name of a class, which no metaclass of the app's can change."""
+    return str(_QUALNAME(cls))
+
+
+_QUALNAME: Final = vars(type)["__qualname__"].__get__
 
 
 def _shortened(text: str, longest: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_llm import semconv
+from otel_llm.endings import reason_in
 from otel_llm.settings import settings
 from otel_llm.toolcalls import ToolRequests
 from otel_llm.usage import Usage, count, from_langchain, from_openai
@@ -13,7 +14,6 @@ from otel_llm.usage import Usage, count, from_langchain, from_openai
 _NOTHING: Mapping[str, Any] = {}
 _LANGCHAIN_IDS = ("lc_run-", "run-")
 _MODEL_KEYS = ("model_name", "model", "model_id")
-_REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason")
 _USAGE_KEYS = ("token_usage", "usage")
 
 
@@ -59,9 +59,10 @@ class Answer:
         identity = _text(told, ("id",)) or getattr(message, "id", None)
         if self.id is None and isinstance(identity, str) and not identity.startswith(_LANGCHAIN_IDS):
             self.id = identity
-        if reason := _text(info, _REASON_KEYS) or _text(told, _REASON_KEYS):
+        asked = getattr(message, "tool_calls", None) or ()
+        if reason := reason_in(info, told, asks_for_tools=bool(asked)):
             self._finish_reasons.append(reason)
-        for call in getattr(message, "tool_calls", None) or ():
+        for call in asked:
             told_of = _mapping(call)
             self._requested = self._requested or ToolRequests()
             self._requested.add(_text(told_of, ("id",)), _text(told_of, ("name",)))

@@ -16,7 +16,7 @@ from otel_llm.instrumentation.langchain._models import Request
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import Graph, conversation_of, is_unnamed, part_of
 from otel_llm.settings import settings
-from otel_llm.toolcalls import returned_in_chat
+from otel_llm.toolcalls import returned_by_tool, returned_in_chat
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Said = Callable[[], dict[str, Any]]
@@ -135,9 +135,11 @@ class Handler:
 
     @_safe
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        said = _said(semconv.TOOL_CALL_RESULT, output) if settings().captures_content else None
-        # A tool that handles its own errors returns a message that says so.
-        if getattr(output, "status", None) == "error" and hasattr(output, "tool_call_id"):
+        said = _said(semconv.TOOL_CALL_RESULT, output) if settings().captures_content else {}
+        identity, has_failed = returned_by_tool(output)
+        if identity is not None:
+            said[semconv.TOOL_CALL_ID] = identity  # older LangChains do not tell it at the start
+        if has_failed:  # a tool that handles its own errors says so
             self._runs.end(run_id, calls.ERROR, "tool_error", attributes=said)
         else:
             self._runs.end(run_id, calls.OK, attributes=said)

@@ -36,10 +36,21 @@ PROVIDERS = {
     "moonshot": "moonshot_ai",
 }
 _MODEL_KEYS = ("model", "model_name", "model_id")
-_PARAMETERS = (
-    ("ls_temperature", semconv.REQUEST_TEMPERATURE, (int, float)),
+_NUMBER = (int, float)
+_TOLD = (
+    ("ls_temperature", semconv.REQUEST_TEMPERATURE, _NUMBER),
     ("ls_max_tokens", semconv.REQUEST_MAX_TOKENS, (int,)),
 )
+"""What the metadata of a run tell of its request."""
+_PARAMETERS = (
+    ("top_p", semconv.REQUEST_TOP_P, _NUMBER),
+    ("top_k", semconv.REQUEST_TOP_K, (int,)),
+    ("frequency_penalty", semconv.REQUEST_FREQUENCY_PENALTY, _NUMBER),
+    ("presence_penalty", semconv.REQUEST_PRESENCE_PENALTY, _NUMBER),
+    ("seed", semconv.REQUEST_SEED, (int,)),
+    ("n", semconv.REQUEST_CHOICE_COUNT, (int,)),
+)
+"""What the parameters of a call tell, in the names that most of LangChain's models have for them."""
 
 
 class ModelRun:
@@ -130,10 +141,13 @@ class Request:
         self.operation = operation
         self.model = _model(metadata, parameters)
         self.attributes: dict[str, Any] = {semconv.PROVIDER: _provider(metadata, serialized)}
-        for key, name, types in _PARAMETERS:
-            value = metadata.get(key)
-            if isinstance(value, types) and not isinstance(value, bool):
-                self.attributes[name] = float(value) if float in types and abs(value) < 2**63 else value
+        for source, wanted in ((metadata, _TOLD), (parameters, _PARAMETERS)):
+            for key, name, types in wanted:
+                value = source.get(key)
+                if isinstance(value, types) and not isinstance(value, bool) and abs(value) < 2**63:
+                    self.attributes[name] = float(value) if float in types else value
+        if self.attributes.get(semconv.REQUEST_CHOICE_COUNT) == 1:
+            del self.attributes[semconv.REQUEST_CHOICE_COUNT]  # told only where there are several
         if stop := metadata.get("ls_stop"):
             self.attributes[semconv.REQUEST_STOP_SEQUENCES] = (
                 [stop] if isinstance(stop, str) else [str(s) for s in stop]

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from otel_llm import call, semconv
+from otel_llm.endings import INCOMPLETE
 from otel_llm.settings import settings
 from otel_llm.toolcalls import ToolRequests
 from otel_llm.usage import Usage, fields, from_openai
 
-_INCOMPLETE = {"max_output_tokens": "length", "max_tokens": "length"}
 _NOT_TOLD_BY_DELTAS = frozenset(
     f"response.{state}" for state in ("created", "queued", "completed", "incomplete", "failed", "cancelled", "done")
 )
@@ -142,7 +142,7 @@ class Answer:
                 self._finish_reasons[0] = "tool_calls" if self._requested else "stop"
             case "incomplete":
                 limit = self._detail(found, "incomplete_details", "reason") or "incomplete"
-                self._finish_reasons[0] = _INCOMPLETE.get(limit, limit)
+                self._finish_reasons[0] = INCOMPLETE.get(limit, limit)
             case "failed":
                 self._finish_reasons[0] = "error"
                 error = fields(found.get("error")) or fields(fields(found.get("status_details")).get("error"))

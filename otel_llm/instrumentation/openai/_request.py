@@ -212,6 +212,7 @@ _LONGEST_READY = 2**20
 _PARAMETERS = (
     ("temperature", semconv.REQUEST_TEMPERATURE),
     ("top_p", semconv.REQUEST_TOP_P),
+    ("top_k", semconv.REQUEST_TOP_K),
     ("max_tokens", semconv.REQUEST_MAX_TOKENS),
     ("max_completion_tokens", semconv.REQUEST_MAX_TOKENS),
     ("max_output_tokens", semconv.REQUEST_MAX_TOKENS),

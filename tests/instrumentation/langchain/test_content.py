@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.callbacks import CallbackManager, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.language_models import FakeListLLM, GenericFakeChatModel
+from langchain_core.language_models import FakeListLLM, FakeMessagesListChatModel, GenericFakeChatModel
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -21,6 +22,7 @@ from langchain_core.messages import (
     ToolMessageChunk,
 )
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
@@ -31,8 +33,15 @@ from langchain_openai import ChatOpenAI
 from otel_llm import semconv as s
 from otel_llm.content import NAMES
 from otel_llm.content.redaction import use
+from tests.content.test_values import VALUES
 from tests.instrumentation.conftest import Capture
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents
+
+
+class Reason(enum.IntEnum):
+    """As Google's client has it."""
+
+    MAX_TOKENS = 2
 
 
 def said(span: Any, name: str) -> Any:
@@ -345,3 +354,61 @@ def test_no_run_is_read_unless_it_is_asked_for(mode: str, traced: Traced, captur
     list(chain_of("Ann").stream({"how": "brief", "question": "Who?"}))
     Shelf(found=PAGES).invoke("Which page?")
     assert [name for span in traced.all() for name in span.attributes if name in NAMES] == []
+
+
+@pytest.mark.parametrize("number", range(len(VALUES)))
+async def test_any_value_may_pass_through(number: int, traced: Traced, capture: Capture) -> None:
+    """`traced` sees to it that none causes a fault of ours, and that every run has ended."""
+    value, _ = VALUES[number]
+    capture()
+
+    # By the managers themselves: other parts of LangChain would look closely at these.
+    manager: Any = CallbackManager.configure().on_tool_start({"name": "by hand"}, "", inputs={"value": value})
+    manager.on_tool_end(value)
+    manager = CallbackManager.configure().on_retriever_start({"name": "by hand"}, "")
+    manager.on_retriever_end([value])
+    for state in ([value], {"messages": value}, {"messages": [value]}, {"one": value}, value):
+        manager = CallbackManager.configure().on_chain_start({"name": "chain"}, state)
+        manager.on_chain_end(state)
+    assert len(traced.all()) == 7
+    assert all(span.attributes[s.STATUS] == "ok" for span in traced.all())
+    json.loads(traced.named("execute_tool by hand").attributes[s.TOOL_CALL_ARGUMENTS])
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"finish_reason": "stop"}, "stop"),
+        ({"stop_reason": "end_turn"}, "end_turn"),
+        ({"done_reason": "length"}, "length"),
+        ({"stopReason": "guardrail_intervened"}, "guardrail_intervened"),
+        ({"finish_reason": "STOP"}, "STOP"),
+        ({"finish_reason": Reason.MAX_TOKENS}, "MAX_TOKENS"),
+        ({"finish_reason": None, "stop_reason": "max_tokens"}, "max_tokens"),
+        ({"status": "completed"}, "stop"),
+        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "length"),
+        ({"status": "failed"}, "error"),
+        ({"finish_reason": 3}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("where", ["response_metadata", "generation_info"])
+def test_how_an_answer_ended_is_the_same_everywhere(
+    told: dict[str, Any], reason: str | None, where: str, traced: Traced, capture: Capture
+) -> None:
+    capture()
+    answer = AIMessage("hello", response_metadata=told if where == "response_metadata" else {})
+    info = told if where == "generation_info" else None
+
+    class Model(FakeMessagesListChatModel):
+        def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+            return ChatResult(generations=[ChatGeneration(message=answer, generation_info=info)])
+
+    (RunnableLambda(lambda value: value, name="run") | Model(responses=[])).with_config(run_name="run").invoke("hi")
+    (call,) = traced.models()
+    assert call.attributes.get(s.FINISH_REASONS) == (None if reason is None else (reason,))
+    (message,) = said(call, s.OUTPUT_MESSAGES)
+    assert message.get("finish_reason") == reason
+    if where == "response_metadata":
+        (message,) = said(traced.named("invoke_workflow run"), s.OUTPUT_MESSAGES)
+        assert message.get("finish_reason") == reason
