@@ -109,3 +109,19 @@ def test_the_model_that_is_sent_goes_before_the_one_that_is_shown() -> None:
     assert Request("chat", None, {"ls_model_name": "gpt-4o-2024"}, {"model": "gpt-4o"}).model == "gpt-4o"
     assert Request("chat", None, {"ls_model_name": "dep"}, {"model": None, "model_name": None}).model == "dep"
     assert Request("chat", None, None, None).model is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"top_k": 40, "top_p": 1, "seed": 7}, {semconv.REQUEST_TOP_K: 40, semconv.REQUEST_TOP_P: 1.0, semconv.REQUEST_SEED: 7}),
+        ({"frequency_penalty": 0.5}, {semconv.REQUEST_FREQUENCY_PENALTY: 0.5}),
+        ({"presence_penalty": 1}, {semconv.REQUEST_PRESENCE_PENALTY: 1.0}),
+        ({"n": 3}, {semconv.REQUEST_CHOICE_COUNT: 3}),
+        ({"n": 1, "top_k": True, "top_p": "much", "seed": 2**70}, {}),
+    ],
+)  # fmt: skip
+def test_parameters_of_a_request(parameters: dict[str, Any], expected: dict[str, Any]) -> None:
+    attributes = Request(semconv.CHAT, None, {"ls_provider": "ollama"}, parameters).attributes
+    assert attributes == {semconv.PROVIDER: "ollama", **expected}
+    assert {type(value) for value in expected.values()} <= {type(attributes[name]) for name in expected}

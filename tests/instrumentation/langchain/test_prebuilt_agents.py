@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage, ToolMessageChunk
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 
 # This module's own warning, that `create_react_agent` will move, is the app's to read.
 from langgraph.prebuilt import create_react_agent
+from langgraph.types import Command
 
 from otel_llm import semconv
+from otel_llm.toolcalls import returned_by_tool
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents
 
 pytestmark = pytest.mark.filterwarnings("ignore:create_react_agent")
@@ -117,3 +120,24 @@ def test_what_an_agents_tool_runs_is_what_it_is(traced: Traced) -> None:
         "  execute_tool ask_ann\n    invoke_agent ann\n      chat\n  chat\n"
         "  execute_tool look\n    step talk\n      chat\n  chat"
     )
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (ToolMessage("sunny", tool_call_id="c1"), ("c1", False)),
+        (ToolMessage("no", tool_call_id="c1", status="error"), ("c1", True)),
+        (ToolMessageChunk("sunny", tool_call_id="c1"), ("c1", False)),
+        (ToolMessage("sunny", tool_call_id=""), (None, False)),
+        (Command(update={"messages": [HumanMessage("x"), ToolMessage("sunny", tool_call_id="c1")]}), ("c1", False)),
+        (Command(goto="next"), (None, False)),
+        ([Command(goto="next"), ToolMessage("sunny", tool_call_id="c1")], ("c1", False)),
+        ([ToolMessage("sunny", tool_call_id="c1")], ("c1", False)),
+        ({"tool_call_id": "c1", "status": "error"}, (None, False)),
+        (SimpleNamespace(tool_call_id="c1", status="error"), (None, False)),  # of the app's: it is asked nothing
+        ("sunny", (None, False)),
+        (None, (None, False)),
+    ],
+)
+def test_whose_call_a_tool_of_langchain_answers(output: Any, expected: Any) -> None:
+    assert returned_by_tool(output) == expected
