@@ -29,6 +29,7 @@ OF_RUNS: Final = {
     "LLMRun": ("on_llm_new_token", "on_llm_end", "on_llm_error", "on_stream_event"),
 }
 """What the manager of one run is told of it, by the kind of the run."""
+_PIECES: Final = frozenset({"on_llm_new_token", "on_stream_event"})
 _NEW: Final = frozenset({"on_stream_event"})
 """Not in langchain-core 0.3."""
 
@@ -64,12 +65,16 @@ class LangChainInstrumentor(Instrumentor):
         patch(
             "langchain_core.callbacks.manager",
             *(
-                (f"{kind}CallbackManager", event, partial(hooks.start, getattr(handler, event)))
+                (f"{kind}CallbackManager", event, partial(hooks.start, getattr(handler, event), event))
                 for kind in ("", "Async")
                 for event in STARTS
             ),
             *(
-                (f"{kind}CallbackManagerFor{run}", event, partial(hooks.tell, getattr(handler, event)))
+                (
+                    f"{kind}CallbackManagerFor{run}",
+                    event,
+                    hooks.token if event in _PIECES else partial(hooks.tell, getattr(handler, event)),
+                )
                 for kind in ("", "Async")
                 for run, events in OF_RUNS.items()
                 for event in events

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, Final
 
 from otel_llm import call as calls
@@ -39,13 +39,13 @@ class Hooks:
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
 
-    def start(self, told: Told, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+    def start(self, told: Told, event: str, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
         """Around a manager's `on_…_start`, async or not: its handlers first, so that a run is as long as what it does."""
-        graph = _starting_graph() if wrapped.__name__ == "on_chain_start" else None
+        graph = _starting_graph() if event == "on_chain_start" else None
         started = wrapped(*args, **kwargs)
-        if hasattr(started, "__await__"):
-            return self._started(told, wrapped.__name__, started, manager, args, kwargs, graph)
-        self._tell_start(told, wrapped.__name__, started, manager, args, kwargs, graph)
+        if type(started) is CoroutineType:
+            return self._started(told, event, started, manager, args, kwargs, graph)
+        self._tell_start(told, event, started, manager, args, kwargs, graph)
         return started
 
     async def _started(self, told: Told, event: str, starting: Awaitable[Any], *of_run: Any) -> Any:
@@ -74,6 +74,16 @@ class Hooks:
                 self._runs.watch(one.run_id, one)
         except Exception as fault:
             faults.report(f"take LangChain's {event}", fault)
+
+    def token(self, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+        """Around what a run's manager is told of a piece of a stream, async or not. Nothing of it is looked at."""
+        try:
+            run = self._runs.get(manager.run_id)
+            if run is not None and run.model is not None:
+                run.model.chunk()
+        except Exception as fault:
+            faults.report("take a piece of a stream of LangChain's", fault)
+        return wrapped(*args, **kwargs)
 
     def tell(self, told: Told, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
         """Around what a run's manager is told of it, its end above all, async or not: before the handlers, which take time."""
