@@ -145,11 +145,11 @@ def flush(timeout: float = 10.0) -> bool:
     account can be kept. Raises nothing.
     """
     try:
-        from otel_llm import store
+        from otel_llm.store import flush as flush_all
     except Exception:  # `instrument` has said so
         return False
     try:
-        return store.flush(timeout)
+        return flush_all(timeout)
     except Exception as fault:
         faults.report("flush the account", fault)
         return False

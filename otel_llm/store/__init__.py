@@ -8,13 +8,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from otel_llm import lazy
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
-from otel_llm.store.store import Store, StoreStats, flush
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+    from otel_llm.store.store import Store, StoreStats, flush
+
 __all__ = ["Store", "StoreBusy", "StoreError", "StoreNotFound", "StoreStats", "connect", "flush"]
+
+# What needs a POSIX system is imported with them: how spans are read, which others need as well, does not.
+__getattr__ = lazy.attributes(__name__, {"Store": "store", "StoreStats": "store", "flush": "store"})
 
 
 def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:

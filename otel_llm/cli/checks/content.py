@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from otel_llm.cli.checks import Section, other_signals
+from otel_llm.cli.checks import Section, export, other_signals
 from otel_llm.logged import warnings_of
 from otel_llm.settings import Capture, settings
 
@@ -27,6 +27,8 @@ def content() -> Section:
         section.facts["events"] = other_signals.events(section)
     patterns = "built-in patterns" if chosen.redact_builtin else f"no built-in patterns ({_BUILTIN}=off)"
     section.facts["redacted by"] = f"{patterns}, {_function(section, chosen.redact)}"
+    if chosen.capture is not Capture.NO_CONTENT and any(os.environ.get(name) for name in export.TRACES.endpoints):
+        section.facts["over OTLP"] = "in requests below 4 MiB, but for exporters that the program sets up itself"
     if chosen.capture is not Capture.NO_CONTENT and not chosen.redact_builtin:
         section.remark(
             f"{_BUILTIN}=off: API keys, e-mail addresses and card numbers in what is said are recorded as they are",
