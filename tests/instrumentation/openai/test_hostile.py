@@ -39,11 +39,13 @@ def _is_not_asked() -> Iterator[None]:
 
 @contextmanager
 def asking(mode: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_LLM_STREAM_USAGE", mode)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OTEL_LLM_STREAM_USAGE", mode)
+            reload()
+            yield
+    finally:
         reload()
-        yield
-    reload()
 
 
 # --- what a server may send ------------------------------------------------------------------------------------------
