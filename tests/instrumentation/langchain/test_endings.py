@@ -218,10 +218,10 @@ class _ToldOfErrors(BaseCallbackHandler):
         self.told: dict[str, str] = {}
 
     def on_tool_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.told["execute_tool wait"] = type(error).__name__
+        self.told["execute_tool wait"] = calls.error_type_of(error)
 
     def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.told["retrieval Retriever"] = type(error).__name__
+        self.told["retrieval Retriever"] = calls.error_type_of(error)
 
 
 async def test_a_cancelled_tool_or_retriever_on_its_own(traced: Traced) -> None:
@@ -258,7 +258,7 @@ async def test_a_cancelled_tool_or_retriever_on_its_own(traced: Traced) -> None:
             await running
         del running
     await _let_go()
-    assert set(beside.told.values()) <= {"CancelledError"}
+    assert set(beside.told.values()) <= {"asyncio.exceptions.CancelledError"}
     assert _outcomes(traced) == {
         name: ("cancelled", beside.told.get(name)) for name in ("execute_tool wait", "retrieval Retriever")
     }
