@@ -20,11 +20,14 @@ from typing import Any
 
 import openai
 import pytest
+from langchain_core.language_models import FakeListChatModel
 from opentelemetry.sdk.trace import TracerProvider
 
 import otel_llm
 from otel_llm import call as calls
 from otel_llm import faults, semconv, wiring
+from otel_llm.instrumentation.langchain import LangChainInstrumentor
+from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.instrumentation.openai.clients import http
 
@@ -187,6 +190,22 @@ def test_the_app_gets_its_time_limit_and_the_call_its_row(way, error, raises, tm
     finally:
         instrumentor.uninstrument()
         wiring.unwire()
+
+
+def test_langchain_lets_it_through_too(raises, monkeypatch):
+    """It takes what comes out of a handler for the handler's, and only logs it."""
+    raises(TimeLimit)
+    instrumentor = LangChainInstrumentor()
+    instrumentor.instrument(tracer_provider=TracerProvider(shutdown_on_exit=False))
+    try:
+        model = FakeListChatModel(responses=["a"])
+        monkeypatch.setattr(Runs, "begin_call", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
+        with pytest.raises(TimeLimit):
+            model.invoke("hi")
+        monkeypatch.setattr(Runs, "begin_call", lambda *_, **__: 1 / 0)
+        assert model.invoke("hi").content == "a"
+    finally:
+        instrumentor.uninstrument()
 
 
 # --- whose exception it is ---------------------------------------------------------------------------------------------
