@@ -72,7 +72,7 @@ HANDLERS: list[tuple[Any, type[BaseException]]] = [
 ]
 
 
-@pytest.fixture(params=HANDLERS, ids=str)
+@pytest.fixture(params=HANDLERS, ids=["default", "function", "object", "method", "partial"])
 def handler(request: pytest.FixtureRequest) -> Iterator[type[BaseException]]:
     """A signal handler is set; its exception is the app's."""
     function, raised = request.param
