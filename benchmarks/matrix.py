@@ -4,6 +4,8 @@
     python benchmarks/matrix.py --wrong official           # every cell that a candidate gets wrong, and why
     python benchmarks/matrix.py --json                     # the same of all candidates, as JSON
     python benchmarks/matrix.py --only otel-llm,official --group streams,errors
+    python benchmarks/matrix.py --limits 8                 # the account, where the SDK keeps 8 attributes a span, of 8 characters
+    python benchmarks/matrix.py --beside logfire           # ... beside Logfire (`logfire-later`: set up after otel-llm)
 
 A cell is a way to call a model: a client, an endpoint, a way to read the answer, an end, through LangChain or not. Each runs over
 real HTTP against a local server that keeps a ledger of what it billed. A cell is right when
@@ -30,9 +32,11 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,20 +140,34 @@ def _cells(groups: Sequence[str]) -> list[Any]:
     return [cell for cell in CELLS if cell.group in groups]
 
 
-def _work(candidate: Candidate, groups: Sequence[str], start: int) -> None:
+BESIDE = ("logfire", "logfire-later")
+
+
+def _work(candidate: Candidate, groups: Sequence[str], start: int, limit: int | None, beside: str | None) -> None:
     """Runs the cells from the number `start` on; says the faults of each, one line of JSON a cell."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     cells = _cells(groups)
-    from tests.matrix.cell import matrix
+    from tests.matrix.cell import Recorder, hear_the_account, logfire, matrix
     from tests.matrix.truth import faults
 
-    with matrix() as (surroundings, provider):
+    with ExitStack() as others:
+        surroundings, provider = others.enter_context(matrix(limit))
+        if beside == "logfire":
+            provider = others.enter_context(logfire(is_global=True))
         settle = candidate.install(provider)
         if settle is not None:
             surroundings.settle = settle
+        if beside == "logfire-later":
+            others.enter_context(logfire(is_global=True))
+        if limit is not None or beside is not None:
+            from otel_llm import wiring
+
+            store = Path(others.enter_context(tempfile.TemporaryDirectory())) / "usage.duckdb"
+            surroundings.recorder = Recorder()
+            hear_the_account(wiring.wire(provider, store), surroundings.recorder)
         for cell in cells[start:]:
             print(json.dumps(faults(cell, surroundings.run(cell))), file=answers, flush=True)
     answers.flush()
@@ -161,7 +179,7 @@ def _work(candidate: Candidate, groups: Sequence[str], start: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _judge(name: str, groups: Sequence[str], cells: int) -> Iterator[list[str]]:
+def _judge(name: str, groups: Sequence[str], cells: int, options: Sequence[str]) -> Iterator[list[str]]:
     """The faults of a candidate in each cell. After a cell that hangs or crashes, another process goes on with the next."""
     foreign = ("OTEL_", "OPENAI_", "AZURE_", "TRACELOOP_", "LANGSMITH_", "LANGCHAIN_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
@@ -169,7 +187,7 @@ def _judge(name: str, groups: Sequence[str], cells: int) -> Iterator[list[str]]:
     number = 0
     while number < cells:
         process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, "--start", str(number), "--group", ",".join(groups)],
+            [sys.executable, __file__, "--worker", name, "--start", str(number), "--group", ",".join(groups), *options],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -215,7 +233,7 @@ def _read(stream: Any, take: Callable[[str], object]) -> None:
     take("")
 
 
-def run(names: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
+def run(names: Sequence[str], groups: Sequence[str], options: Sequence[str] = ()) -> dict[str, Any]:
     """For each candidate its versions and the faults of each cell (an empty list is right), or why it cannot take part."""
     cells = _cells(groups)
     results: dict[str, Any] = {}
@@ -226,7 +244,7 @@ def run(names: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
             results[name] = {"cannot": f"not installed ({error.name})"}
             continue
         try:
-            found = list(_judge(name, groups, len(cells)))
+            found = list(_judge(name, groups, len(cells), options))
         except RuntimeError as error:
             results[name] = {"cannot": str(error)}
             continue
@@ -274,6 +292,8 @@ def main() -> None:
     parser.add_argument("--group", help="these groups of cells, with commas")
     parser.add_argument("--wrong", metavar="CANDIDATE", help="the cells that this candidate gets wrong, and why")
     parser.add_argument("--json", action="store_true", help="the faults of every cell as JSON")
+    parser.add_argument("--limits", type=int, help="attributes of a span, and characters of each, that the SDK keeps")
+    parser.add_argument("--beside", choices=BESIDE, help="what else is in the process")
     parser.add_argument("--worker", choices=CANDIDATES, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -284,12 +304,19 @@ def main() -> None:
     if unknown := sorted(set(groups) - set(GROUPS)):
         parser.error(f"no such group: {', '.join(unknown)} (there are {', '.join(GROUPS)})")
     if arguments.worker:
-        _work(CANDIDATES[arguments.worker], groups, arguments.start)
+        _work(CANDIDATES[arguments.worker], groups, arguments.start, arguments.limits, arguments.beside)
     chosen = arguments.wrong or arguments.only
+    options: list[str] = []
+    if arguments.limits is not None or arguments.beside is not None:
+        if chosen not in (None, "otel-llm"):
+            parser.error("--limits and --beside ask for the account, which otel-llm alone keeps")
+        chosen = "otel-llm"
+        options += ["--limits", str(arguments.limits)] if arguments.limits is not None else []
+        options += ["--beside", arguments.beside] if arguments.beside is not None else []
     chosen = chosen.split(",") if chosen else list(CANDIDATES)
     if unknown := sorted(set(chosen) - set(CANDIDATES)):
         parser.error(f"no such candidate: {', '.join(unknown)} (there are {', '.join(CANDIDATES)})")
-    results = run([name for name in CANDIDATES if name in chosen], groups)
+    results = run([name for name in CANDIDATES if name in chosen], groups, options)
     if arguments.json:
         print(json.dumps(results, indent=2))
     elif arguments.wrong:

@@ -76,6 +76,7 @@ def pre_instrument() -> None:
     steps = _Steps()
     if settings().sdk_disabled:
         return
+    steps.take("look at gevent", _prepare_greenlets)
     steps.take("set up OpenTelemetry", lambda: _set_up(launched=True))
     steps.take(_KEEP, lambda: _keep_account(None, None))
     steps.take("carry the context", _carry_context)
@@ -96,7 +97,7 @@ def instrument(
     and named in the log.
 
     Args:
-        tracer_provider: an SDK TracerProvider; default the global one if the app has set one, else one is set up from the
+        tracer_provider: where the spans go; default the global one if the app has set one, else one is set up from the
             `OTEL_*` variables, as `opentelemetry-instrument` would.
         store: the DuckDB file; default `OTEL_LLM_STORE`, else `usage.duckdb` in the user's data directory.
         meter_provider: where GenAI metrics are recorded; default the global one.
@@ -115,6 +116,7 @@ def instrument(
         steps.take("use the redactor, and records no content", lambda: _use_redactor(redact))
     if settings().sdk_disabled:
         return
+    steps.take("look at gevent", _prepare_greenlets)  # before the SDK has threads
     if tracer_provider is None:
         tracer_provider = steps.take("set up OpenTelemetry", _set_up)
     steps.take(_KEEP, lambda: _keep_account(tracer_provider, store))
@@ -161,7 +163,13 @@ def _use_redactor(redact: Callable[[dict[str, Any]], dict[str, Any] | None]) -> 
     redaction.use(redact)
 
 
-def _set_up(*, launched: bool = False) -> TracerProvider | None:
+def _prepare_greenlets() -> None:
+    from otel_llm import greenlets
+
+    greenlets.prepare()
+
+
+def _set_up(*, launched: bool = False) -> Any:
     """The global provider, set up if need be. `launched`: a configurator has come before us, with the same variables."""
     sdk = _sdk()
     from otel_llm import wiring
@@ -173,7 +181,7 @@ def _set_up(*, launched: bool = False) -> TracerProvider | None:
     if launched or not is_theirs:
         from otel_llm import batches
 
-        batches.bound(provider)
+        batches.bound(wiring.taking_processors(provider))
     return provider
 
 

@@ -20,11 +20,12 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from opentelemetry import context as otel
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace import get_current_span as current_span
 
-from otel_llm import context, faults, metrics, semconv, toolcalls
+from otel_llm import context, faults, metrics, semconv, toolcalls, tracing
 from otel_llm.settings import settings
+from otel_llm.tracing import Tracer
 from otel_llm.usage import Usage
 
 _KEY = otel.create_key("otel-llm-call")
@@ -119,6 +120,10 @@ end_watchers: list[Callable[[Any], None]] = []
 """Told of the span of a call that has ended, perhaps without a word to its processors: an exception may have come up on the way."""
 
 
+deniers: list[Callable[[Span], None]] = []
+"""Told of the span around a request of a client's that is no model call, in case somebody else has taken it for one."""
+
+
 class ModelCall:
     """One model call and its span, from begin to the one finish. Safe to finish from any thread."""
 
@@ -197,7 +202,7 @@ class ModelCall:
         if settings().captures_content:
             at_start = self._take_content(at_start)
         self.facts = at_start
-        """The attributes so far: those of a span that nobody records can not be read back."""
+        """The attributes so far, whole: a span that nobody records has none, and the SDK's limits cut those of any other."""
         self.span = tracer.start_span(
             f"{operation} {model}" if model else operation,
             parent,
@@ -246,7 +251,8 @@ class ModelCall:
             self._chunk_times.record((self.last_chunk_ns - before) / 1e9, response_model)
         elif self.first_chunk_ns is None:
             self.first_chunk_ns = now = self.last_chunk_ns
-            self._chunk_times = metrics.chunk_times(self.facts, self.span)
+            if not tracing.is_suppressed(self.span):
+                self._chunk_times = metrics.chunk_times(self.facts, self.span)
             seconds = self.facts[semconv.TIME_TO_FIRST_CHUNK] = (now - self.started_perf_ns) / 1e9
             self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, seconds)
             self._tell()
@@ -359,6 +365,8 @@ class ModelCall:
 
     def _signal(self, usage: Usage | None, error: BaseException | None, error_type: str | None, end_ns: int) -> None:
         """Metrics and events, after the account: it must not wait for them."""
+        if tracing.is_suppressed(self.span):
+            return  # whoever suppresses ours sends its own
         try:
             if metrics.wanted():
                 first = None if self.first_chunk_ns is None else (self.first_chunk_ns - self.started_perf_ns) / 1e9
@@ -465,6 +473,12 @@ class Aside:
         return otel.set_value(_KEY, self)
 
 
+def is_aside(current: otel.Context | None = None) -> bool:
+    """Whether a request that is no model call is being made in this context."""
+    request = otel.get_value(_KEY, current)
+    return isinstance(request, Aside) and not request.finished
+
+
 def enter(request: ModelCall | Aside) -> None:
     """Makes the context of `request` the current one. Whoever will `leave` it keeps the one before."""
     otel.attach(request.context())
@@ -520,9 +534,8 @@ def nearer(span: Span, at: otel.Context | None = None) -> Span:
 
 def _is_older(span: Span, other: Span) -> bool:
     """Whether `other` was opened inside `span` (by hand, say), which makes it the nearer parent."""
-    if span is other or not other.get_span_context().is_valid:
-        return False
-    if span.get_span_context().trace_id != other.get_span_context().trace_id:
+    ids = tracing.identity(other)
+    if span is other or not ids.is_valid or ids.trace_id != tracing.identity(span).trace_id:
         return False
     own, others = getattr(span, "start_time", None), getattr(other, "start_time", None)
     return own is not None and others is not None and others > own

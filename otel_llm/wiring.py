@@ -3,33 +3,33 @@ that sends nothing of ours to a model provider."""
 
 from __future__ import annotations
 
-import logging
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from opentelemetry import context as otel
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from otel_llm import call as calls
-from otel_llm import propagation, semconv, stream_usage
+from otel_llm import propagation, semconv, stream_usage, tracing
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
     from otel_llm.store import Store
-    from otel_llm.store.processor import UsageSpanProcessor
 
-_logger = logging.getLogger("otel_llm")
 _lock = threading.Lock()
-_wired: WeakKeyDictionary[TracerProvider, _Wiring] = WeakKeyDictionary()
-_observed: WeakKeyDictionary[TracerProvider, SpanProcessor] = WeakKeyDictionary()
+_wired: WeakKeyDictionary[Any, _Wiring] = WeakKeyDictionary()
+_observed: WeakKeyDictionary[Any, SpanProcessor] = WeakKeyDictionary()
+_stages: WeakKeyDictionary[Any, tracing.Stage] = WeakKeyDictionary()
+_DEEPEST: Final = 8
+"""Wrappers round a provider, as far as they are looked into."""
 
 
 class AccountSampler(Sampler):
@@ -59,52 +59,101 @@ class AccountSampler(Sampler):
 
 
 class _Wiring:
-    def __init__(self, provider: TracerProvider, store: Store, processor: UsageSpanProcessor) -> None:
+    def __init__(self, provider: TracerProvider | None, stage: tracing.Stage, store: Store) -> None:
+        from otel_llm.store.processor import UsageSpanProcessor
+
         self.store = store
-        self.processor = processor
-        provider.add_span_processor(processor)
-        calls.watchers.append(processor.update)
-        calls.end_watchers.append(processor.end_untold)
+        self.processor = UsageSpanProcessor(store)
+        stage.add(self.processor)
+        stage.keeps_account = True
+        if provider is not None:
+            provider.add_span_processor(self.processor)
+        calls.watchers.append(self.processor.update)
+        calls.end_watchers.append(self.processor.end_untold)
+        calls.deniers.append(self.processor.deny)
+
+
+class _Other:
+    """Stands for a provider that nothing can be noted of."""
+
+
+_other: Final = _Other()
+
+
+def taking_processors(provider: Any) -> TracerProvider | None:
+    """The provider, or the one that it wraps, that span processors can be added to; None where there is none.
+
+    Told by what it can do: wrappers (Logfire's, say) are of classes of their own.
+    """
+    found = None
+    for _ in range(_DEEPEST):
+        if callable(getattr(provider, "add_span_processor", None)):
+            found = provider
+        held = getattr(provider, "__dict__", {}).values()
+        provider = next((inner for inner in held if callable(getattr(inner, "get_tracer", None))), None)
+        if provider is None:
+            break
+    return found
+
+
+def _key(provider: Any) -> Any:
+    """What stands for a provider in a dictionary of weak references."""
+    provider = taking_processors(provider) or provider
+    try:
+        weakref.ref(provider)
+        hash(provider)
+    except TypeError:
+        return _other
+    return provider
+
+
+def _observe(provider: Any) -> tracing.Stage:
+    from otel_llm.lifecycle.hub import hub
+    from otel_llm.lifecycle.processor import LifecycleProcessor
+
+    key = _key(provider)
+    if key not in _observed:
+        able = taking_processors(provider)
+        _observed[key] = observer = LifecycleProcessor()
+        _stages[key] = stage = tracing.Stage(provider, getattr(able, "resource", None))
+        stage.is_listened_to = lambda: hub.subscriptions
+        stage.add(observer)
+        tracing.stages.append(stage)
+        if able is not None:
+            able.add_span_processor(observer)
+            if callable(getattr(getattr(able, "sampler", None), "should_sample", None)):
+                _set_sampler(able, AccountSampler(able.sampler))
+    return _stages[key]
 
 
 def observe(provider: Any) -> None:
     """Has `chain`, `step` and `tool` write to a TracerProvider, and its GenAI spans tell of themselves to whoever subscribes."""
-    from otel_llm.lifecycle.processor import LifecycleProcessor
     from otel_llm.lifecycle.scopes import tracer
 
     tracer.use(provider)
-    if not isinstance(provider, TracerProvider):
-        return
     with _lock:
-        if provider not in _observed:
-            _observed[provider] = processor = LifecycleProcessor()
-            provider.add_span_processor(processor)
-            _set_sampler(provider, AccountSampler(provider.sampler))
+        _observe(provider)
 
 
-def wire(provider: Any, path: Path) -> Store | None:
-    """Adds the account at `path` to an SDK TracerProvider, once. Returns its store, None where `provider` is not the SDK's."""
+def wire(provider: Any, path: Path) -> Store:
+    """Keeps the account of a tracer provider at `path`, once. Returns its store.
+
+    The provider may be anybody's. From one that takes span processors the account hears of the spans of others too.
+    """
+    from otel_llm.store import Store
+
     propagation.withhold()
     observe(provider)
-    if not isinstance(provider, TracerProvider):
-        _logger.warning(
-            "the tracer provider is a %s, not the OpenTelemetry SDK's: spans are made, but no account is kept. "
-            "Call otel_llm.instrument(tracer_provider=...) with an SDK TracerProvider.",
-            type(provider).__name__,
-        )
-        return None
-    from otel_llm.store import Store
-    from otel_llm.store.processor import UsageSpanProcessor
-
     with _lock:
-        wiring = _wired.get(provider)
+        key = _key(provider)
+        wiring = _wired.get(key)
         if wiring is None:
             store = Store.open(path)
             if calls.finish_abandoned not in store.before_flush:
                 store.before_flush.append(calls.finish_abandoned)
                 store.before_flush.append(stream_usage.save)
             stream_usage.keep_at(store.paths.stream_usage)
-            wiring = _wired[provider] = _Wiring(provider, store, UsageSpanProcessor(store))
+            wiring = _wired[key] = _Wiring(taking_processors(provider), _stages[key], store)
         return wiring.store
 
 
@@ -115,24 +164,26 @@ def unwire() -> None:
     tracer.use(None)
     with _lock:
         for provider, observer in list(_observed.items()):
-            if isinstance(provider.sampler, AccountSampler):
-                _set_sampler(provider, provider.sampler.inner)
+            if isinstance(sampler := getattr(provider, "sampler", None), AccountSampler):
+                _set_sampler(provider, sampler.inner)
             _remove_processor(provider, observer)
         _observed.clear()
+        _stages.clear()
+        tracing.stages.clear()
         for provider, wiring in list(_wired.items()):
             _remove_processor(provider, wiring.processor)
             calls.watchers.remove(wiring.processor.update)
             calls.end_watchers.remove(wiring.processor.end_untold)
+            calls.deniers.remove(wiring.processor.deny)
             wiring.processor.shutdown()
         _wired.clear()
         stream_usage.keep_at(None)
         propagation.restore()
 
 
-def global_provider() -> TracerProvider | None:
-    """The SDK provider that the app (or the auto-instrumentation) has set, None where there is none yet."""
-    provider = _current()
-    return provider if isinstance(provider, TracerProvider) else None
+def global_provider() -> Any:
+    """The provider that the app (or the auto-instrumentation) has set, of whatever class, or the one that stands for none."""
+    return _current()
 
 
 def is_provider_set() -> bool:

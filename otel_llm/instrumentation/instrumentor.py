@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Tracer, TracerProvider, get_tracer
+from opentelemetry.trace import TracerProvider
 
 from otel_llm.instrumentation import signals
 from otel_llm.settings import settings
-from otel_llm.version import __version__
+from otel_llm.tracing import Tracer
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -44,7 +44,7 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         if settings().sdk_disabled:
             return
         signals.use(self, meter_provider, logger_provider)
-        self._install(get_tracer(self.scope, __version__, tracer_provider, _SCHEMA_URL))
+        self._install(Tracer(self.scope, tracer_provider, _SCHEMA_URL))
 
     def _uninstrument(self, **_: Any) -> None:
         self._remove()

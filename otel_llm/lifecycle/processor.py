@@ -22,6 +22,7 @@ from otel_llm.lifecycle import event as kinds
 from otel_llm.lifecycle.event import Event, ToolCall
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.store.spans import attributes_of, is_genai, operation_of
+from otel_llm.tracing import Given, hear
 from otel_llm.usage import Usage
 
 _MAX_PARTS: Final = 20_000
@@ -33,7 +34,7 @@ _USAGE: Final = Usage._fields
 class _Part:
     """A GenAI span that runs."""
 
-    __slots__ = ("chain", "failed", "lineage", "parent", "root", "sequence", "span_id")
+    __slots__ = ("chain", "failed", "given", "lineage", "parent", "root", "sequence", "span_id")
 
     def __init__(self, span_id: int, parent: _Part | None, *, is_chain: bool = False) -> None:
         self.span_id = span_id
@@ -42,6 +43,8 @@ class _Part:
         self.lineage: Collection[int] = (span_id,) if parent is None else (span_id, *parent.lineage)
         self.sequence: itertools.count[int] = itertools.count(1) if parent is None else parent.sequence
         self.chain = _Chain() if is_chain else None
+        self.given: Given | None = None
+        """What its span was told, where that is ours."""
         self.failed: tuple[str, int] | None = None
         """Name and span id of the innermost part that the last thing in here failed in."""
 
@@ -83,7 +86,8 @@ class LifecycleProcessor(SpanProcessor):
         self._forget_what_is_out_of_date()
         own = span.get_span_context()
         parent = self._above(span)
-        attributes = attributes_of(span)
+        told = hear(own.span_id, parent_context)
+        attributes = attributes_of(span, told)
         if len(self._parts) >= _MAX_PARTS:
             self._parts.pop(next(iter(self._parts)), None)
         if not is_genai(attributes):
@@ -91,6 +95,7 @@ class LifecycleProcessor(SpanProcessor):
             return
         operation = _operation(attributes)
         part = _Part(own.span_id, parent, is_chain=operation in semconv.CHAIN_OPERATIONS)
+        part.given = told
         self._parts[own.span_id] = part
         scope = otel.get_value(SCOPE, parent_context)
         if scope is not None:
@@ -129,7 +134,7 @@ class LifecycleProcessor(SpanProcessor):
         assert own is not None
         self._forget_what_is_out_of_date()
         part = self._parts.pop(own.span_id, None)
-        attributes = attributes_of(span)
+        attributes = attributes_of(span, None if part is None or part.span_id != own.span_id else part.given)
         if is_genai(attributes):
             if part is None:
                 part = _Part(own.span_id, self._above(span), is_chain=True)

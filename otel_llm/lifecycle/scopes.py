@@ -23,7 +23,7 @@ from otel_llm import context, faults, metrics, semconv
 from otel_llm.generators import generator_function
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.settings import settings
-from otel_llm.version import __version__
+from otel_llm.tracing import Tracer
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -44,7 +44,8 @@ class _Tracer:
         self.use(None)
 
     def use(self, provider: trace.TracerProvider | None) -> None:
-        self.start_span = trace.get_tracer(INSTRUMENTATION, __version__, provider).start_span
+        # Not to be suppressed: the app asks for these spans itself.
+        self.start_span = Tracer(INSTRUMENTATION, provider, hides=False).start_span
 
 
 tracer = _Tracer()
@@ -53,11 +54,15 @@ tracer = _Tracer()
 class _Entry:
     """A scope that has been entered and not been left. The context refers to it where it was entered by `with`."""
 
-    __slots__ = ("_home", "_inner", "_is_left", "_outer", "process", "span", "stopwatch")
+    __slots__ = ("_home", "_inner", "_is_left", "_outer", "facts", "process", "span", "stopwatch")
 
-    def __init__(self, span: Span, stopwatch: metrics.Stopwatch | None, outer: otel.Context) -> None:
+    def __init__(
+        self, span: Span, facts: dict[str, Any], stopwatch: metrics.Stopwatch | None, outer: otel.Context
+    ) -> None:
         """`outer`: the context that it is entered in."""
         self.span = span
+        self.facts = facts
+        """What the span was told."""
         self.stopwatch = stopwatch
         self.process = calls.process()
         self._outer = outer
@@ -130,7 +135,7 @@ def _without_span(context: otel.Context, around: otel.Context) -> otel.Context:
 class Scope:
     """A part of a run, as long as its `with` or the decorated function. Made by `chain`, `step` and `tool`."""
 
-    __slots__ = ("_attributes", "_name", "_open", "_operation", "span")
+    __slots__ = ("_attributes", "_facts", "_name", "_open", "_operation", "span")
 
     def __init__(self, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
         self._operation = operation
@@ -140,6 +145,8 @@ class Scope:
         """What is entered; None for an entry that failed."""
         self.span: Span | None = None
         """The span, once entered; of the last entry."""
+        self._facts: dict[str, Any] = {}
+        """What it was told."""
 
     @property
     def span_id(self) -> str | None:
@@ -212,7 +219,8 @@ class Scope:
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
         )
-        return _Entry(span, metrics.stopwatch(self._operation, attributes), current)
+        self._facts = attributes
+        return _Entry(span, attributes, metrics.stopwatch(self._operation, attributes), current)
 
     def _end(self, entry: _Entry, error: BaseException | None) -> None:
         """Ends the span as `error` says."""
@@ -274,7 +282,9 @@ class Scope:
             from otel_llm import content
 
             if self.span is not None:
-                self.span.set_attributes(content.on_span({name: value()}))
+                said = content.on_span({name: value()})
+                self._facts.update(said)
+                self.span.set_attributes(said)
         except Exception as fault:  # an object of the app's that is not what it seems
             faults.report("read what a tool is asked or answers", fault)
 
@@ -318,9 +328,12 @@ def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = N
     status = calls.OK if calls.is_control_flow(error) else calls.status_of(error)
     error_type = calls.error_type_of(error) if error is not None and status in _FAILED else None
     try:
-        span.set_attribute(semconv.STATUS, status)
+        at_end = {semconv.STATUS: status}
         if error_type is not None:
-            span.set_attribute(semconv.ERROR_TYPE, error_type)
+            at_end[semconv.ERROR_TYPE] = error_type
+        entry.facts.update(at_end)
+        span.set_attributes(at_end)
+        if error_type is not None:
             span.set_status(_ERROR if error is None or not settings().captures_content else _failed(span, error))
         span.end(ended_ns)
     except Exception as fault:  # a span processor of the app's that raises

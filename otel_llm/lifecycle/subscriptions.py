@@ -217,42 +217,60 @@ class _ThreadTap(_Closing):
     def __init__(self, types: Collection[type[Event]], run: Any, max_queue_size: int, handler: Any) -> None:
         super().__init__(types, run, max_queue_size)
         self._handler = handler
+        self._start_afresh()
         self._start()
         _threads.add(self)
 
-    def _start(self) -> None:
+    def _start_afresh(self) -> None:
         # SimpleQueue: a signal handler or a finalizer may put an event while its own thread is putting one.
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run_all, name="otel-llm-events", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def _start(self) -> None:
+        lock = self._starting
+        if lock.acquire(blocking=False):  # or another thread is at it
+            try:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._run_all, args=(self._queue,), name="otel-llm-events", daemon=True
+                    )
+                    self._thread.start()
+            finally:
+                lock.release()
 
     def waiting(self) -> int:
         return self._queue.qsize()
 
     def put(self, event: Event) -> None:
         self._queue.put(event)
+        if self._thread is None:  # the child of a fork
+            self._start()
 
     def wake(self) -> None:
         self._queue.put(None)
 
     def join(self, timeout: float) -> bool:
-        if self._thread is threading.current_thread():
+        thread = self._thread
+        if thread is None:
+            return True
+        if thread is threading.current_thread():
             return False
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        thread.join(timeout)
+        return not thread.is_alive()
 
-    def _run_all(self) -> None:
+    def _run_all(self, events: queue.SimpleQueue[Event | None]) -> None:
         # What a handler does is no part of what was going on where it was subscribed.
         otel.attach(otel.Context())
-        while (event := self._queue.get()) is not None:
+        while (event := events.get()) is not None:
             try:
                 self._handler(event)
             except BaseException as error:
                 faults.note(f"tell {_name(self._handler)} of an event", error)
 
     def after_fork(self) -> None:
-        if not self.closed:
-            self._start()
+        # No thread is started in the midst of a fork: the first event does that.
+        self._start_afresh()
 
 
 class _LoopTap(_Closing):

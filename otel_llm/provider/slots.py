@@ -142,15 +142,16 @@ class Door:
         """Does what was told. Whoever finds the lock held leaves it to its holder, who looks again after letting go."""
         while self._told:
             held: list[bool] = []
+            lock = self._lock  # a fork replaces it
             try:
                 # In one step, so that what a signal's handler raises finds the lock either not taken or known to be.
-                held.extend(map(self._lock.acquire, (False,)))
+                held.extend(map(lock.acquire, (False,)))
                 if not held[0]:
                     return
                 granted = self._grant()
             finally:
                 if held and held[0]:
-                    self._lock.release()
+                    lock.release()
             for waiter, slot in granted:
                 if waiter.set_running_or_notify_cancel():
                     waiter.set_result(slot)

@@ -75,17 +75,18 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
     # Whatever line an exception comes up at, the file is closed with the last reference to it, and the lock is gone.
     file: io.FileIO | None = None
     taken = False
+    mutex = guard.mutex  # a fork replaces it
     try:
         # A fork waits for the mutex. Without it a child could come between these lines, with a descriptor that it does not
         # know of and that keeps the lock alive.
-        taken = guard.mutex.acquire(timeout=max(deadline - time.monotonic(), 0))
+        taken = mutex.acquire(timeout=max(deadline - time.monotonic(), 0))
         if not taken:
             raise TimeoutError(f"{path} is held by another thread")
         file = io.FileIO(files.open_or_create(path), "r+")
         _held.add(file)
     finally:
         if taken:
-            guard.mutex.release()
+            mutex.release()
     try:
         fd = file.fileno()
         wait = _FIRST_WAIT

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from otel_llm import files
+from otel_llm import files, importing
 from otel_llm.store import batch, database, flock, follow, guard, segments, workbench
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.paths import StorePaths
@@ -68,6 +68,7 @@ Offsets = dict[str, tuple[int, bool]]
 """By segment name: bytes consumed, and whether it is finished."""
 
 
+@importing.whole()
 def merge(store: str | os.PathLike[str], *, timeout: float = 5.0) -> MergeResult:
     """Takes in what all journals of `store` hold. `timeout` is in seconds, for other mergers and readers to let go.
 

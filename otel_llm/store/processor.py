@@ -8,12 +8,17 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
+from otel_llm import call as calls
 from otel_llm import faults, semconv
 from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, is_model_call, recorded, start_record
 from otel_llm.store.store import Store
+from otel_llm.tracing import Given, backstage, hear
 
 MARK: Final = "_otel_llm_journalled"
 """Set on an ended span that is in the journal, so that an exporter in the same process does not store it again."""
+
+_OPENAI: Final = "openai"
+"""What the scopes of instrumentations of that client have in their names."""
 
 MAX_NODES: Final = 20_000
 """Spans that run, as far as they are remembered; those that never end must not fill the memory."""
@@ -22,12 +27,14 @@ MAX_NODES: Final = 20_000
 class _Node:
     """What is known of a span that runs."""
 
-    __slots__ = ("agent", "covered", "is_ours", "keep", "model_call", "parent", "started", "workflow")
+    __slots__ = ("agent", "covered", "given", "is_ours", "keep", "model_call", "parent", "started", "workflow")
 
     def __init__(self, parent: _Node | None) -> None:
         self.parent = parent
         self.keep = False
         """The span is about GenAI, or above one that is."""
+        self.given: Given | None = None
+        """What it was told, where it is ours."""
         self.started: dict[str, Any] | None = None
         """Its start record, where it has one."""
         self.model_call = False
@@ -61,7 +68,8 @@ class UsageSpanProcessor(SpanProcessor):
             if len(nodes) >= MAX_NODES:
                 self._forget_oldest()
             nodes[context.span_id] = node
-            attributes = attributes_of(span)
+            node.given = told = hear(context.span_id, parent_context)
+            attributes = attributes_of(span, told)
             if is_genai(attributes):
                 self._started(span, context, attributes, node)
         except Exception as error:
@@ -82,6 +90,8 @@ class UsageSpanProcessor(SpanProcessor):
             node.model_call = True
             node.is_ours = record.get("sc", "").startswith("otel_llm.")
             _count_once(node)
+            if not node.is_ours and _OPENAI in record.get("sc", "") and calls.is_aside():
+                node.covered = True  # see `deny`
             if node.covered:
                 record["x"] = 1
         self._store.write(record, start_of=context.span_id)
@@ -89,28 +99,39 @@ class UsageSpanProcessor(SpanProcessor):
     def update(self, span: Any) -> None:
         """Journals the start of a running span once more, with what is known of it by now."""
         try:
+            span = backstage(span)
             context = span.get_span_context()
             node = self._nodes.get(context.span_id)
             if node is not None and node.started is not None:
                 record = {
                     **node.started,
                     "n": span.name,
-                    "a": recorded(attributes_of(span), node.started.get("sc", "")),
+                    "a": recorded(attributes_of(span, node.given), node.started.get("sc", "")),
                 }
                 self._store.write(record, start_of=context.span_id)
         except Exception as error:
             faults.report("journal a span", error)
 
+    def deny(self, span: Any) -> None:
+        """A request to OpenAI in this span is no model call: another instrumentation of that client has taken it for one."""
+        try:
+            node = self._nodes.get(span.get_span_context().span_id)
+            if node is not None and node.started is not None and _OPENAI in node.started.get("sc", ""):
+                node.covered = node.covered or (node.model_call and not node.is_ours)
+        except Exception as error:
+            faults.report("look at the span around a request", error)
+
     def on_end(self, span: ReadableSpan) -> None:
         try:
             context = span.context
             node = self._nodes.get(context.span_id)
-            attributes = attributes_of(span)
+            told = None if node is None else node.given
+            attributes = attributes_of(span, told)
             if not (node is not None and node.keep) and not is_genai(attributes):
                 self._nodes.pop(context.span_id, None)
                 return
             started = node.started if node is not None else None
-            record = end_record(span, context, attributes, started)
+            record = end_record(span, context, attributes, started, told)
             if started is None:
                 self._complete(record, span, node)
             if node is not None and node.covered:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from otel_llm import files, place
+from otel_llm import files, importing, place
 from otel_llm.settings import settings
 from otel_llm.store import batch, database, flock, guard, handles, ingest, publish, segments
 from otel_llm.store.aside import aside
@@ -31,6 +31,7 @@ _HELD_SECONDS: Final = 0.3
 _OPEN_SECONDS: Final = 5.0
 
 
+@importing.whole()
 def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended.
 

@@ -7,15 +7,17 @@ copy, the plain field behind them is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode
 
 from otel_llm import semconv
 from otel_llm.settings import settings
+from otel_llm.tracing import Given
 
 _LEGACY_MARK: Final = "gen_ai.system"
 _FOREIGN_MARKS: Final = frozenset((*semconv.FOREIGN_KINDS, _LEGACY_MARK))
@@ -47,17 +49,44 @@ _IN_THE_ANSWER: Final = {
 _THEIR_TOKENS: Final = "llm.token_count."
 
 
-def attributes_of(span: ReadableSpan) -> Attributes:
-    """The span's attributes, without a copy where the SDK is as we know it."""
-    plain = getattr(span._attributes, "_dict", None)
-    if type(plain) is dict:
+def attributes_of(span: ReadableSpan, given: Given | None = None) -> Attributes:
+    """The span's attributes, without a copy where the SDK is as we know it.
+
+    Where its limits have cut them, what a span of ours was `given` is whole again.
+    """
+    held = span._attributes
+    plain: Attributes = getattr(held, "_dict", None)  # type: ignore[assignment]
+    if type(plain) is not dict:
+        plain = span.attributes or {}
+    if given is None:
         return plain
-    return span.attributes or {}
+    longest = getattr(held, "max_value_len", None)
+    if longest is None and not getattr(held, "dropped", 0) and len(plain) >= len(given.attributes):
+        return plain
+    whole = dict(BoundedAttributes(attributes=given.attributes))
+    for name, value in plain.items():
+        # What differs and was not cut is what the app has set there since.
+        if name not in whole or not _is_cut(value, longest):
+            whole[name] = value
+    return whole
+
+
+def _is_cut(value: Any, longest: int | None) -> bool:
+    """Whether a value may be the beginning of a longer one. Those in a list are cut one by one."""
+    if isinstance(value, str | bytes):
+        return len(value) == longest
+    return isinstance(value, Sequence | Mapping) and longest is not None
 
 
 def is_genai(attributes: Attributes) -> bool:
     """Whether attributes are those of a model, agent, tool, retriever or workflow span, in any dialect that we read."""
-    return semconv.OPERATION in attributes or not _FOREIGN_MARKS.isdisjoint(attributes)
+    found = semconv.OPERATION in attributes or not _FOREIGN_MARKS.isdisjoint(attributes)
+    return found and attributes.get(_LOGFIRE_KIND) != _LOGFIRE_LOG
+
+
+_LOGFIRE_KIND: Final = "logfire.span_type"
+_LOGFIRE_LOG: Final = "log"
+"""Logfire's message that a stream has ended is a span, beside the one of the call itself."""
 
 
 def operation_of(attributes: Attributes) -> str | None:
@@ -172,7 +201,11 @@ def start_record(span: ReadableSpan, context: SpanContext, attributes: Attribute
 
 
 def end_record(
-    span: ReadableSpan, context: SpanContext, attributes: Attributes, started: Mapping[str, Any] | None = None
+    span: ReadableSpan,
+    context: SpanContext,
+    attributes: Attributes,
+    started: Mapping[str, Any] | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """The record of a span that has ended. `started`, its start record, saves saying again what has not changed."""
     if started is None:
@@ -200,13 +233,16 @@ def end_record(
             }
             for event in span.events
         ]
-    if span._links:
+    links = span.links if span._links else ()
+    if given is not None and len(links) < len(given.links):
+        links = given.links
+    if links:
         record["l"] = [
             {
                 "trace_id": f"{link.context.trace_id:032x}",
                 "span_id": f"{link.context.span_id:016x}",
                 "attributes": dict(recorded(link.attributes or {}, own)),
             }
-            for link in span.links
+            for link in links
         ]
     return record

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from otel_llm import place
+from otel_llm import importing, place
 from otel_llm.settings import settings
 from otel_llm.store import ending
 from otel_llm.store.aside import aside, was_interrupted
@@ -236,7 +236,8 @@ class Store:
     # --- the background thread ----------------------------------------------------------------------------------------
 
     def _start_thread(self) -> None:
-        if not self._thread_lock.acquire(blocking=False):
+        lock = self._thread_lock  # a fork replaces it, and under gevent this may go on in the child
+        if not lock.acquire(blocking=False):
             return  # another thread is at it, or this is a signal handler inside it
         try:
             if self._thread is None:
@@ -247,8 +248,9 @@ class Store:
         except RuntimeError:
             pass  # the interpreter is shutting down: the journal has the record, and a reader takes it in
         finally:
-            self._thread_lock.release()
+            lock.release()
 
+    @importing.whole()
     def _run(self, stopping: threading.Event) -> None:
         wait = self._flush_interval
         while not stopping.wait(wait):

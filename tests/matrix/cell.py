@@ -14,11 +14,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import openai
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.trace import SpanContext
 
+from otel_llm.store.spans import is_genai
 from tests.matrix.provider import Provider
 
 MODEL = "gpt-4o-mini"
@@ -262,11 +264,42 @@ class Matrix:
         return Seen(self.env.server.requests, list(self.recorder.ended), list(self.recorder.open.values()), error)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the account was told of a span, in the shape of one."""
+
+    attributes: Any
+    context: SpanContext
+
+    def get_span_context(self) -> SpanContext:
+        return self.context
+
+
+def hear_the_account(store: Any, recorder: Recorder) -> None:
+    """Has a matrix judge what the account is told, not the spans: limits cut those, and others make some of their own."""
+    write = store.write
+
+    def written(record: Any, **more: Any) -> None:
+        context = SpanContext(int(record["t"], 16), int(record["s"], 16), is_remote=False)
+        attributes = dict(record["a"])
+        if is_genai(attributes):
+            if record["k"] == "s":
+                recorder.open[context.span_id] = record["n"]
+            else:
+                recorder.open.pop(context.span_id, None)
+                if "x" not in record:  # another span stands for the same call
+                    recorder.ended.append(cast(ReadableSpan, Told(attributes, context)))
+        write(record, **more)
+
+    store.write = written
+
+
 @contextmanager
-def matrix(**options: Any) -> Iterator[tuple[Matrix, TracerProvider]]:
-    """A matrix, and the tracer provider for its candidate."""
+def matrix(limit: int | None = None, **options: Any) -> Iterator[tuple[Matrix, TracerProvider]]:
+    """A matrix, and the tracer provider for its candidate, whose spans hold `limit` attributes."""
     recorder = Recorder()
-    provider = TracerProvider(shutdown_on_exit=False)
+    limits = None if limit is None else SpanLimits(max_attributes=limit, max_attribute_length=limit)
+    provider = TracerProvider(shutdown_on_exit=False, span_limits=limits)
     provider.add_span_processor(recorder)
     with Provider() as server:
         env = Env(server)
@@ -276,3 +309,15 @@ def matrix(**options: Any) -> Iterator[tuple[Matrix, TracerProvider]]:
             env.close()
             provider.shutdown()
             gc.unfreeze()
+
+
+@contextmanager
+def logfire(*, is_global: bool) -> Iterator[Any]:
+    """Logfire, which sends nothing anywhere and instruments OpenAI inside the `with`; its tracer provider."""
+    import logfire
+
+    configured = logfire.configure(send_to_logfire=False, console=False, local=not is_global)
+    if is_global:
+        configured = logfire.DEFAULT_LOGFIRE_INSTANCE
+    with configured.instrument_openai():
+        yield configured.config.get_tracer_provider()

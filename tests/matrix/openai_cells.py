@@ -319,7 +319,8 @@ def websocket_cells() -> Iterator[Cell]:
             yield Cell(f"{client}-responses.connect-{name}", "websockets", partial(responses, read=read), is_async, 2)
         run = partial(realtime, read=until, responses=3)
         yield Cell(f"{client}-realtime-3-responses", "websockets", run, is_async, calls=3)
-        yield Cell(f"{client}-live", "websockets", live, is_async, calls=2)
+        if hasattr(openai.OpenAI, "live"):  # since 3.40
+            yield Cell(f"{client}-live", "websockets", live, is_async, calls=2)
         yield Cell(f"{client}-realtime-lost", "websockets", lost, is_async)
         yield Cell(f"{client}-realtime-left", "websockets", left, is_async, unread=True)
 

@@ -8,7 +8,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from otel_llm import shown
+from otel_llm import greenlets, shown
 from otel_llm.cli.checks import Section
 from otel_llm.cli.errors import one_line
 from otel_llm.logged import warnings_of
@@ -71,6 +71,8 @@ def environment() -> Section:
         section.problem(message, "correct the variable, or unset it")
     if values.sdk_disabled:
         section.problem("OTEL_SDK_DISABLED=true: nothing is recorded", "unset OTEL_SDK_DISABLED")
+    if _version("gevent") is not None:
+        section.remark(f"gevent is installed: {greenlets.FAULT}", greenlets.REMEDY)
     return section
 
 

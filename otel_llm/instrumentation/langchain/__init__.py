@@ -10,8 +10,6 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, Final
 
-from opentelemetry.trace import Tracer
-
 from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.instrumentation import patching
@@ -19,6 +17,7 @@ from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.langchain._handler import Handler, tell_to_the_end
 from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
+from otel_llm.tracing import Tracer
 
 STARTS: Final = ("on_chain_start", "on_tool_start", "on_retriever_start", "on_chat_model_start", "on_llm_start")
 """What the callback managers of LangChain are told of runs that begin."""

@@ -8,10 +8,8 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 from uuid import UUID
 
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-
 from otel_llm import call as calls
-from otel_llm import faults, semconv
+from otel_llm import faults, semconv, tracing
 from otel_llm.instrumentation.langchain._models import Request
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import Graph, conversation_of, is_unnamed, part_of
@@ -307,7 +305,7 @@ def _run_said(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
 
 def _is_wanted(runs: Runs) -> bool:
     calls.finish_abandoned()
-    return runs.active and is_instrumentation_enabled()
+    return runs.active and not tracing.is_off()
 
 
 def _name_of(serialized: Mapping[str, Any] | None, default: str) -> str:

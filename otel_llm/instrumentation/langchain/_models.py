@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opentelemetry.trace import Tracer
-
 from otel_llm import call as calls
 from otel_llm import semconv
 from otel_llm.call import ModelCall, Place
 from otel_llm.instrumentation.langchain._answer import Answer
 from otel_llm.settings import settings
+from otel_llm.tracing import Tracer
 
 PROVIDERS = {
     # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
@@ -81,6 +80,7 @@ class ModelRun:
         if calls.is_claimed(call):
             return
         if call.first_chunk_ns is None:
+            call.facts[semconv.REQUEST_STREAM] = True
             call.span.set_attribute(semconv.REQUEST_STREAM, True)
         call.chunk()
 

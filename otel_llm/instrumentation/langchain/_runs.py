@@ -13,14 +13,15 @@ from typing import Any
 from uuid import UUID
 
 from opentelemetry import context as otel
-from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, set_span_in_context
 
 from otel_llm import call as calls
-from otel_llm import context, faults, forks, metrics, semconv
+from otel_llm import context, faults, forks, metrics, semconv, tracing
 from otel_llm.call import Place
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
 from otel_llm.settings import settings
+from otel_llm.tracing import Tracer
 
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
 
@@ -37,6 +38,7 @@ class Run:
         "context",
         "conversation_id",
         "conversation_told",
+        "facts",
         "hidden_nodes",
         "in_agent",
         "is_open",
@@ -59,6 +61,8 @@ class Run:
         self.name: str | None = None
         self.operation: str | None = None
         self.span: Span | None = None
+        self.facts: dict[str, Any] = {}
+        """What its span was told."""
         self.request: Request | None = None
         """What a model run asks for, until its call has begun."""
         self.model: ModelRun | None = None
@@ -188,6 +192,7 @@ class Runs:
         if place is not None:
             current = set_span_in_context(calls.nearer(place.span, current), current)
         run.operation = operation
+        run.facts = at_start
         run.span = self.tracer.start_span(
             f"{operation} {name}" if name else operation,
             current,
@@ -195,7 +200,8 @@ class Runs:
             at_start,
             start_time=run.started_ns or None,
         )
-        run.stopwatch = metrics.stopwatch(operation, at_start)
+        if not tracing.is_suppressed(run.span):
+            run.stopwatch = metrics.stopwatch(operation, at_start)
 
     def begin_call(self, run: Run, *, may_adopt: bool = True) -> None:
         """Begins the call of a model run, and offers it to the hook of the client that will carry it out.
@@ -287,6 +293,7 @@ class Runs:
         run = self._runs.pop(run_id, None)
         if run is not None:
             if attributes and run.span is not None:
+                run.facts.update(attributes)
                 run.span.set_attributes(attributes)
             self._close(run, status, error_type, error=error)
         return run
@@ -318,9 +325,11 @@ class Runs:
             return
         if span.is_recording():
             try:
-                span.set_attribute(semconv.STATUS, status)
+                at_end = {semconv.STATUS: status}
                 if error_type is not None:
-                    span.set_attribute(semconv.ERROR_TYPE, error_type)
+                    at_end[semconv.ERROR_TYPE] = error_type
+                run.facts.update(at_end)
+                span.set_attributes(at_end)
                 if status in (calls.ERROR, calls.CANCELLED):
                     span.set_status(
                         _ERROR if error is None or not settings().captures_content else _failed(span, error)

@@ -8,11 +8,10 @@ from typing import Any
 
 import wrapt
 from opentelemetry import context as otel
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from opentelemetry.trace import Tracer
+from opentelemetry import trace
 
 from otel_llm import call as calls
-from otel_llm import faults, semconv
+from otel_llm import faults, semconv, tracing
 from otel_llm.call import Aside, ModelCall
 from otel_llm.instrumentation.openai import _asking
 from otel_llm.instrumentation.openai._answer import Answer
@@ -30,6 +29,7 @@ from otel_llm.instrumentation.openai._request import (
 )
 from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, see_body
 from otel_llm.settings import settings
+from otel_llm.tracing import Tracer
 
 _AGAIN = object()
 _PROXY: Any = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
@@ -113,7 +113,7 @@ class Hooks:
         try:
             options = args[1] if len(args) > 1 else kwargs["options"]
             endpoint = endpoint_of(options.method, options.url)
-            if not is_instrumentation_enabled():
+            if tracing.is_off():
                 return None
             if endpoint is None:
                 return self._look_on(client, options, args, stream=bool(kwargs.get("stream")))
@@ -153,6 +153,8 @@ class Hooks:
             model = body.get("model")
             return model if isinstance(model, str) else None, attributes(UNKNOWN, server, body, stream)
 
+        for deny in calls.deniers:
+            deny(trace.get_current_span())
         observer = observer_of(options.method, options.url, self._tracer, known)
         return None if observer is None else _Begun(observer, args, None, propagates=_propagates(server))
 

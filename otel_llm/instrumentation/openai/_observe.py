@@ -15,12 +15,12 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry import context as otel
-from opentelemetry.trace import Tracer
 
 from otel_llm import call as calls
 from otel_llm import semconv
 from otel_llm.call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
+from otel_llm.tracing import Tracer
 from otel_llm.usage import fields
 
 _BATCH = re.compile(r"/batches(?:/[^/]+(?:/cancel)?)?/?$")

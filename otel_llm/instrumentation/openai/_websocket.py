@@ -19,11 +19,8 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from opentelemetry.trace import Tracer
-
 from otel_llm import call as calls
-from otel_llm import faults, semconv
+from otel_llm import faults, semconv, tracing
 from otel_llm.call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._observe import Once
@@ -31,6 +28,7 @@ from otel_llm.instrumentation.openai._request import Endpoint, attributes, serve
 from otel_llm.instrumentation.openai._stream import loads
 from otel_llm.instrumentation.patching import Patches
 from otel_llm.settings import settings
+from otel_llm.tracing import Tracer
 from otel_llm.usage import fields, from_openai
 
 MODULES: Mapping[str, str] = {
@@ -129,7 +127,7 @@ class WebsocketHooks:
     def _session(self, api: str, connection: Any) -> Session | None:
         """The session of a connection; None where the app has turned instrumentation off."""
         session: Session | None = connection.__dict__.get(_SESSION)
-        if session is None and is_instrumentation_enabled():
+        if session is None and not tracing.is_off():
             session = connection.__dict__[_SESSION] = Session(self._tracer, api, connection)
         return session
 
