@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from otel_llm import semconv
+from otel_llm import faults, semconv
 
 _LARGEST = 2**63 - 1
 _NOTHING: Mapping[str, Any] = {}
@@ -143,7 +143,8 @@ def fields(payload: object) -> Mapping[str, Any]:
         try:
             own = payload.__dict__
             extra = getattr(payload, _EXTRA, None) if hasattr(kind, _EXTRA) else None
-        except Exception:
+        except Exception as error:
+            faults.pass_on(error)
             return _NOTHING
         if type(own) is dict and (own or extra):  # a class has a proxy, which is none
             return {**extra, **own} if type(extra) is dict and extra else own

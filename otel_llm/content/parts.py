@@ -13,6 +13,7 @@ from itertools import islice
 from types import MemberDescriptorType, ModuleType
 from typing import Any, Final
 
+from otel_llm import faults
 from otel_llm.usage import fields
 
 Part = dict[str, Any]
@@ -213,7 +214,8 @@ def plain(value: object, longest: int, room: Room | None = None, depth: int = 0)
         room = Room(longest * ALL_TEXTS)
     try:
         return _plain(value, longest, room, depth)
-    except Exception:  # an object of the app's that is not what it seems
+    except Exception as error:  # an object of the app's that is not what it seems
+        faults.pass_on(error)
         return f"<{class_name(type(value))}>"
 
 
@@ -271,7 +273,8 @@ def _plain_items(sequence: Any, value: Any, longest: int, room: Room, depth: int
 def _key(key: object) -> str:
     try:
         return _shortened(key if type(key) is str else str(key), 256)
-    except Exception:
+    except Exception as error:
+        faults.pass_on(error)
         return f"<{class_name(type(key))}>"
 
 

@@ -201,6 +201,7 @@ def _names_it(error: BaseException) -> bool:
     """Whether a refusal speaks of what we asked."""
     try:
         said = f"{getattr(error, 'body', '')} {error}".lower()
-    except Exception:  # an exception of another's making
+    except Exception as fault:  # an exception of another's making
+        faults.pass_on(fault)
         return False
     return any(name in said for name in _NAMES)
