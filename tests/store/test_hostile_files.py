@@ -219,8 +219,11 @@ def test_no_link_is_followed(paths: StorePaths, journal: Journal, tmp_path: Path
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
+def shared(tmp_path: Path) -> Iterator[Path]:
     """A directory that everybody may write to, as /tmp is."""
+    # Whatever is imported late is imported here: Python itself may lie where another user may not look.
+    kept(tmp_path / "before" / "usage.duckdb")
+    store._stores.clear()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o1777)
         yield Path(directory)
