@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +80,11 @@ def test_a_wrong_value_is_one_line_and_the_default(name, text, monkeypatch, capl
     assert name in record.getMessage()
     assert text in record.getMessage()
     assert "\n" not in record.getMessage()
+
+
+def test_the_launcher_knows_every_variable():
+    """`opentelemetry-instrument --llm_store …`"""
+    from otel_llm import launch, settings
+
+    read = set(re.findall(r'"(OTEL_LLM_[A-Z_]+)"', Path(settings.__file__).read_text(encoding="utf-8")))
+    assert {name for name in dir(launch) if name.startswith("OTEL_")} == read

@@ -124,6 +124,28 @@ def test_the_stock_distro_beside_ours(
     assert sent.attributes["gen_ai.usage.input_tokens"] == row["input_tokens"]
 
 
+@pytest.mark.parametrize("distro", ["distro", "otel_llm"])
+@pytest.mark.parametrize("endpoint", ["http://localhost:$PORT", "http://localhost:99999999", "http://[::1:4317"])
+def test_a_malformed_endpoint_costs_no_account_whatever_the_distro(
+    distro: str, endpoint: str, run_instrumented: Run, rows: Rows
+) -> None:
+    """The stock configurator's failure would end everything after it: the launcher looks beforehand."""
+    off = {"OTEL_TRACES_EXPORTER": "duckdb", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    done = run_instrumented(
+        ASK,
+        env={**off, "OTEL_PYTHON_DISTRO": distro, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
+        stderr="OTEL_EXPORTER_OTLP_ENDPOINT=.* counts as not set",
+    )
+    assert done.stderr.count("OTEL_EXPORTER_OTLP_ENDPOINT") == 1
+    assert len(rows()) == 1
+
+
+def test_the_launcher_takes_our_variables_as_arguments(environment: dict[str, str], tmp_path: Path, rows: Rows) -> None:
+    command = [str(SCRIPTS / "opentelemetry-instrument"), "--llm_store", str(tmp_path / "named.duckdb")]
+    subprocess.run([*command, sys.executable, "-c", ASK], env=environment, check=True, timeout=120)
+    assert len(rows(store=tmp_path / "named.duckdb")) == 1
+
+
 def test_the_stock_distro_beside_ours_without_settings(run_instrumented: Run, rows: Rows) -> None:
     """The stock distro exports to a Collector by default; there is none, which must cost neither the row nor the exit."""
     run_instrumented(ASK, env={"OTEL_PYTHON_DISTRO": "distro"}, stderr="localhost:4317|UNAVAILABLE|export", timeout=120)
