@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from local_openai import Call, LocalOpenAI
 
@@ -50,7 +51,11 @@ def main() -> int:
         run(["otel-llm", "show"])
         print(f"\nThe account is in {store}:", flush=True)
         run(["otel-llm", "sql", BY_CALL])
-        query = "select count(*) as n, sum(input_tokens) as input, sum(output_tokens) as output from llm_usage"
+        query = """
+            select count(*) as n, sum(input_tokens) as input, sum(output_tokens) as output,
+                   list(response_id) filter (status = 'partial') as left_early
+            from llm_usage
+        """
         command = ["otel-llm", "sql", "--format", "json", query]
         answer = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         agree = compare(json.loads(answer.stdout)[0], server.brief_ledger)
@@ -58,10 +63,11 @@ def main() -> int:
     return 0 if agree else 1
 
 
-def compare(account: dict[str, int], billed: list[Call]) -> bool:
+def compare(account: dict[str, Any], billed: list[Call]) -> bool:
     """Says whether the account has what the server billed."""
-    # What the server did not get to report (the stream that was left early) cannot be in the account.
-    reported = [call for call in billed if call.reported]
+    # What the server did not report, or the app did not stay to hear (the stream that it left), cannot be in the account.
+    left_early = account.pop("left_early") or ()
+    reported = [call for call in billed if call.reported and call.response_id not in left_early]
     ledger = {
         "n": len(billed),
         "input": sum(call.input_tokens or 0 for call in reported),

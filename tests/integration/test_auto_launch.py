@@ -25,9 +25,9 @@ print(client.chat.completions.create(model="gpt-4o-mini", messages=question).cho
 
 IS_PATCHED = """
 import openai
-from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks import CallbackManager
 print("openai", hasattr(openai.OpenAI.request, "__wrapped__"))
-print("langchain", hasattr(BaseCallbackManager.__init__, "__wrapped__"))
+print("langchain", hasattr(CallbackManager.on_chat_model_start, "__wrapped__"))
 """
 
 PLAIN_DUCKDB = """

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from otel_llm.store.paths import StorePaths
 from otel_llm.store.store import Store
 
 needs_gevent = pytest.mark.skipif(
@@ -94,7 +93,7 @@ assert statuses() == [("ok", 2)], statuses()
 
 def test_a_fork_in_the_midst_of_a_start_releases_no_lock_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under gevent another greenlet goes on in the child, in the middle of any line."""
-    store = Store(StorePaths.of(tmp_path / "usage.duckdb"))
+    store = Store(tmp_path / "usage.duckdb")
     held: list[Any] = []
 
     class Forking(threading.Thread):
