@@ -186,12 +186,19 @@ def test_doctor_names_the_remedy_for_what_is_wrong(
 ) -> None:
     write_call(journal)
     merge(store_path)
+    write_call(journal)
+    journal.close()  # what ended programs have left waits too, for the same reason
     for error, remedy in ((NEWER[0], "upgrade DuckDB"), ("Could not set lock on file", "close the program")):
 
         def refuse(*_: object, error: str = error) -> None:
             raise database.classify(StorePaths.of(store_path), duckdb.IOException(error))
 
+        def unmerged(*_: object, error: str = error) -> None:
+            raise duckdb.IOException(error)
+
         monkeypatch.setattr(reader, "_open", refuse)
+        monkeypatch.setattr(database, "_attach", unmerged)
         run(["doctor", "--store", str(store_path)])
         said = " ".join(capsys.readouterr().out.split())
         assert remedy in said and "waits in the journal" in said and "file aside" not in said
+        assert "ended writers 1" in said and "are not merged" not in said, said  # one cause, one remedy

@@ -71,8 +71,8 @@ def account(store: Path | None) -> Section:
         ended = Writers.of(paths).dead  # counted first: to read the store is to merge what they left
     except OSError:  # it is another user's
         ended = 0
-    _check_database(section, paths, store)
-    _check_journal(section, paths, ended)
+    readable = _check_database(section, paths, store)
+    _check_journal(section, paths, ended, readable)
     _check_damage(section, paths)
     return section
 
@@ -105,7 +105,8 @@ def _check_directory(section: Section, directory: Path) -> None:
         section.problem(f"the disk of {nearest} is almost full", "free some space, or move the store")
 
 
-def _check_database(section: Section, paths: StorePaths, store: Path | None) -> None:
+def _check_database(section: Section, paths: StorePaths, store: Path | None) -> bool:
+    """What is in it. False where it cannot be read, which is then said with its remedy."""
     from otel_llm.store.errors import StoreError
     from otel_llm.store.retention import used
 
@@ -125,7 +126,7 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
         cause = error.__cause__ or error
         remedy = cause.remedy if isinstance(cause, StoreError) else StoreError.remedy
         section.problem(one_line(cause), f"{remedy}; what is recorded waits in the journal")
-        return
+        return False
     for scope, number in twice:
         section.remark(
             f"{scope} has reported {counted(number, 'call')} in the store too: counted once, both spans are kept",
@@ -133,6 +134,7 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
         )
     if not section.facts["calls"]:
         section.remark("no model call has been recorded yet", "opentelemetry-instrument python app.py")
+    return True
 
 
 def _kept() -> str:
@@ -179,7 +181,8 @@ def _pending(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> tuple[
     return sum(size > 0 for size in left), sum(size for size in left if size > 0)
 
 
-def _check_journal(section: Section, paths: StorePaths, ended: int) -> None:
+def _check_journal(section: Section, paths: StorePaths, ended: int, readable: bool) -> None:
+    """A database that cannot be read is why nothing is merged: its own remedy is the only one then."""
     section.facts["journal"] = str(paths.journal)
     try:
         writers = Writers.of(paths)
@@ -188,7 +191,7 @@ def _check_journal(section: Section, paths: StorePaths, ended: int) -> None:
         return
     section.facts["running writers"] = writers.living
     section.facts["ended writers"] = ended
-    if writers.dead:
+    if writers.dead and readable:
         section.problem(
             f"the last calls of {writers.dead} ended programs are not merged into the store yet",
             "close whatever keeps the database open; the calls wait in the journal, and readers see them there",
