@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
+from otel_llm.billing import BILLED, CACHE_HIT, REFUSED, UNPRICED, literal
 from otel_llm.cli import when
 from otel_llm.cli.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import output_options, period_options, store_option, where_option
 from otel_llm.cli.output import Column, Format, count, text, write_data, write_line, write_note, write_table
 from otel_llm.cli.where import condition
-from otel_llm.store.sql import BILLED, CACHE_HIT, REFUSED, UNPRICED, literal
 
 if TYPE_CHECKING:
     import duckdb

@@ -23,7 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from otel_llm import semconv
-from otel_llm.store.sql import CACHE_HIT, OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, USAGE_TYPES, literal
+from otel_llm.billing import CACHE_HIT, literal
+from otel_llm.store.sql import OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

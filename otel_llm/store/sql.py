@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from otel_llm import semconv
+from otel_llm.billing import CACHE_HIT, REFUSED, literal
 
 MAX_TOKENS: Final = 10**12
 """A token count beyond this is a fault of whoever wrote it, and is taken as unknown."""
@@ -70,11 +71,6 @@ USAGE_COLUMNS: Final = (
 )  # fmt: skip
 
 _STATUSES: Final = ("ok", "error", "cancelled", "partial", "interrupted")
-
-
-def literal(text: str) -> str:
-    """`text` as a SQL string."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 # --- reading attributes -----------------------------------------------------------------------------------------------
@@ -362,15 +358,6 @@ def insert_prices(rows: int) -> str:
     hole = "(" + ", ".join("?" * len(_PRICE)) + ")"
     return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
 
-
-CACHE_HIT: Final = "cache hit, not billed"
-"""The `price_source` of an answer out of a client-side cache."""
-REFUSED: Final = "refused, not billed"
-"""The `price_source` of a call that the provider refused, or that never reached him: nothing is owed, and no usage is missing."""
-BILLED: Final = f"price_source IS DISTINCT FROM {literal(CACHE_HIT)}"
-"""The condition on `llm_usage` for what was a call to a provider. The views have it too."""
-UNPRICED: Final = f"cost_usd IS NULL AND price_source IS DISTINCT FROM {literal(REFUSED)}"
-"""The condition on `llm_usage` for what is missing in a sum of costs. The views have it too."""
 
 _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from otel_llm.billing import UNPRICED
 from otel_llm.cli import streams
 from otel_llm.cli.access import locate, reading
 from otel_llm.cli.checks import Section, Size
 from otel_llm.cli.errors import CommandError, one_line
 from otel_llm.cli.output import counted
 from otel_llm.settings import settings
-from otel_llm.store.sql import UNPRICED
 
 if TYPE_CHECKING:
     import duckdb

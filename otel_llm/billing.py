@@ -1,0 +1,20 @@
+"""What is owed for, as SQL on `llm_usage`: for the store, and for commands whose help must not wait for the store's code."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+def literal(text: str) -> str:
+    """`text` as a SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+CACHE_HIT: Final = "cache hit, not billed"
+"""The `price_source` of an answer out of a client-side cache."""
+REFUSED: Final = "refused, not billed"
+"""The `price_source` of a call that the provider refused, or that never reached it: nothing is owed, and no usage is missing."""
+BILLED: Final = f"price_source IS DISTINCT FROM {literal(CACHE_HIT)}"
+"""The condition on `llm_usage` for what was a call to a provider. The views have it too."""
+UNPRICED: Final = f"cost_usd IS NULL AND price_source IS DISTINCT FROM {literal(REFUSED)}"
+"""The condition on `llm_usage` for what is missing in a sum of costs. The views have it too."""
