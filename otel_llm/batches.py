@@ -23,18 +23,6 @@ _OF_ITEM: Final = 256
 _OF_VALUE: Final = 16
 """Bytes beside the texts: of a span or a log record with its ids and times, of an attribute or a part of one."""
 _DEEPEST: Final = 32
-_CONTENT: Final = frozenset(
-    {
-        semconv.SYSTEM_INSTRUCTIONS,
-        semconv.INPUT_MESSAGES,
-        semconv.OUTPUT_MESSAGES,
-        semconv.TOOL_DEFINITIONS,
-        semconv.TOOL_CALL_ARGUMENTS,
-        semconv.TOOL_CALL_RESULT,
-        semconv.RETRIEVAL_QUERY,
-        semconv.RETRIEVAL_DOCUMENTS,
-    }
-)
 _MARK: Final = "_otel_llm_bounded"
 
 
@@ -126,7 +114,7 @@ def _measure(value: Any, depth: int = 0) -> int:
 
 def _lighter(item: Any, size: int) -> tuple[Any, int]:
     """A span that no request has room for, without what was said. Anything else is sent as it is: it may be taken."""
-    if not isinstance(item, ReadableSpan) or not _CONTENT & (item.attributes or {}).keys():
+    if not isinstance(item, ReadableSpan) or not semconv.CONTENT & (item.attributes or {}).keys():
         return item, size
     _say_too_large()
     lighter = ReadableSpan(
@@ -134,7 +122,7 @@ def _lighter(item: Any, size: int) -> tuple[Any, int]:
         context=item.context,
         parent=item.parent,
         resource=item.resource,
-        attributes={name: value for name, value in (item.attributes or {}).items() if name not in _CONTENT},
+        attributes={name: value for name, value in (item.attributes or {}).items() if name not in semconv.CONTENT},
         events=item.events,
         links=item.links,
         kind=item.kind,

@@ -153,6 +153,20 @@ LIVE_SESSION: Final = "live_session"
 RETRIEVE: Final = "retrieve"
 """The result of a background response, asked for by another process than the one that created it."""
 
+CONTENT: Final = frozenset(
+    {
+        SYSTEM_INSTRUCTIONS,
+        INPUT_MESSAGES,
+        OUTPUT_MESSAGES,
+        TOOL_DEFINITIONS,
+        TOOL_CALL_ARGUMENTS,
+        TOOL_CALL_RESULT,
+        RETRIEVAL_QUERY,
+        RETRIEVAL_DOCUMENTS,
+    }
+)
+"""The attributes of ours that hold content."""
+
 CHAIN_OPERATIONS: Final = frozenset({INVOKE_WORKFLOW, INVOKE_AGENT, CREATE_AGENT})
 """Operations that are a run of several others."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from opentelemetry.trace import Span, Status, StatusCode
 
@@ -20,20 +20,6 @@ from otel_llm.content.parts import ALL_TEXTS, COST, SLACK, TRUNCATED, Room, plai
 from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact
 from otel_llm.content.secrets import scrub
 from otel_llm.settings import settings
-
-NAMES: Final = frozenset(
-    {
-        semconv.SYSTEM_INSTRUCTIONS,
-        semconv.INPUT_MESSAGES,
-        semconv.OUTPUT_MESSAGES,
-        semconv.TOOL_DEFINITIONS,
-        semconv.TOOL_CALL_ARGUMENTS,
-        semconv.TOOL_CALL_RESULT,
-        semconv.RETRIEVAL_QUERY,
-        semconv.RETRIEVAL_DOCUMENTS,
-    }
-)
-"""The attributes that hold content."""
 
 
 def wanted() -> bool:
@@ -58,7 +44,7 @@ def split(attributes: Mapping[str, Any], *, has_event: bool = True) -> tuple[dic
     capture = settings().capture
     tells = has_event and capture.in_event and _events_wanted()
     for name, value in attributes.items():
-        if name not in NAMES:
+        if name not in semconv.CONTENT:
             on_span[name] = value
             continue
         try:

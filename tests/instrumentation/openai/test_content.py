@@ -10,10 +10,10 @@ import pytest
 
 from otel_llm import faults
 from otel_llm import semconv as s
-from otel_llm.content import NAMES
 from otel_llm.content import openai as content_of_openai
 from otel_llm.content.openai import Output
 from otel_llm.content.parts import SLACK
+from otel_llm.semconv import CONTENT
 from tests.instrumentation.conftest import Capture, Spans
 
 MODEL = "gpt-4o-mini"
@@ -51,7 +51,7 @@ def _no_fault():
 
 def test_nothing_by_default(instrumented: Spans, client: openai.OpenAI) -> None:
     client.chat.completions.create(model=MODEL, messages=user("hello"), tools=[TOOL])
-    assert not [name for name in instrumented.attributes() if name in NAMES]
+    assert not [name for name in instrumented.attributes() if name in CONTENT]
 
 
 def test_a_chat(instrumented: Spans, client: openai.OpenAI, capture: Capture) -> None:
@@ -198,7 +198,7 @@ def test_what_is_embedded_is_not_recorded(instrumented: Spans, client: openai.Op
     capture()
     client.embeddings.create(model="text-embedding-3-small", input="a secret of mine")
     assert "a secret of mine" not in repr(instrumented.attributes())
-    assert not NAMES & set(instrumented.attributes())
+    assert not CONTENT & set(instrumented.attributes())
 
 
 def test_binary_parts_are_named_and_not_kept(instrumented: Spans, client: openai.OpenAI, capture: Capture) -> None:
