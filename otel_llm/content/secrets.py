@@ -11,6 +11,7 @@ Sources of the formats: the documentation of each provider, and the rules of git
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ CARD: Final = "[redacted: card number]"
 
 _DEEPEST: Final = 8
 """So many texts inside texts are taken apart; what lies deeper is still looked at as text."""
+_LONG: Final = 30
 _SHORTEST: Final = 8
 """No secret that can be told from a word is shorter than this."""
 
@@ -119,9 +121,12 @@ _FORMATS: Final[tuple[tuple[str, str], ...]] = (
     ("xapp-", r"xapp-[A-Za-z0-9-]{10,}"),
     ("xwfp-", r"xwfp-[A-Za-z0-9-]{10,}"),
     ("hooks.slack.com", r"hooks\.slack\.com(?:\\*/)(?:services|workflows|triggers)(?:\\*/)[\w+/\\-]{20,}"),
-    ("discord", r"discord(?:app)?\.com(?:\\*/)api(?:\\*/)webhooks(?:\\*/)\d{10,}(?:\\*/)[\w-]{40,}"),
+    ("discord", r"discord(?:app)?\.com(?:\\*/)api(?:\\*/)(?:v\d+(?:\\*/))?webhooks(?:\\*/)\d{10,}(?:\\*/)[\w-]{40,}"),
     (".webhook.office.com", r"[\w-]+\.webhook\.office\.com(?:\\*/)[\w@/\\-]{60,}"),  # Teams
-    (":AA", r"\d{6,12}:AA[A-Za-z0-9_-]{32,}"),  # Telegram
+    ("office.com", r"office\.com(?:\\*/)webhook(?:\\*/)[\w@/\\-]{40,}"),
+    ("hooks.zapier.com", r"hooks\.zapier\.com(?:\\*/)hooks(?:\\*/)catch(?:\\*/)[\w/\\-]{8,}"),
+    ("maker.ifttt.com", r"maker\.ifttt\.com(?:\\*/)[\w/\\-]+?(?:\\*/)key(?:\\*/)[\w-]{16,}"),
+    (":AA", r"(?:bot)?\d{6,12}:AA[A-Za-z0-9_-]{32,}"),  # Telegram
     (".", r"[MNO][A-Za-z0-9_-]{23,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}"),  # Discord's bots
     ("SG.", r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"),  # SendGrid
     ("xkeysib-", r"xkeysib-[a-f0-9]{64}-[A-Za-z0-9]{16}"),  # Brevo
@@ -148,29 +153,34 @@ _FORMATS: Final[tuple[tuple[str, str], ...]] = (
     ("rdme_", r"rdme_[a-z0-9]{70}"),
     ("pat", r"pat[A-Za-z0-9]{14}\.[a-f0-9]{64}"),  # Airtable
     ("sl.", r"sl\.(?:u\.)?[A-Za-z0-9_-]{100,}"),  # Dropbox
+    ("$", r"\$(?:1|2[abxy]|5|6|7|g?y|apr1|argon2(?:i|d|id))\$[A-Za-z0-9./+=,$-]{12,}"),  # hashes of passwords
+    # base64 of a private key of any kind, as Kubernetes has them
+    ("LS0tLS1CRUdJTiB", r"LS0tLS1CRUdJTiB(?:QUklW|SU0Eg|FQyBQ|FTkNS|PUEVO|EU0Eg|QR1AgUFJJ)[A-Za-z0-9+/]{4,}={0,2}"),
     ("AGE-SECRET-KEY-1", r"AGE-SECRET-KEY-1[A-Z0-9]{50,}"),
     ("eyJ", r"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*)*"),  # JSON web tokens
 )
-_EDGE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))"
+_EDGE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2})|(?<=%25[0-9A-Fa-f]{2}))"
 """Where a key can begin; the letter of an escaped line break before it does not belong to it."""
 _LOOKS: Final = tuple((mark, re.compile(f"{_EDGE}(?:{pattern})")) for mark, pattern in _FORMATS)
 _SHORTEST_KEY: Final = 14
 """Of an ordinary text next to nothing has as many characters between two blanks."""
 _PRIVATE_KEY: Final = re.compile(
-    r"----[- ]BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?[- ]----.*?(?:----[- ]END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?[- ]----|\Z)"
+    r"----[- ]BEGIN(?: |%20|\+)[A-Z0-9 %+]*PRIVATE(?: |%20|\+)KEY(?:(?: |%20|\+)BLOCK)?[- ]----.*?"
+    r"(?:----[- ]END(?: |%20|\+)[A-Z0-9 %+]*PRIVATE(?: |%20|\+)KEY(?:(?: |%20|\+)BLOCK)?[- ]----|\Z)"
     r"|PuTTY-User-Key-File-\d+:.*?(?:Private-MAC: ?[0-9a-fA-F]+|\Z)",
     re.DOTALL,
 )
 
 # --- by its name ------------------------------------------------------------------------------------------------------
 _STRONG: Final = (
-    r"api[_-]?key|secret[_-]?(?:access[_-]?)?key|client[_-]?secret|passw(?:or)?[dt]|passphrase|authorization|private[_-]?key"
-    r"|(?:access|account|storage|signing|encryption|master|service[_-]?role|shared[_-]?access)[_-]?key"
-    r"|(?:access|refresh|auth|bearer|session|security|api|bot|id|personal|csrf|xsrf)[_-]?token|connection[_-]?string"
+    r"api[_.\s-]?key|secret[_-]?(?:access[_-]?)?key|client[_-]?secret|passw(?:or)?[dt]|passphrase|authorization|private[_-]?key"
+    r"|(?:access|account|storage|signing|encryption|master|service[_-]?role|shared[_-]?access|auth|hmac|consumer|subscription"
+    r"|license|deploy|openai|anthropic|azure|gemini|mistral|cohere|groq)[_-]?key|client[_-]?key[_-]?data"
+    r"|(?:access|refresh|auth|bearer|session|security|api|bot|id|identity|personal|csrf|xsrf|sas)[_-]?token|connection[_-]?string"
     r"|(?:signing|webhook|app|oauth|jwt)[_-]?secret|shared[_-]?access[_-]?signature"
 )
 """Names that stand for a secret wherever they stand, as part of a longer name too."""
-_WEAK: Final = r"token|secret|pwd|pass|passcode|credential|cred|cookie"
+_WEAK: Final = r"token|secret|pwd|psw|pswd|pw|jwt|pass|passcode|credential|cred|cookie"
 """Words that are names of secrets as the last word of a name; alone in a sentence they are words."""
 _HARMLESS: Final = (
     r"(?:next|prev|previous|page|paging|continuation|continue|cursor|sync|eos|bos|pad|unk|mask|sep|cls|stop|start|end|special|first|last)"
@@ -182,42 +192,121 @@ _WEAK_NAME: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _STRONG_NAME: Final = re.compile(
-    rf".*(?:{_STRONG})s?(?:[_-]?(?:base|value|str|string|plain|raw|old|new|prod|dev|test|staging|\d+))?",
+    rf".*(?:{_STRONG})s?(?:[_-]?(?:base|value|str|string|plain|raw|old|new|prod|dev|test|staging|hash|digest|confirm|confirmation|again|\d+))?",
     re.IGNORECASE | re.DOTALL,
 )
-_STEMS: Final = ("key", "secret", "pass", "token", "pwd", "cred", "cookie", "authorization", "connection", "signature")
+_STEMS: Final = (
+    "key",
+    "secret",
+    "pass",
+    "token",
+    "pw",
+    "psw",
+    "jwt",
+    "cred",
+    "cookie",
+    "authorization",
+    "connection",
+    "signature",
+)
 """One of these is in each of the names: the only thing that a whole text is searched for."""
 _STEM: Final = re.compile("|".join(_STEMS))
 _STEM_ANY_CASE: Final = re.compile("|".join(_STEMS), re.IGNORECASE)
 _IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-\u017f\u212a")
 _LONGEST_NAME: Final = 100
 _DIGIT: Final = re.compile("[0-9]")
-_BEGUN: Final = re.compile(r"^(?:u00[0-9a-fA-F]{2}|[nrtbf]|[0-9A-F]{2})(?=[A-Za-z_-])")
+_BEGUN: Final = re.compile(r"^(?:u00[0-9a-fA-F]{2}|[nrtbf]|(?:25)*[0-9A-F]{2})(?=[A-Za-z_-])")
 """What an escaped character before a name leaves of itself in it."""
-_QUOTE: Final = re.compile(r"""\\*["'`]|\\+u002[27]|%2[27]|&quot;|&#3[49];""")
-"""A quotation mark, as it stands in a text inside a text inside a text, or in a URL, or in HTML."""
+_QUOTE: Final = re.compile(
+    r"""\\*(?:\"{3}|'{3}|""(?=[^"\s,;:}\])])|["'`])|\\+u002[27]|%(?:25)*2[27]|&(?:amp;)?(?:quot|apos|#3[49]|#[xX]2[27]);"""
+)
+"""A quotation mark, as it stands in a text inside a text inside a text, in a URL, in HTML, in CSV or round several lines."""
+_GAP: Final = r"(?:\s|%(?:25)*20|[*~]|</?(?:b|i|em|strong|code|span|tt|kbd)>)*"
+"""What may stand about a sign: blanks, and what makes letters bold."""
 _SIGN: Final = re.compile(
-    rf"(?P<closed>{_QUOTE.pattern})?\s*(?P<sign>=>|:?=|:|%3[AaDd]|\\+u003[AaDd]|(?<=\s)is:?(?=\s))[ \t]*"
+    rf"(?P<closed>\"\"(?=\s*[:=])|{_QUOTE.pattern}|[”’])?(?:\s*\])?{_GAP}"
+    r"(?P<sign>[=-]>|[=!]==?|:?=|:|[：＝→]|%(?:25)*3[AaDd]|\\+u003[AaDd]|(?<=\s)is:?(?=\s)"
+    rf"|\|(?!\|)|(?<=\s)[–—](?=\s)|</(?:key|name|t[dh]|dt)>\s*<(?:string|value|t[dh]|dd)\b[^<>]{{0,40}}>)"
+    r"(?:[ \t]|%(?:25)*20|[*~]|</?(?:b|i|em|strong|code|span|tt|kbd)>)*"
 )
 """What stands between the name of a secret and the secret."""
-_QUOTED: Final = re.compile(rf"(?P<quote>{_QUOTE.pattern})(?P<quoted>.*?)(?:(?<!\\)(?P=quote)|\Z)", re.DOTALL)
+_PAIRED: Final = re.compile(
+    rf"(?P<closed>{_QUOTE.pattern})?(?:\s*/?>\s*<value>|[\s,]*(?:\\+[rnt])*\s*(?:{_QUOTE.pattern})?(?i:value|val)(?:{_QUOTE.pattern})?\s*[:=]\s*"
+    rf"|\s*\{{\s*default\s*=\s*)"
+)
+"""Behind a name that is itself a value: `name: DB_PASSWORD, value: …`, in YAML, JSON, XML and HCL."""
+_NAMED_PART: Final = re.compile(
+    r"""["'](?:[^\S\r\n]*/?>|[^\r\n\\]{0,80}(?:(?:\r?\n|\\+r\\+n)[\w-]+:[^\r\n\\]{0,80})*(?:\r?\n|\\+r\\+n){2})"""
+)
+"""Behind `name="password`: what follows is the content of an element, or of a part of a form."""
+_ATTRIBUTE: Final = re.compile(r"""\b(?:name|key)=\\*["'][\w.-]{0,40}\Z""")
+_UNTIL_NEXT: Final = re.compile(r"[^<\r\n\\]+")
+_BEFORE_QUOTE: Final = re.compile(rf"(?:(?:[A-Za-z_][\w.]{{0,60}})?\(\s*)?(?:[bBrRuUfF]{{1,2}})?(?={_QUOTE.pattern})")
+"""Code between the sign and a literal: a call, a bracket, the prefix of a string."""
+_TYPED: Final = re.compile(r"[A-Za-z_][A-Za-z_.\[\], |]{0,40}=\s*(?=[bBrRuUfF]{0,2}[\"'`])")
+_CODE: Final = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*[(\[]")
+_PAIR: Final = re.compile(
+    rf"(?P<closed>{_QUOTE.pattern})\s*,\s*(?P<quote>{_QUOTE.pattern})(?P<quoted>[^\"'\\\s]{{8,}}?)(?P=quote)\s*[\])]"
+)
+"""`("password", "…")`, where what stands in it can be no other name."""
+_TAG: Final = re.compile(r"(?:\s[^<>]{0,200})?(?<!/)>")
+_YAML_BLOCK: Final = re.compile(r"(?:[!&][\w!]*[ \t]+)*[|>][-+\d]{0,2}[ \t]*(?=\r?\n|\\+r?\\*n)")
+_YAML_MARKS: Final = re.compile(r"(?:[!&][\w!]+[ \t]+)+")
+_NEXT_LINE: Final = re.compile(r"(?:\r?\n|(?:\\+r)?\\+n)(?P<indent>[ \t]*)(?P<item>-[ \t]+)?(?P<said>[^\r\n\\]*)")
+_TWO_WORDS: Final = re.compile(r"(?i)(?:api|secret|access|auth|private|client|bearer|master|account|encryption)\s\Z")
+_SPOKEN: Final = re.compile(r"[ \t]+")
+_QUOTED: Final = re.compile(
+    rf"(?:(?P<quote>{_QUOTE.pattern})(?P<quoted>.*?)(?:(?<!\\)(?P=quote)|\Z))|[“‘«„](?P<curly>[^”’»“\n]*)", re.DOTALL
+)
 _IN_LIST: Final = re.compile(rf"{_QUOTED.pattern}|(?P<plain>[^\s,\\]+)", re.DOTALL)
 _PLAIN: Final = re.compile(
-    r"""(?:(?:basic|bearer|digest|token|negotiate)\s+)?(?P<value>[^\s"'`,;&<>\\(){}\[\]%]+)""", re.IGNORECASE
+    r"""(?:(?:basic|bearer|digest|token|negotiate|apikey)\s+)?(?P<value>[^\s"'`,;&<>\\(){}\[\]%|]{1,1024})""",
+    re.IGNORECASE,
 )
+_REST: Final = re.compile(r"""[^\s"'`,;&<>\\(){}\[\]%|]*""")
+"""What follows in a value that is that long; only looked at where it is one."""
 _LINE: Final = re.compile(r"""[^\n"'`\\]+""")
+_SCHEME: Final = re.compile(
+    r"(?:digest|aws4-[\w-]+|hawk|oauth|hmac|signature|sharedkey(?:lite)?|sharedaccesssignature|ntlm|mac)\s[^\n\\]+",
+    re.IGNORECASE,
+)
+"""The rest of an `Authorization` header of several parts."""
 _NOTHING: Final = frozenset(("none", "null", "true", "false", "undefined", "nil"))
 
 # --- by its place -----------------------------------------------------------------------------------------------------
 _BEARER: Final = re.compile(r"\b(bearer\s+)(?!\[redacted)([^\s\"'`,;&<>\\]{8,})", re.IGNORECASE)
-_IN_URL: Final = re.compile(r"((?::|%3[aA])(?:\\*/){2}[^\s/@:\"'\\]{0,256}:)([^\s/@\"'\\]{1,256})(@|%40)")
+_IN_URL: Final = re.compile(
+    r"((?::|%(?:25)*3[aA])(?:\\*/|%(?:25)*2[fF]){2}[^\s/@:%\"'\\]{0,256}(?::|%(?:25)*3[aA]))([^\s/\"'\\]{1,256})(@|%(?:25)*40)"
+)
 _IN_QUERY: Final = re.compile(
-    r"([?&;](?:sig|signature|x-(?:amz|goog)-signature|x-amz-security-token|key|code|sas|apikey|auth)=)([^&\s\"'\\<>]{10,})",
+    r"([?&;\s](?:sig|signature|x-(?:amz|goog)-signature|x-amz-security-token|key|code|sas|apikey|auth)=)([^&\s\"'\\<>]{10,})",
     re.IGNORECASE,
 )
 _CURL: Final = re.compile(
-    r"(\bcurl\b[^\n]{0,400}?\s(?:-u|--user|--proxy-user)[=\s]\s*[\"']?[^\s:\"']{1,128}:)([^\s\"']+)"
+    r"(\bcurl\b[^\n]{0,400}?\s(?:-u|--user|--proxy-user)[=\s]?\s*[\"']?[^\s:\"']{1,128}:)([^\s\"']+)"
 )
+_COMMAND: Final = re.compile(
+    r"(\b(?:(?:sshpass|(?:docker|podman|az|oc|registry)\s+login)\b[^\n|;]{0,200}?\s-p[ =]?"
+    r"|(?:mysql|mariadb)\w*\b[^\n|;]{0,200}?\s-p|redis-cli\b[^\n|;]{0,200}?\s-a\s|ldap\w+\b[^\n|;]{0,200}?\s-w\s|\bun?zip\b[^\n|;]{0,200}?\s-P\s|https?\s-a\s[^\s:]{1,128}:)"
+    r"\s?[\"']?)([^\s\"']+)"
+)
+"""Programs that take a password behind one letter."""
+_COMMANDS: Final = ("sshpass", "login", "mysql", "mariadb", "redis-cli", "ldap", "zip", "http -a", "https -a")
+_SQL: Final = re.compile(
+    r"(\bidentified\s+(?:with\s+\S{1,64}\s+)?(?:by|as)\s+(?:password\s+)?|\bwith\s+(?:encrypted\s+)?password\s+|\blogin\s+\S{1,256}\s+password\s+)"
+    r"(?:(\\*[\"'])(.{1,256}?)(\2)|([^\s\"'=:]{4,}))",
+    re.IGNORECASE,
+)
+"""SQL, and netrc."""
+_PGPASS: Final = re.compile(
+    r"^((?=[^:\n]*[g-zG-Z.*])[\w.*-]{1,253}:(?:\d{4,5}|\*):[^:\s]{1,63}:[^:\s]{1,63}:)(\S+)$", re.MULTILINE
+)
+_BASIC: Final = re.compile(
+    r"""(\bbasic\s+|(?:\b|_)auth["'\\]*\s*[=:]\s*["'\\]*|dockerconfigjson["'\\]*\s*[=:]\s*["'\\]*)([A-Za-z0-9+/]{6,}={0,2})(?![\w+/=])""",
+    re.IGNORECASE,
+)
+_UNICODE: Final = re.compile(r"(?<!\\)\\u00([46][1-9a-fA-F]|[57][0-9aA]|3[0-9])")
+"""A letter or digit that need not have been escaped."""
 _EMAIL: Final = re.compile(r"(?<![\w.%+-])[\w.%+-]+(?:@|%40)(?:[\w-]+\.)+[^\W\d_]{2,}")
 _CARD: Final = re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-]|\.\d)")
 
@@ -246,17 +335,20 @@ def _without_secrets(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return scrub_text(value, depth)
     if isinstance(value, dict):
-        named = value.get("name", value.get("key"))
+        named = next((value[name] for name in _NAMES if name in value), None)
         harmless = "logprob" in value  # a token of a model's vocabulary
         private = _IN_JWK if "kty" in value else ()
         for name, item in value.items():
             secret = (
                 (is_secret(name) and not harmless)
-                or (name == "value" and isinstance(named, str) and is_secret(named))
+                or (name in ("value", "Value") and isinstance(named, str) and is_secret(named))
                 or name in private
+                or (name in ("auth", "_auth") and isinstance(item, str) and _is_basic(item))
             )
             value[name] = _masked(item, depth) if secret else _without_secrets(item, depth)
     elif isinstance(value, list):
+        if len(value) == 2 and _is_pair(*value):
+            value[1] = API_KEY
         for number, item in enumerate(value):
             value[number] = _without_secrets(item, depth)
     elif type(value) is int and value >= 10**12 and _is_card(str(value)) and _CARD.fullmatch(str(value)):
@@ -264,15 +356,49 @@ def _without_secrets(value: Any, depth: int = 0) -> Any:
     return value
 
 
+def _is_pair(name: Any, value: Any) -> bool:
+    """Whether this is a header or a setting with its value, and not two names."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        return False
+    return kind_of(name) is not None and len(value) >= _SHORTEST and _DIGIT.search(value) is not None
+
+
+def _is_basic(value: str) -> bool:
+    """Whether this is base64 of `user:password`, or of the settings of a program that hold such."""
+    try:
+        told = base64.b64decode(value, validate=True).decode()
+    except ValueError:
+        return False
+    return ":" in told and told.isprintable()
+
+
+_NAMES: Final = ("name", "key", "Name", "Key", "header")
 _IN_JWK: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "k", "oth"))
 """The private parts of a JSON web key (RFC 7518)."""
-_SCHEMA: Final = frozenset(("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "description", "properties"))
+_SCHEMA: Final = frozenset(
+    (
+        "$ref",
+        "anyOf",
+        "oneOf",
+        "allOf",
+        "enum",
+        "const",
+        "description",
+        "properties",
+        "title",
+        "format",
+        "minLength",
+        "maxLength",
+    )
+)
+_TYPES: Final = frozenset(("string", "number", "integer", "boolean", "array", "object", "null"))
 
 
 def _masked(value: Any, depth: int) -> Any:
     """What stands under the name of a secret: all of it, but for what describes it (JSON Schema, of a tool's parameters)."""
     if isinstance(value, dict):
-        if not _SCHEMA.isdisjoint(value):
+        kind = value.get("type")
+        if not _SCHEMA.isdisjoint(value) or isinstance(kind, list) or (isinstance(kind, str) and kind in _TYPES):
             return _without_secrets(value, depth)
         return {name: _masked(item, depth) for name, item in value.items()}
     if isinstance(value, list):
@@ -309,21 +435,32 @@ def scrub_text(text: str, depth: int = 0) -> str:
     """`text` without keys, passwords, e-mail addresses and card numbers. `depth`: how many texts it stands inside."""
     if len(text) < _SHORTEST:
         return text
+    if "\\u00" in text and (unescaped := _UNICODE.sub(lambda found: chr(int(found[1], 16)), text)) != text:
+        scrubbed = scrub_text(unescaped, depth)
+        return text if scrubbed == unescaped else scrubbed
     folded = text.casefold()
     named = any(stem in folded for stem in _STEMS) or '"kty"' in text
     if named and depth < _DEEPEST and (told := _scrub_json(text, depth)) is not None:
         return told
-    if "PRIVATE KEY" in text or "PuTTY-User-Key" in text:
+    if ("PRIVATE" in text and "BEGIN" in text) or "PuTTY-User-Key" in text:
         text = _PRIVATE_KEY.sub(API_KEY, text)
     for word in {*text.split()}:
         if len(word) >= _SHORTEST_KEY and (masked := _scrub_word(word)) != word:
             text = text.replace(word, masked)
     if "bearer" in folded:
         text = _BEARER.sub(rf"\1{API_KEY}", text)
-    if "//" in text or "/\\/" in text:
+    if "//" in text or "/\\/" in text or "2f" in folded:
         text = _IN_URL.sub(rf"\1{API_KEY}\3", text)
-        if "=" in text:
-            text = _IN_QUERY.sub(rf"\1{API_KEY}", text)
+    if "=" in text:
+        text = _IN_QUERY.sub(rf"\1{API_KEY}", text)
+    if any(command in folded for command in _COMMANDS):
+        text = _COMMAND.sub(rf"\1{API_KEY}", text)
+    if "identified" in folded or "password" in folded:
+        text = _SQL.sub(lambda found: f"{found[1]}{found[2] or ''}{API_KEY}{found[4] or ''}", text)
+    if text.count(":") >= 4:
+        text = _PGPASS.sub(rf"\1{API_KEY}", text)
+    if "basic" in folded or "auth" in folded or "dockerconfigjson" in folded:
+        text = _BASIC.sub(lambda found: found[1] + API_KEY if _is_basic(found[2]) else found[0], text)
     if "curl" in folded:
         text = _CURL.sub(rf"\1{API_KEY}", text)
     if named:
@@ -373,47 +510,153 @@ def _scrub_named(text: str) -> Iterator[str]:
         name = text[start:end]
         if start and text[start - 1] in "\\%":
             name = _BEGUN.sub("", name, count=1)
-        kind = kind_of(name.lstrip("-"))
+        kind = kind_of(name.strip("-_"))
+        if (
+            kind is None
+            and name.lower() in ("key", "token", "secret")
+            and _TWO_WORDS.search(text, max(0, start - 12), start)
+        ):
+            kind = Kind.WEAK
         if kind is None:
             continue
-        for first, last in _values(text, end, kind, is_option=name.startswith("-")):
+        for first, last in _values(text, start, end, kind, is_option=name.startswith("-")):
             yield text[done:first]
             yield API_KEY
             done = looked = last
     yield text[done:]
 
 
-def _values(text: str, at: int, kind: Kind, *, is_option: bool) -> Iterator[tuple[int, int]]:
-    """Where the secrets stand whose name ends at `at`."""
+def _values(text: str, start: int, at: int, kind: Kind, *, is_option: bool) -> Iterator[tuple[int, int]]:
+    """Where the secrets stand whose name is between `start` and `at`."""
     name_end = at
     sign = _SIGN.match(text, at)
-    if sign is not None:
+    if (paired := _PAIRED.match(text, at)) is not None:
+        at, sign = paired.end(), None
+    elif sign is not None:
         at = sign.end()
+        if sign["closed"] is not None:  # JSON may be written over several lines
+            at += len(text[at : at + 200]) - len(text[at : at + 200].lstrip())
     elif is_option and text.startswith(" ", at):
         at += 1
-    elif text.startswith(">", at):  # XML, where the closing tag has the same name
-        if (close := text.find("</", at)) > at + 1:
-            yield at + 1, close
+    elif _ATTRIBUTE.search(text, max(0, start - 60), start) is not None:
+        if (part := _NAMED_PART.match(text, at)) and (content := _UNTIL_NEXT.match(text, part.end())):
+            yield content.span()
+        return
+    elif (tag := _TAG.match(text, at)) is not None and (tag[0] == ">" or "<" in text[max(0, start - 20) : start]):
+        # XML, where the closing tag has the same name
+        if (close := text.find("</", tag.end(), tag.end() + 8192)) > tag.end():
+            yield tag.end(), close
+        return
+    elif (pair := _PAIR.match(text, at)) is not None:
+        if _DIGIT.search(pair["quoted"]):
+            yield pair.span("quoted")
         return
     else:
-        return  # a word in a sentence
+        yield from _spoken(text, start, at, kind)
+        return
     if text.startswith("[redacted: ", at):
         return
+    said = sign["sign"] if sign is not None and sign["closed"] is None else "="
+    if said in ":=" and sign is not None:
+        if (block := _YAML_BLOCK.match(text, at)) is not None:
+            yield from _lines(text, start, block.end(), kind, is_block=True)
+            return
+        if (marks := _YAML_MARKS.match(text, at)) is not None:
+            at = marks.end()
+        if said == ":" and text.startswith(("\n", "\r", "\\"), at):
+            yield from _lines(text, start, at, kind, is_block=False)
+            return
     if text.startswith("[", at):
         end = text.find("]", at)
         for one in _IN_LIST.finditer(text, at + 1, len(text) if end < 0 else end):
-            if one["quoted"] or (one["plain"] and _is_value(one["plain"], kind, ":")):
-                yield one.span("quoted" if one["quoted"] else "plain")
+            group = next((group for group in ("quoted", "curly") if one[group]), "plain")
+            if group != "plain" or (one["plain"] and _is_value(one["plain"], kind, ":")):
+                yield one.span(group)
         return
-    if (item := _QUOTED.match(text, at)) is not None:
-        if item["quoted"] and not item["quoted"].startswith("[redacted: "):
+    of_header = text[start:name_end].casefold().endswith("authorization")
+    if of_header and (line := _SCHEME.match(text, at)) is not None:
+        yield line.span()
+        return
+    if said == ":" and (typed := _TYPED.match(text, at)) is not None:
+        at = typed.end()
+    code = _BEFORE_QUOTE.match(text, at)
+    is_call = code is not None and code[0] != ""
+    if (item := _QUOTED.match(text, at if code is None else code.end())) is not None:
+        group = "quoted" if item["quoted"] is not None else "curly"
+        if item[group] and not item[group].startswith("[redacted: ") and not (is_call and _is_name(item[group])):
+            yield item.span(group)
+        return
+    if (
+        said == ":"
+        and text[start:name_end].casefold().endswith("cookie")
+        and (line := _LINE.match(text, at)) is not None
+    ):
+        yield line.span()
+    elif _CODE.match(text, at) is None and (plain := _PLAIN.match(text, at)) and _is_value(plain["value"], kind, said):
+        yield plain.start("value"), _end_of(text, plain.end())
+
+
+def _end_of(text: str, at: int) -> int:
+    """Where a value ends that goes on at `at`."""
+    rest = _REST.match(text, at)
+    return at if rest is None else rest.end()
+
+
+def _is_name(value: str) -> bool:
+    """Whether this is what a secret is called where it is kept, as in `getenv("API_KEY")`."""
+    return _DIGIT.search(value) is None and kind_of(value) is not None
+
+
+def _spoken(text: str, start: int, at: int, kind: Kind) -> Iterator[tuple[int, int]]:
+    """Where a secret follows its name without a sign: `set DB_PASSWORD …`, `PASSWORD '…'`, `setPassword("…")`."""
+    name = text[start:at]
+    if (
+        text.startswith("(", at)
+        and (code := _BEFORE_QUOTE.match(text, at))
+        and (item := _QUOTED.match(text, code.end()))
+    ):
+        if item["quoted"] and not _is_name(item["quoted"]):
             yield item.span("quoted")
         return
-    said = sign["sign"] if sign is not None and sign["closed"] is None else "="
-    if said == ":" and text[:name_end].casefold().endswith("cookie") and (line := _LINE.match(text, at)) is not None:
-        yield line.span()
-    elif (plain := _PLAIN.match(text, at)) is not None and _is_value(plain["value"], kind, said):
-        yield plain.span("value")
+    if (gap := _SPOKEN.match(text, at)) is None or text.startswith("[redacted: ", gap.end()):
+        return
+    loud = name.isupper()
+    item = _QUOTED.match(text, gap.end())
+    if item is not None and item["quoted"] and (loud or _DIGIT.search(item["quoted"])) and len(item["quoted"]) <= 256:
+        yield item.span("quoted")
+    elif item is None and (plain := _PLAIN.match(text, gap.end())) and _CODE.match(text, gap.end()) is None:
+        value = plain["value"]
+        mixed = value != value.lower() and value != value.upper() and ("/" not in value or len(value) > _LONG)
+        if len(value) >= _SHORTEST and _is_value(value, Kind.WEAK, ":") and (mixed or (loud and "_" in name)):
+            yield plain.start("value"), _end_of(text, plain.end())
+
+
+def _lines(text: str, start: int, at: int, kind: Kind, *, is_block: bool) -> Iterator[tuple[int, int]]:
+    """Where the secrets stand in the lines below a name in YAML: those that stand further to the right."""
+    before = max(
+        start - _LONGEST_NAME,
+        text.rfind("\n", max(0, start - _LONGEST_NAME), start),
+        text.rfind("\\n", max(0, start - _LONGEST_NAME), start) + 1,
+        -1,
+    )
+    margin = len(text[before + 1 : start]) - len(text[before + 1 : start].lstrip(" \t"))
+    while (line := _NEXT_LINE.match(text, at)) is not None:
+        said = line["said"].strip()
+        at = line.end()
+        if said and len(line["indent"]) <= margin and not (line["item"] and len(line["indent"]) == margin):
+            return
+        if is_block:
+            if said and (kind is Kind.STRONG or _DIGIT.search(said)):
+                yield line.span("said")
+        elif (
+            " " in said
+            or said.endswith(":")
+            or ": " in said
+            or not (_DIGIT.search(said) and _is_value(said, kind, ":"))
+        ):
+            return
+        else:
+            yield line.span("said")
 
 
 def _is_value(value: str, kind: Kind, sign: str) -> bool:
@@ -423,6 +666,10 @@ def _is_value(value: str, kind: Kind, sign: str) -> bool:
     has_digit = _DIGIT.search(value) is not None
     if sign.startswith("is"):
         return has_digit and len(value) > 5
+    if sign in ("==", "===", "!=", "!==") or value[0] in "$<":
+        return False
+    if sign not in (":", "=", ":=", "=>", "：", "＝") and not sign.startswith(("%", "\\", "</")):
+        return has_digit and len(value) >= _SHORTEST and not value.isdigit()
     if kind is Kind.STRONG:
         return len(value) >= (_SHORTEST if sign == ":" else 4)
     return (

@@ -93,6 +93,67 @@ SAID = [
     ("passwords: [", "hunter22", ", x]"),
     ("my password is ", "hunter2", ", do not tell"),
     (r"first line\npassword=", "hunter2", r"\nlast line"),
+    # YAML
+    ("\npassword: |\n  ", "correct horse", "\nuser: joe"),
+    ("\ndb:\n  password: >-\n    ", "correct horse", "\n  user: joe"),
+    (r"\n  password: |\n    ", "correct horse", r"\n  user: joe"),
+    ("\npassword: !!str ", "hunter22", "\nuser: joe"),
+    ("\npassword:\n  ", "hunter22", "\nuser: joe"),
+    ("\npasswords:\n  - ", "hunter22", "\nuser: joe"),
+    ("- name: DB_PASSWORD\n  value: ", "hunter22", "\n- name: x"),
+    ("client-key-data: ", "LS0tLS1CRUdJTiBSU0EgUFJJVkFURSBLRVktLS0tLQphYmM=", "\nx: y"),
+    # shells and programs
+    ("setx DB_PASSWORD ", "hunter22", " /m"),
+    ("aws configure set aws_secret_access_key ", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", " now"),
+    ("sshpass -p ", "hunter2", " ssh host"),
+    ("docker login -u joe -p ", "hunter2", " example.com"),
+    ("mysql -u root -p", "hunter2", " shop"),
+    ("redis-cli -h h -a ", "hunter2", " ping"),
+    ("curl -ujoe:", "hunter2", " https://example.com"),
+    ("psql 'host=h password=", "hunter2", " dbname=d'"),
+    # SQL and files of passwords
+    ("CREATE USER u IDENTIFIED BY '", "hunter2", "' ACCOUNT LOCK"),
+    ("ALTER USER u IDENTIFIED WITH mysql_native_password BY '", "hunter2", "';"),
+    ("create user u with encrypted password '", "correct", "';"),
+    ("CREATE SECRET s (TYPE s3, SECRET '", "correct", "')"),
+    ("machine h login joe password ", "correct", "\nmachine i"),
+    ("\nlocalhost:5432:*:joe:", "hunter2", "\nend"),
+    ("joe:", "$6$abcdefgh$abcdefghijklmnopqrstuvwxyz", ":19000:"),
+    # headers
+    ("Authorization: ", 'Digest username="joe", response="6629fae49393a05397450978507c4ef1"', "\nend"),
+    ("Authorization: ApiKey ", "abcd12345", "\nend"),
+    ("Ocp-Apim-Subscription-Key: ", "abcd12345", "\nend"),
+    ("got Basic ", "am9lOmh1bnRlcjI=", " from it"),
+    ('{"auths": {"r": {"auth": "', "am9lOmh1bnRlcjI=", '"}}} and'),
+    ('Content-Disposition: form-data; name="password"\r\n\r\n', "hunter2", "\r\n--b"),
+    # XML and HTML
+    ('<add key="Password" value="', "hunter2", '"/>'),
+    ('<property name="db.password">', "hunter2", "</property>"),
+    ('<ns:password type="x">', "hunter2", "</ns:password>"),
+    ("<key>ApiKey</key>\n<string>", "hunter22", "</string>"),
+    ("<b>Password:</b> ", "hunter22", " ok"),
+    ("<tr><td>password</td><td>", "hunter22", "</td></tr>"),
+    ("&#x22;password&#x22;:&#x22;", "hunter2", "&#x22;"),
+    # Markdown
+    ("**Password:** ", "hunter22", " ok"),
+    ("| password | ", "hunter22", " | x |"),
+    ("“password”: “", "hunter2", "” ok"),
+    # URLs, escaped more than once
+    ("https%3A%2F%2Fjoe%3A", "hunter2", "%40host%2F"),
+    ("%257B%2522password%2522%253A%2522", "hunter2", "%2522%257D"),
+    ("a%2526password%253D", "hunter2", " ok"),
+    ("https://joe:", "p@ss9word", "@host/x"),
+    # code
+    ("os.environ['DB_PASSWORD'] = '", "correct", "' # x"),
+    ("os.environ.setdefault('DB_PASSWORD', '", "hunter22", "')"),
+    ("client.setPassword('", "correct", "')"),
+    ("password = SecretStr('", "correct", "')"),
+    ("password: str = '", "correct", "' # x"),
+    ("password = b'", "correct", "' # x"),
+    ('password = """', "correct", '""" # x'),
+    ("if (password === '", "correct", "') x"),
+    ('variable "password" { default = "', "correct", '" }'),
+    ('x,"{""password"": ""', "correct", '""}",y'),
 ]
 
 
@@ -108,6 +169,9 @@ def test_a_secret_by_the_words_before_it(before: str, secret: str, after: str) -
     "value",
     [
         {"headers": [{"name": "Authorization", "value": "abcd!"}, {"key": "X-Api-Key", "value": "abcd!"}]},
+        {"headers": [["X-Api-Key", "abcd1234!"]], "Key": "password", "Value": "abcd!", "API Key": "abcd!"},
+        {"auths": {"registry": {"auth": "am9lOmh1bnRlcjIh!"[:-1], "identitytoken": "abcd!"}}},
+        {"password": {"type": "plain", "value": "abcd!"}, "password_hash": "abcd!"},
         {"kty": "RSA", "n": "public", "e": "AQAB", "d": "private!", "p": "private!"},
         {"credentials": {"user": "a!", "value": ["b!"]}},
         {"password": 12345, "x": "Authorization: Basic abcdefgh!"},
@@ -123,7 +187,15 @@ def test_a_secret_by_its_place_in_a_structure(value: dict[str, Any]) -> None:
 def test_the_description_of_a_secret_is_none() -> None:
     """The parameters of a tool."""
     schema = {
-        "properties": {"password": {"type": "string", "description": "what to log in with"}, "token": {"$ref": "#/t"}}
+        "properties": {
+            "password": {"type": "string", "description": "what to log in with"},
+            "token": {"$ref": "#/t"},
+            "api_key": {"title": "Api Key"},
+            "secret": {"const": "a"},
+            "pwd": {"type": ["string", "null"]},
+            "pass": {"format": "password"},
+        },
+        "required": ["password", "token"],
     }
     assert secrets.scrub(json.loads(json.dumps(schema)), 1_000, "…") == schema
 
@@ -171,6 +243,14 @@ def test_putty_has_a_format_of_its_own() -> None:
     assert told == f"{API_KEY}\nbye"
 
 
+def test_letters_that_need_not_have_been_escaped() -> None:
+    assert scrub_text(r'got {"pass\u0077ord": "hunter2"} so') == f'got {{"password": "{API_KEY}"}} so'
+
+
+def test_a_long_value_is_masked_to_its_end() -> None:
+    assert scrub_text(f"password=a1{'b' * 5_000}END and on") == f"password={API_KEY} and on"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -186,6 +266,17 @@ def test_putty_has_a_format_of_its_own() -> None:
         "fc_67ab12cd34ef5678901234567890abcdef and msg_67ab12cd34ef5678",
         "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         '{"tokens": ["a", "b"], "token": "Hello", "logprob": -0.1}',
+        "api_key = os.environ['OPENAI_API_KEY'] or os.getenv(\"OPENAI_API_KEY\")",
+        "password = get_password() if password == confirm_password else prompt('password')",
+        "password: Optional[str] = None; password=$PASSWORD; password=${DB_PASSWORD}; token=<token>",
+        '{"required": ["password", "token"], "x": ["token", "name"]} as JSON',
+        "password:\n  type: string\n  minLength: 8\n",
+        "| token | count |\n|---|---|\n| the | 12 |",
+        "CREATE TABLE users (password VARCHAR(255) NOT NULL, token TEXT UNIQUE)",
+        "basic understanding of Basic information1, and auth=none",
+        "docker run -p 8080:80 nginx; mkdir -p /tmp/a1b2c3; ssh -p 2222 host",
+        "2001:4860:4860:0:8888 and a.c:12:5:error:foo",
+        r"caf\u00e9 \u0041 and the password",
         "def authorize(password: str, token: str | None = None) -> bool:",
     ],
 )
