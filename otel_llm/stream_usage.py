@@ -283,6 +283,7 @@ def _write(path: Path, servers: Mapping[str, Server]) -> None:
             os.write(fd, content)
         finally:
             os.close(fd)
+        beside.chmod(0o600)  # a umask may have taken from the owner as well
         beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from otel_llm import files
 from otel_llm.settings import settings
 from otel_llm.store import duplicates, record, sql
 from otel_llm.store.errors import StoreError
@@ -144,17 +145,20 @@ def _measure(connection: DuckDBPyConnection) -> Batch:
 def _files(paths: StorePaths, blocks: list[list[bytes]]) -> Iterator[list[str]]:
     # Beside the journal, where there is room for it by all odds; where that may only be read, in the system's own place.
     folder = paths.journal if os.access(paths.journal, os.W_OK) else None
-    files: list[str] = []
+    names: list[str] = []
     try:
         for block in blocks:
             fd, name = tempfile.mkstemp(prefix=".batch-", suffix=".tmp", dir=folder)
-            files.append(name)
+            names.append(name)
             with os.fdopen(fd, "wb") as file:
+                files.make_private(
+                    fd, Path(name).parent
+                )  # DuckDB opens it by its name, and a umask may forbid even that
                 file.write(b"\n".join(block))
                 file.write(b"\n")
-        yield files
+        yield names
     finally:
-        for name in files:
+        for name in names:
             Path(name).unlink(missing_ok=True)
 
 

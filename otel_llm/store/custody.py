@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from otel_llm import files
 from otel_llm.store.paths import StorePaths
 
 _NAME: Final = "spare.json"
-_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -59,7 +59,8 @@ def write(paths: StorePaths, note: Note) -> None:
     hidden = file.with_name(f".{_NAME}.{os.getpid()}.tmp")
     text = {"boot": _boot(), "database": note.database, "spare": note.spare, "compared": note.compared}
     try:
-        with os.fdopen(os.open(hidden, _FLAGS, 0o600), "w", encoding="utf-8") as writing:
+        hidden.unlink(missing_ok=True)  # of an earlier process of this number
+        with os.fdopen(files.create(hidden, os.O_WRONLY), "w", encoding="utf-8") as writing:
             json.dump(text, writing)
         hidden.replace(file)
     except OSError:

@@ -81,6 +81,8 @@ class Store:
         self._stopping = threading.Event()
         self._merged_position: tuple[Path | None, int] = (None, 0)
         self._merged_at = 0.0
+        self._is_failing = False
+        """The last merge failed, which has been said."""
         self._retain_at = 0.0
         self.closed_after: int | None = None
         """The number of records at which the end of the process closed it."""
@@ -204,6 +206,7 @@ class Store:
         self._stats.merges += 1
         self._merged_position = position
         self._merged_at = time.monotonic()
+        self._is_failing = False
         self._stats.last_error = None
         if self._max_age or self._max_size:
             self._retain()
@@ -228,8 +231,9 @@ class Store:
             _logger.warning("cannot remove old data from %s: %s", self.paths.database, error)
 
     def _failed(self, reason: str) -> None:
-        if reason != self._stats.last_error:
+        if not self._is_failing:  # the next attempt may fail elsewhere for the same reason, and say so in other words
             _logger.warning("%s; calls stay in the journal %s until it works again", reason, self.paths.journal)
+        self._is_failing = True
         self._stats.merge_failures += 1
         self._stats.last_error = reason
 

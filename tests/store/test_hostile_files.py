@@ -102,13 +102,13 @@ def test_in_the_place_of_the_store(
     store._stores.clear()  # another process reads, by that very name
     with pytest.raises(StoreError, match="not a file"):
         connect(store_path)
-    assert not list(tmp_path.glob("usage.duckdb.*"))  # nothing is put beside a device
+    assert not list(store_path.parent.glob("usage.duckdb.*"))  # nothing is put beside a device
 
 
 @each_kind
 @pytest.mark.parametrize("suffix", [".wal", ".lock", ".lock.next", ".spare", ".next", ".next.wal", ".journal"])
 def test_in_the_place_of_what_stands_beside_the_store(
-    make: Callable[[Path], None], suffix: str, store_path: Path, tmp_path: Path
+    make: Callable[[Path], None], suffix: str, store_path: Path
 ) -> None:
     if (make, suffix) == (Path.mkdir, ".journal"):
         pytest.skip("a directory is what should be there")
@@ -119,7 +119,7 @@ def test_in_the_place_of_what_stands_beside_the_store(
     if make is not make_link:  # a link under one of our names leads to nothing of ours, and goes
         assert os.path.samestat(where.lstat(), before)
     else:
-        assert (tmp_path / "fifo").is_fifo()
+        assert (store_path.parent / "fifo").is_fifo()
 
 
 @each_kind
@@ -332,6 +332,17 @@ def test_whatever_the_umask_says(umask: int, tmp_path: Path) -> None:
     made = [path.stat() for path in (tmp_path / "one", *(tmp_path / "one").rglob("*"))]
     assert {stat.S_IMODE(each.st_mode) for each in made if stat.S_ISDIR(each.st_mode)} == {0o700}
     assert {stat.S_IMODE(each.st_mode) for each in made if stat.S_ISREG(each.st_mode)} == {0o600}
+
+
+@needs_root
+def test_a_umask_that_takes_from_the_owner_too(shared: Path) -> None:
+    """Root, who runs the other tests, may read whatever its mode says."""
+
+    def work() -> tuple[int, int]:
+        os.umask(0o777)
+        return kept(shared / "usage.duckdb"), kept(shared / "usage.duckdb")
+
+    assert as_user(1001, work) == "(1, 2)"
 
 
 assert sys.platform != "win32"

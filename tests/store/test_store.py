@@ -16,6 +16,7 @@ import pytest
 
 from otel_llm.settings import reload
 from otel_llm.store import Store, batch, connect, flush, guard, ingest
+from otel_llm.store.errors import StoreError
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import Script, count, end, identity, merging, query, start, until
 
@@ -89,6 +90,28 @@ def test_a_merge_elsewhere_makes_flush_false_and_loses_nothing(
         assert quiet_store.stats.postponed == 1 and quiet_store.stats.last_error
     assert quiet_store.flush() and quiet_store.stats.last_error is None
     assert count(store_path) == 2
+
+
+def test_what_fails_is_said_once_in_whatever_words(
+    quiet_store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of temporary files differ from one attempt to the next."""
+    words = iter(range(100))
+
+    def fail(*_: object, **__: object) -> None:
+        raise StoreError(f"cannot write {next(words)}.tmp")
+
+    def said() -> list[str]:
+        return [entry.getMessage() for entry in caplog.records if "until it works again" in entry.getMessage()]
+
+    with caplog.at_level(logging.WARNING, "otel_llm"):
+        for times in (1, 2):
+            write(quiet_store)
+            with monkeypatch.context() as patch:
+                patch.setattr("otel_llm.store.store.merge", fail)
+                assert not any(quiet_store.flush() for _ in range(3))
+            assert len(said()) == times
+            assert quiet_store.flush()
 
 
 def test_a_store_that_cannot_be_made_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
