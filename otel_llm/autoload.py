@@ -53,7 +53,9 @@ class _Steps:
         """What `step` returns, None where it fails. `what` completes "otel-llm could not"."""
         try:
             return step()
-        except Exception as fault:
+        except BaseException as fault:
+            if not faults.ends_here(fault):
+                raise
             _logger.debug("otel-llm could not %s", what, exc_info=True)
             # A module that others need and that is not there is one reason.
             self._failed.setdefault(shown.error(fault), []).append(what)
@@ -148,8 +150,10 @@ def flush(timeout: float = 10.0) -> bool:
     """
     try:
         from otel_llm.store import flush as flush_all
-    except Exception:  # `instrument` has said so
-        return False
+    except BaseException as fault:
+        if not faults.ends_here(fault):
+            raise
+        return False  # `instrument` has said so
     try:
         return flush_all(timeout)
     except Exception as fault:

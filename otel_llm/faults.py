@@ -98,6 +98,11 @@ def is_passing_by(error: BaseException) -> bool:
     return not _raises(innermost)
 
 
+def ends_here(error: BaseException) -> bool:
+    """Whether `error` is a fault of what we called, a library that is broken: one that exits as it is imported is that too."""
+    return isinstance(error, Exception | SystemExit) and not is_passing_by(error)
+
+
 def _came_from_outside(error: BaseException) -> bool:
     """Whether a signal handler or another thread raised `error` here.
 

@@ -180,7 +180,7 @@ class PriceBook:
         for model in models:
             try:
                 found = _library_quote(provider, model, tier, at_ns)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 faults.report("look up a price", error)
                 return Quote(f"price look-up failed: {type(error).__name__}")
             if found is not None:

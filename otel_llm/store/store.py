@@ -191,7 +191,7 @@ class Store:
         except StoreError as error:
             self._failed(str(error))
             return False
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a library may exit as it is imported
             if was_interrupted(error):  # at the exit, where there is no other thread to do it
                 self._stats.postponed += 1
                 return False
@@ -260,7 +260,7 @@ class Store:
         while not stopping.wait(wait):
             try:
                 wait = self._tick()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 wait = self._flush_interval
                 self._failed(f"{type(error).__name__}: {error}")
                 _logger.debug("the background thread failed", exc_info=True)

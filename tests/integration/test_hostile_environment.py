@@ -1,7 +1,7 @@
 """Every variable that we or OpenTelemetry read, with nonsense in it: the app is what it is without us, and the call is recorded.
 
-`make test` gives each variable two kinds of nonsense, one in each way of starting; with `OTEL_LLM_TEST_EVERY_KIND=1` it gets every
-value of every kind in both.
+`make test` gives each variable two kinds of nonsense, one in each way of starting, to several at a time where they have nothing to
+do with each other; with `OTEL_LLM_TEST_EVERY_KIND=1` it gets every value of every kind in both, alone.
 """
 
 from __future__ import annotations
@@ -54,8 +54,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "characters": ("\x01\x1b[31m\n\r", "\udcff\udcfe\udced", "💥\u202e", "x" * 100_000, "%", "\\", "%s{}"),
     "a path": ("{dir}", "{dir}/file/below", "/dev/null", "{dir}/secret", "~nobody-of-that-name/x"),
 }
-PARTS = 4
+NO_DATABASE = "secret"
+"""A text file."""
+PARTS = 2
 """For several workers."""
+TOGETHER = 12
+"""Variables that are wrong at once; each alone where something then is."""
 EVERY_KIND = bool(os.environ.get("OTEL_LLM_TEST_EVERY_KIND"))
 _OTHERS = ("XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "TMPDIR", "TZ", "COLUMNS", "TERM", "NO_COLOR", "LANG")
 """What is read besides, by us or by what we stand on."""
@@ -146,7 +150,7 @@ def apps(
     home = directory / "home"
     home.mkdir()
     (directory / "file").touch()
-    (directory / "secret").write_text("no key, and no certificate")
+    (directory / NO_DATABASE).write_text("no key, and no certificate")
     foreign = ("OTEL_", "_OTEL_", "OPENAI_", "LANG", "XDG_", "PYTHON", "TMPDIR")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
         **_openai_process.environment,
@@ -202,6 +206,8 @@ def check(apps: Apps, way: str, given: dict[str, str | None]) -> list[str]:
 def calls(store: str, model: str) -> int | str:
     """How many calls of a model are recorded."""
     try:
+        if Path(store).name == NO_DATABASE:  # it stays as it is, and the account in the journal beside it
+            return sum(f'"{model}"' in file.read_text() for file in Path(f"{store}.journal").glob("*.jsonl"))
         with connect(store) as connection:
             return int(
                 connection.execute("SELECT count(*) FROM llm_usage WHERE request_model = ?", [model]).fetchall()[0][0]
@@ -225,22 +231,51 @@ def cases(index: int, way: str) -> Iterator[str]:
 @pytest.mark.timeout(3600 if EVERY_KIND else 240)
 def test_nonsense_in_every_variable(part: int, way: str, apps: Apps, receiver: OtlpReceiver) -> None:
     wrong = []
-    for index, name in enumerate(VARIABLES):
-        if index % PARTS != part:
-            continue
-        for number, value in enumerate(cases(index, way)):
-            given: dict[str, str | None] = {name: value.replace("{dir}", str(apps.directory))}
-            if (index + number) % 2:
-                grpc = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint("grpc")}
-                given = {**grpc, **given}
-            wrong += [f"{name}={value[:60]!r}: {problem}" for problem in check(apps, way, given)]
+    for number, names in enumerate(groups()):
+        if number % PARTS == part:
+            wrong += tried(apps, receiver, way, names, number)
     assert not wrong, "\n".join(wrong)
+
+
+ALONE = {"OTEL_LLM_STORE", "OTEL_SDK_DISABLED", "OTEL_PYTHON_DISTRO", "OTEL_TRACES_EXPORTER", "TMPDIR", "XDG_DATA_HOME",
+         "OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE", _IN_SITECUSTOMIZE}  # fmt: skip
+"""What decides whether others are read, or where the account is."""
+
+
+def groups() -> list[list[str]]:
+    """The variables, as they are tried together."""
+    others = [name for name in VARIABLES if name not in ALONE]
+    width = 1 if EVERY_KIND else TOGETHER
+    # From all over the alphabet: those of one kind have one prefix, and the first that is wrong may be the last that is read.
+    count = -(-len(others) // width)
+    return [[name] for name in VARIABLES if name in ALONE] + [others[first::count] for first in range(count)]
+
+
+def tried(apps: Apps, receiver: OtlpReceiver, way: str, names: list[str], turn: int) -> list[str]:
+    """What is wrong where these variables are."""
+    wrong = []
+    values = {name: list(cases(VARIABLES.index(name), way)) for name in names}
+    for number in range(len(values[names[0]])):
+        given: dict[str, str | None] = {
+            name: values[name][number].replace("{dir}", str(apps.directory)) for name in names
+        }
+        if (turn + number) % 2:
+            grpc = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint("grpc")}
+            given = {**grpc, **given}
+        problems = check(apps, way, given)
+        if problems and len(names) > 1:
+            alone = [problem for name in names for problem in tried(apps, receiver, way, [name], turn)]
+            return alone or [f"{names} together: {problem}" for problem in problems]
+        wrong += [f"{names[0]}={values[names[0]][number][:60]!r}: {problem}" for problem in problems]
+    return wrong
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_nonsense_everywhere_at_once(way: str, apps: Apps) -> None:
     spared = {_IN_SITECUSTOMIZE, "OTEL_LLM_STORE", "OTEL_SDK_DISABLED", "OTEL_PYTHON_DISTRO", "TMPDIR", "XDG_DATA_HOME"}
-    for values in KINDS.values():
+    for turn, values in enumerate(KINDS.values()):
+        if not EVERY_KIND and turn % len(WAYS) != list(WAYS).index(way):
+            continue
         nonsense = values[0].replace("{dir}", str(apps.directory))
         given: dict[str, str | None] = {name: nonsense for name in VARIABLES if name not in spared}
         assert check(apps, way, given) == []
@@ -301,9 +336,19 @@ def run_broken(
     return calls(store, f"model-{number}"), [line for line in stderr.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("way", WAYS)
+MISSING = "ModuleNotFoundError(f'No module named {name!r}', name=name)"
+BROKEN = "RuntimeError('broken')"
+EXITS = "SystemExit(3)"
+
+
 @pytest.mark.parametrize(
-    "error", ["ModuleNotFoundError(f'No module named {name!r}', name=name)", "RuntimeError('broken')"]
+    ("way", "error"),
+    [
+        ("code", MISSING),
+        ("launch", BROKEN),
+        ("code", EXITS),
+        *([("code", BROKEN), ("launch", MISSING)] if EVERY_KIND else []),
+    ],
 )
 @pytest.mark.parametrize("module", ["fcntl", "orjson", "platformdirs", "genai_prices", "rich", "click"])
 def test_a_library_is_missing_or_broken(module: str, error: str, way: str, apps: Apps) -> None:
@@ -346,9 +391,20 @@ pwd.getpwuid = getpwuid
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("home", [None, "{dir}/file", "{dir}/file/below", "relative"])
-@pytest.mark.parametrize("tmp", ["{dir}/tmp", "{dir}/file"])
+HOMES = [None, "{dir}/file", "{dir}/file/below", "relative"]
+TMPS = ["{dir}/tmp", "{dir}/file"]
+
+
+@pytest.mark.parametrize(
+    ("home", "tmp", "way"),
+    [
+        (home, tmp, way)
+        for h, home in enumerate(HOMES)
+        for t, tmp in enumerate(TMPS)
+        for w, way in enumerate(WAYS)
+        if EVERY_KIND or (h + t + w) % 2 == 0
+    ],
+)
 def test_no_home_directory(tmp: str, home: str | None, way: str, apps: Apps) -> None:
     (apps.directory / "tmp").mkdir(exist_ok=True)
     env: dict[str, str | None] = {
