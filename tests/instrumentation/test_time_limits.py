@@ -293,3 +293,29 @@ def test_a_fault_of_ours_never_reaches_the_app(fault, caplog):
     except Exception as error:
         faults.report("do something", error)
     assert sum(faults.counts().values()) == before + 1
+
+
+@pytest.mark.parametrize("error", [TimeoutError, SystemExit, KeyboardInterrupt])
+def test_a_time_limit_while_setting_up(error: type[BaseException]) -> None:
+    """It is the app's, and no fault of the step it came up in."""
+    from otel_llm.autoload import _Steps
+
+    def too_long(*_: object) -> None:
+        raise error("too long")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    try:
+        with pytest.raises(error, match="too long"):
+            _Steps().take("set up", lambda: signal.raise_signal(signal.SIGALRM))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("error", [SystemExit, RuntimeError])
+def test_what_a_step_raises_ends_there(error: type[BaseException]) -> None:
+    from otel_llm.autoload import _Steps
+
+    def broken() -> None:
+        raise error("broken")
+
+    assert _Steps().take("set up", broken) is None
