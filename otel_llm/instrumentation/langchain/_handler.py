@@ -57,6 +57,7 @@ class Handler:
         run_type: str | None = None,
         name: str | None = None,
         graph: Graph | None = None,
+        configured: str | None = None,
         **kwargs: Any,
     ) -> None:
         runs = self._runs
@@ -79,7 +80,9 @@ class Handler:
             said = _run_said(inputs=inputs)
         run = runs.begin(run_id, parent, part.name, conversation_of(metadata))
         if graph is not None and graph.thread_id is not None:
-            run.conversation_id = graph.thread_id
+            run.conversation_id = run.conversation_configured = graph.thread_id
+        elif configured is not None and configured != run.conversation_configured:
+            run.conversation_id = run.conversation_configured = configured
         if part.operation == semconv.INVOKE_WORKFLOW and not is_unnamed(part.name, (serialized or {}).get("id")):
             run.workflow_name = part.name
         runs.begin_chain(run, parent, part, said)

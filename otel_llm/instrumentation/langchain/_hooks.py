@@ -17,7 +17,7 @@ from otel_llm import call as calls
 from otel_llm import faults
 from otel_llm.instrumentation.langchain._models import ModelRun
 from otel_llm.instrumentation.langchain._runs import Run, Runs
-from otel_llm.instrumentation.langchain._tree import Graph, graph_of
+from otel_llm.instrumentation.langchain._tree import conversation_of, graph_of
 
 Told = Callable[..., None]
 
@@ -41,11 +41,11 @@ class Hooks:
 
     def start(self, told: Told, event: str, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
         """Around a manager's `on_…_start`, async or not: its handlers first, so that a run is as long as what it does."""
-        graph = _starting_graph() if event == "on_chain_start" else None
+        frame_says = _starting() if event == "on_chain_start" else {}
         started = wrapped(*args, **kwargs)
         if type(started) is CoroutineType:
-            return self._started(told, event, started, manager, args, kwargs, graph)
-        self._tell_start(told, event, started, manager, args, kwargs, graph)
+            return self._started(told, event, started, manager, args, kwargs, frame_says)
+        self._tell_start(told, event, started, manager, args, kwargs, frame_says)
         return started
 
     async def _started(self, told: Told, event: str, starting: Awaitable[Any], *of_run: Any) -> Any:
@@ -54,10 +54,10 @@ class Hooks:
         return started
 
     def _tell_start(
-        self, told: Told, event: str, started: Any, manager: Any, args: Any, kwargs: Any, graph: Graph | None
+        self, told: Told, event: str, started: Any, manager: Any, args: Any, kwargs: Any, frame_says: dict[str, Any]
     ) -> None:
         try:
-            rest = dict(kwargs)
+            rest = {**kwargs, **frame_says}
             serialized = args[0] if args else rest.pop("serialized", None)
             asked = args[1] if len(args) > 1 else rest.pop(_ASKED[event])
             rest["parent_run_id"], rest["tags"], rest["metadata"] = (
@@ -65,8 +65,6 @@ class Hooks:
                 manager.tags,
                 manager.metadata,
             )
-            if graph is not None:
-                rest["graph"] = graph
             of_each = event in _EACH
             for one, each in zip(started, asked, strict=True) if of_each else ((started, asked),):
                 rest["run_id"] = one.run_id
@@ -158,26 +156,29 @@ class Hooks:
             faults.report("record a cancelled run", fault)
 
 
-def _starting_graph() -> Graph | None:
-    """The graph of LangGraph's whose run is starting, where one is.
+def _starting() -> dict[str, Any]:
+    """What only the frame that starts a run knows of it: the graph of LangGraph's, and the conversation in its configuration.
 
     LangChain is told a name and metadata, which a graph inside another inherits; what it is (an agent, its name) only the graph
-    itself knows, and its thread only its configuration. Both are at hand in the frame that starts the run, whoever imported what
-    and when.
+    itself knows. The thread of a graph, and the session of a `RunnableWithMessageHistory`, are in the configuration alone. All is
+    at hand in that frame, whoever imported what and when.
     """
     try:
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and str(frame.f_globals.get("__name__")).startswith("wrapt"):  # without its C extension
             frame = frame.f_back
-        if frame is None or frame.f_code.co_name not in ("stream", "astream"):
-            return None
-        if not str(frame.f_globals.get("__name__")).startswith("langgraph."):
-            return None
-        found = frame.f_locals
-        return graph_of(found.get("self"), found.get("config"))
+        if frame is None:
+            return {}
+        home = str(frame.f_globals.get("__name__"))
+        if home.startswith("langgraph.") and frame.f_code.co_name in ("stream", "astream"):
+            found = frame.f_locals
+            return {"graph": graph_of(found.get("self"), found.get("config"))}
+        if home.startswith("langchain_core.runnables."):
+            config = frame.f_locals.get("config")
+            return {"configured": conversation_of(config.get("configurable"))} if isinstance(config, dict) else {}
     except Exception as fault:
-        faults.report("look at a graph", fault)
-        return None
+        faults.report("look at the start of a chain", fault)
+    return {}
 
 
 def _answers_at_once(model: Any) -> bool:

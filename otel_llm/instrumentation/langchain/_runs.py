@@ -36,6 +36,7 @@ class Run:
     __slots__ = (
         "agent_name",
         "context",
+        "conversation_configured",
         "conversation_id",
         "conversation_told",
         "facts",
@@ -82,6 +83,8 @@ class Run:
         self.agent_name: str | None = None
         self.workflow_name: str | None = None
         self.conversation_id: str | None = None
+        self.conversation_configured: str | None = None
+        """What the configuration of the nearest run says that has one; the runs under it inherit that too."""
         self.conversation_told: str | None = None
         """What the metadata of the run say, which they may have inherited from one in another conversation."""
         if parent is not None:
@@ -89,6 +92,7 @@ class Run:
             self.agent_name = parent.agent_name
             self.workflow_name = parent.workflow_name
             self.conversation_id = parent.conversation_id
+            self.conversation_configured = parent.conversation_configured
 
     @property
     def in_tree(self) -> bool:

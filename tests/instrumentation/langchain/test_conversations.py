@@ -10,9 +10,11 @@ from uuid import UUID
 import openai
 import pytest
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableFieldSpec, RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -120,6 +122,62 @@ async def test_metadata_of_a_run(traced: Traced, metadata: dict[str, Any], expec
     await FAKE.ainvoke("hi", config)
     RunnableLambda(lambda value: FAKE.invoke("hi"), name="part").invoke(1, config)
     assert [span.attributes.get(semconv.CONVERSATION_ID) for span in traced.all()] == [expected] * 4
+
+
+def _with_history(**options: Any) -> Any:
+    kept: dict[Any, InMemoryChatMessageHistory] = {}
+
+    def history(**names: str) -> InMemoryChatMessageHistory:
+        return kept.setdefault(tuple(names.items()), InMemoryChatMessageHistory())
+
+    def of_session(session_id: str) -> InMemoryChatMessageHistory:
+        return history(session_id=session_id)
+
+    def of_user(user: str, conversation_id: str) -> InMemoryChatMessageHistory:
+        return history(user=user, conversation_id=conversation_id)
+
+    asking = RunnableLambda(lambda messages: messages) | FAKE
+    return RunnableWithMessageHistory(asking, of_user if options else of_session, **options)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
+async def test_the_session_of_a_chain_with_history(way: str, traced: Traced) -> None:
+    chain, given = _with_history(), [("user", "hi")]
+    for session in ("one", "two"):
+        config: Any = {"configurable": {"session_id": session}}
+        match way:
+            case "batch":
+                chain.batch([given, given], [config, config])
+            case "abatch":
+                await chain.abatch([given, given], [config, config])
+            case "stream":
+                list(chain.stream(given, config))
+            case "astream":
+                _ = [part async for part in chain.astream(given, config)]
+            case _:
+                told = getattr(chain, way)(given, config)
+                _ = await told if way == "ainvoke" else told
+    models = [span.attributes.get(semconv.CONVERSATION_ID) for span in traced.models()]
+    times = 2 if "batch" in way else 1
+    assert sorted(map(str, models)) == ["one"] * times + ["two"] * times
+    assert {span.attributes.get(semconv.CONVERSATION_ID) for span in traced.all()} == {"one", "two"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_session_by_another_name_and_inside_a_thread(traced: Traced) -> None:
+    fields = [ConfigurableFieldSpec(id=name, annotation=str) for name in ("user", "conversation_id")]
+    config: Any = {"configurable": {"user": "u", "conversation_id": "c"}}
+    _with_history(history_factory_config=fields).invoke([("user", "hi")], config)
+    assert {span.attributes.get(semconv.CONVERSATION_ID) for span in traced.all()} == {"c"}
+    traced.clear()
+
+    def talk(state: Any) -> Any:
+        session: Any = {"configurable": {"session_id": "inner"}}
+        return {"messages": [_with_history().invoke([("user", "hi")], session)]}
+
+    _graph(talk).invoke(QUESTION, {"configurable": {"thread_id": "t"}})
+    assert {span.attributes.get(semconv.CONVERSATION_ID) for span in traced.all()} == {"t"}
 
 
 def test_the_app_knows_better(traced: Traced) -> None:
