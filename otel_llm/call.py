@@ -181,6 +181,7 @@ class ModelCall:
         self._adopted = threading.Lock()
         self._claimed = threading.Lock()
         self._process = _process
+        self.__class__ = _Open
         self._endings: list[object] = []
         """How it ended, by each who said so: the first counts."""
         if place is None:
@@ -318,6 +319,7 @@ class ModelCall:
             except Exception as fault:
                 faults.report("describe a finished call", fault)
         self._signal(usage, error, error_type, self._end(ended_perf_ns))
+        self.__class__ = ModelCall
 
     def _describe_end(
         self,
@@ -394,6 +396,18 @@ class ModelCall:
         """When a call ended that is dropped now: nobody knows for how long it was not wanted, its last chunk was."""
         return self.last_chunk_ns or time.perf_counter_ns()
 
+    def _let_go(self, ended_perf_ns: int) -> None:
+        self.finish(CANCELLED, ended_perf_ns=ended_perf_ns)
+        if self.span.is_recording():  # what came up did so within `finish`
+            self._end(ended_perf_ns)
+
+
+class _Open(ModelCall):
+    """A call that has not ended. One that has is plain, so that nothing of ours runs when it goes: Python drops whatever a signal
+    handler of the app's raises in a finalizer."""
+
+    __slots__ = ()
+
     def __del__(self) -> None:
         # Nobody is left to finish it: something like KeyboardInterrupt came up in the midst of our own lines. (Where its answer
         # is followed, whoever follows it knows more of how it ended, and finishes it.)
@@ -403,11 +417,6 @@ class ModelCall:
                 later(partial(self._let_go, self.dropped_perf_ns()))
         except Exception:
             pass  # it never got a span, or the interpreter is shutting down
-
-    def _let_go(self, ended_perf_ns: int) -> None:
-        self.finish(CANCELLED, ended_perf_ns=ended_perf_ns)
-        if self.span.is_recording():  # what came up did so within `finish`
-            self._end(ended_perf_ns)
 
 
 def _failed(span: Span, error: BaseException) -> Status:

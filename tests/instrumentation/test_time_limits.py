@@ -319,3 +319,29 @@ def test_what_a_step_raises_ends_there(error: type[BaseException]) -> None:
         raise error("broken")
 
     assert _Steps().take("set up", broken) is None
+
+
+# --- in finalizers -----------------------------------------------------------------------------------------------------
+def test_nothing_of_ours_runs_when_an_ended_call_goes():
+    """What a handler raises there is printed by Python, and lost to the app."""
+    OpenAIInstrumentor().instrument(tracer_provider=TracerProvider())
+    LangChainInstrumentor().instrument(tracer_provider=TracerProvider())
+    seen: list[str] = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(OURS) and code.co_name in ("__del__", "_abandon"):
+            seen.append(f"{code.co_filename}:{code.co_firstlineno}")
+
+    try:
+        client, model = Provider().client(), FakeListChatModel(responses=["hi"])
+        gc.collect()
+        sys.setprofile(profile)
+        client.chat.completions.create(model="m", messages=HELLO)
+        model.invoke("hi")
+        gc.collect()
+    finally:
+        sys.setprofile(None)
+        LangChainInstrumentor().uninstrument()
+        OpenAIInstrumentor().uninstrument()
+    assert seen == []

@@ -296,6 +296,9 @@ class Runs:
         """Ends a run and its span. Returns it, None where it has ended before."""
         run = self._runs.pop(run_id, None)
         if run is not None:
+            run.manager = (
+                None  # nothing of ours runs when the manager goes: what a signal handler raised there would be lost
+            )
             if attributes and run.span is not None:
                 run.facts.update(attributes)
                 run.span.set_attributes(attributes)
