@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from otel_llm import faults
 from otel_llm.content.openai import definitions
 from otel_llm.content.parts import parts_of, plain
+from otel_llm.instrumentation.openai._request import ENDPOINTS, attributes, server_at
 from otel_llm.usage import fields, from_langchain, from_openai
 
 
@@ -220,6 +221,14 @@ def test_where_fields_are_looked_for(number: int) -> None:
     assert isinstance(fields(value), dict | types.MappingProxyType)
     for reader in (from_openai, from_langchain, parts_of):
         reader(value)
+
+
+@pytest.mark.parametrize("number", range(len(VALUES)))
+@pytest.mark.parametrize("name", ["stop", "n", "text", "reasoning", "response_format", "conversation", "temperature"])
+def test_the_parameters_of_a_request(number: int, name: str) -> None:
+    """Nothing is asked whether it is true, and nothing is made a text of: each may raise, and none is what is looked for."""
+    value, _ = VALUES[number]
+    attributes(ENDPOINTS["/chat/completions"], server_at("local", 80), {name: value}, False)
 
 
 def test_fields_of_mappings_are_their_items() -> None:

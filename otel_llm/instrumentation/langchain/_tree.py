@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from otel_llm import semconv
+from otel_llm import faults, semconv
 from otel_llm.context import clean
 
 
@@ -90,8 +90,11 @@ def conversation_of(metadata: Mapping[str, Any] | None, keys: Sequence[str] = CO
     if metadata:
         for key in keys:
             value = metadata.get(key)
-            if isinstance(value, str | int | UUID) and not isinstance(value, bool) and (text := clean(value)):
-                return text
+            try:
+                if isinstance(value, str | int | UUID) and not isinstance(value, bool) and (text := clean(value)):
+                    return text
+            except Exception as error:  # an integer of too many digits, a text that is not what it seems
+                faults.pass_on(error)
     return None
 
 

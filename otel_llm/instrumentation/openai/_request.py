@@ -248,7 +248,9 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
     if stream:
         found[semconv.REQUEST_STREAM] = True
     for key, name in _PARAMETERS:
-        if key in body and isinstance(value := body[key], _SCALARS):
+        if key in body and issubclass(
+            type(value := body[key]), _SCALARS
+        ):  # by `type`: an object may lie about its class
             if type(value) is int:
                 # A number beyond 64 bits fails the whole batch that an OTLP exporter encodes it in.
                 if not -(2**63) <= value < 2**63:
@@ -256,25 +258,29 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
                 elif name in _DOUBLES:
                     value = float(value)
             found[name] = value
-    if "stop" in body and (stop := body["stop"]):
-        if isinstance(stop, str):
-            found[semconv.REQUEST_STOP_SEQUENCES] = [stop]
-        elif isinstance(stop, list | tuple):  # anything else that can be iterated is the app's, to be read once
-            found[semconv.REQUEST_STOP_SEQUENCES] = [str(item) for item in stop]
+    if "stop" in body:
+        stop = body["stop"]
+        if issubclass(type(stop), str):
+            stop = () if stop == "" else (stop,)
+        # Anything else that can be iterated is the app's, to be read once.
+        texts = [item for item in stop if issubclass(type(item), str)] if type(stop) in (list, tuple) else ()
+        if texts:
+            found[semconv.REQUEST_STOP_SEQUENCES] = texts
     if "n" in body and type(body["n"]) is int and body["n"] != 1:
         found[semconv.REQUEST_CHOICE_COUNT] = body["n"]
     if isinstance(tier := body.get("service_tier"), str) and tier and tier != "auto":
         found[semconv.OPENAI_REQUEST_SERVICE_TIER] = tier
     if endpoint.operation == semconv.EMBEDDINGS and isinstance(encoding := body.get("encoding_format"), str):
         found[semconv.REQUEST_ENCODING_FORMATS] = [encoding]
-    output = body.get("response_format") or fields(body.get("text")).get("format")
-    if output and isinstance(kind := fields(output).get("type"), str) and kind in _OUTPUT_TYPES:
+    output = fields(body.get("response_format")) or fields(fields(body.get("text")).get("format"))
+    if output and isinstance(kind := output.get("type"), str) and kind in _OUTPUT_TYPES:
         found[semconv.OUTPUT_TYPE] = _OUTPUT_TYPES[kind]
-    if (reasoning := body.get("reasoning")) and isinstance(effort := fields(reasoning).get("effort"), str):
+    if "reasoning" in body and isinstance(effort := fields(body["reasoning"]).get("effort"), str):
         found[semconv.REQUEST_REASONING_LEVEL] = effort
-    if conversation := body.get("conversation"):
-        conversation_id = conversation if isinstance(conversation, str) else fields(conversation).get("id")
-        if isinstance(conversation_id, str):
+    if "conversation" in body:
+        conversation = body["conversation"]
+        conversation_id = conversation if issubclass(type(conversation), str) else fields(conversation).get("id")
+        if issubclass(type(conversation_id), str) and conversation_id != "":
             found[semconv.CONVERSATION_ID] = conversation_id
     if endpoint.operation == semconv.CHAT:
         returned = returned_in_chat(body.get("messages")) or returned_in_input(body.get("input"))

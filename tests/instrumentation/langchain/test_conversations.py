@@ -113,6 +113,7 @@ def test_ids_of_any_kind(traced: Traced, config: Any, expected: str) -> None:
         ({"thread_id": "", "session_id": None, "conversation_id": "c"}, "c"),
         ({"thread_id": ["no", "id"]}, None),
         ({"thread_id": True}, None),
+        ({"thread_id": 10**5000, "session_id": "s"}, "s"),
         ({}, None),
     ],
 )
