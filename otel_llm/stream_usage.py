@@ -119,6 +119,11 @@ class Server:
         self.refused[model] = time.time() + (REFUSED_SECONDS if said_so else SUSPECTED_SECONDS)
         _memory.is_new = True
 
+    def refused_late(self, model: str) -> None:
+        """It has refused the question inside an answer that had begun well, where there is no way back: it is asked no more."""
+        self._took.discard(model)
+        self.answered_unasked(model, said_so=True)
+
     def failed_unasked(self, model: str, *, is_refusal: bool) -> None:
         """The same request has failed without the question too: the question was not the reason."""
         self._suspects.discard(model)

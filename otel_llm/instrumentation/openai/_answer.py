@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from otel_llm import call, semconv
+from otel_llm import call, faults, semconv
 from otel_llm.endings import INCOMPLETE
 from otel_llm.settings import settings
 from otel_llm.toolcalls import ToolRequests
@@ -26,6 +26,12 @@ _ENDED = ("completed", "incomplete", "failed", "cancelled")
 _CODE = re.compile(r"[\w.:/-]{1,100}", re.ASCII)
 """What a code looks like: a sentence in its place may echo the prompt."""
 _SOME_ERROR = "error"
+_FAILED = ("message", "msg", "detail")
+"""What gateways call the text of an error that stands in the answer itself."""
+_ANSWERED = ("choices", "output", "data", "text", "usage")
+"""What an answer has that is one."""
+USAGE_QUESTION = ("stream_options", "include_usage", "streamoptions", "includeusage")
+"""What a refusal to tell the usage of a stream names."""
 _LONGEST_TEXT = 1_000
 """Characters of an id, a name, a reason; whoever sends more sends no such thing."""
 
@@ -44,6 +50,7 @@ class Answer:
         "fingerprint",
         "id",
         "model",
+        "refuses_usage",
         "seconds",
         "tier",
         "usage",
@@ -60,6 +67,8 @@ class Answer:
         self.error_type: str | None = None
         self.final = False
         """Whether the last event of a stream has been seen: leaving after it is not leaving early."""
+        self.refuses_usage = False
+        """Whether it tells of an error that names how we ask for usage."""
         self.background = False
         """Whether the provider goes on with it when nobody listens."""
         self._state: object = None
@@ -100,6 +109,8 @@ class Answer:
         elif found.get("object") == "error":
             self._see_error(found)
         choices = found.get("choices")
+        if not choices and kind is None and not found.get("object"):
+            self._see_other_failure(found)
         if choices and isinstance(choices, list | tuple):
             for choice in choices:
                 told = fields(choice)
@@ -122,6 +133,19 @@ class Answer:
     def _see_error(self, error: object) -> None:
         """An answer that tells of a failure, whatever the HTTP status says. The text of it is not looked at."""
         self.error_type = error_code(fields(error)) or self.error_type or _SOME_ERROR
+        self.refuses_usage = self.refuses_usage or names_usage_question(error)
+
+    def _see_other_failure(self, found: Mapping[str, Any]) -> None:
+        """An answer without anything that was asked for, as gateways and providers put a failure into one of status 200."""
+        if any(found.get(name) for name in _ANSWERED):
+            return
+        errors, told = found.get("errors"), fields(found.get("base_resp"))  # Cloudflare; MiniMax
+        if errors:
+            self._see_error(errors[0] if isinstance(errors, list | tuple) else errors)
+        elif type(code := told.get("status_code")) is int and code:
+            self._see_error({"code": code})
+        elif found.get("success") is False or any(found.get(name) for name in _FAILED):
+            self._see_error(found)
 
     def _see_identity(self, found: Mapping[str, Any]) -> None:
         self.id = _text(found.get("id"))
@@ -217,6 +241,16 @@ def error_code(error: Mapping[str, Any]) -> str | None:
         if isinstance(value, str) and _CODE.fullmatch(value):
             return value
     return None
+
+
+def names_usage_question(*told: object) -> bool:
+    """Whether what is told of an error names how the usage of a stream is asked for."""
+    try:
+        said = " ".join(map(str, told)).lower()
+    except Exception as fault:  # an exception of another's making
+        faults.pass_on(fault)
+        return False
+    return any(name in said for name in USAGE_QUESTION)
 
 
 def _content() -> Any:

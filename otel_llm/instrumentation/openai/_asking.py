@@ -4,6 +4,7 @@ Chat streams tell their usage only if `stream_options.include_usage` asks for it
 it, some refuse the request. So whatever is asked here can be taken back:
 
 known not to take it   -> the request goes as the app made it
+an error in a 200      -> the app has it already; the next stream is not asked, if the error names what we asked
 400 or 422             -> the request is sent again as the app made it, once, unless the server has taken the question before
                           and does not name it now: then the error is the app's own
 the client's own retry -> goes as the app made it, where the server has not taken the question yet
@@ -18,6 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from otel_llm import faults, stream_usage
+from otel_llm.instrumentation.openai._answer import names_usage_question
+from otel_llm.instrumentation.openai._ending import statuses_before
 from otel_llm.instrumentation.openai._request import Endpoint, Server, sent_query
 from otel_llm.instrumentation.openai._stream import hide_usage_of
 from otel_llm.settings import settings
@@ -25,7 +28,6 @@ from otel_llm.settings import settings
 _REFUSALS: Final = (400, 422)
 _NOT_OF_THE_SERVER: Final = (401, 403, 404, 408, 409, 429)
 """Statuses that say nothing about what a request asks for."""
-_NAMES: Final = ("stream_options", "include_usage", "streamoptions", "includeusage")
 _FIRST_AZURE: Final = "2024-08-01"
 """Azure's API versions (`2024-08-01-preview`) before this one refuse `stream_options`."""
 _LONGEST_MODEL: Final = 200
@@ -81,6 +83,11 @@ class Asking:
             return False
         self._is_again = True
         return True
+
+    def refused_late(self, error: BaseException | None, *, in_answer: bool) -> None:
+        """A stream of status 200 tells of an error, which may name our question. The app has it; the next is not asked."""
+        if self.hides_usage and (in_answer or (error is not None and _names_it(error))):
+            self._server.refused_late(self._model)
 
     def ended(self, error: BaseException | None) -> None:
         """The request has got an answer, or has failed for good."""
@@ -185,8 +192,11 @@ def _hiding(theirs: Any, body: _Body) -> Callable[[Any], Any]:
 
 
 def _status(error: BaseException) -> int | None:
+    """The status that an error is about: the client's own, or a refusal that a hook of the app's HTTP client made one of."""
     status = getattr(error, "status_code", None)
-    return status if type(status) is int else None
+    if type(status) is int:
+        return status
+    return next((status for status in statuses_before(error) if status in _REFUSALS), None)
 
 
 def _is_broken(error: BaseException) -> bool:
@@ -199,9 +209,4 @@ def _is_broken(error: BaseException) -> bool:
 
 def _names_it(error: BaseException) -> bool:
     """Whether a refusal speaks of what we asked."""
-    try:
-        said = f"{getattr(error, 'body', '')} {error}".lower()
-    except Exception as fault:  # an exception of another's making
-        faults.pass_on(fault)
-        return False
-    return any(name in said for name in _NAMES)
+    return names_usage_question(getattr(error, "body", ""), error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -83,6 +83,21 @@ def answer_before(error: BaseException) -> Any:
     What comes up after it (the client cannot parse it, a model or a hook of the app's raises) does not undo what was billed. No
     hook on the client sees every such answer, but the traceback goes through whoever had it in hand.
     """
+    for response in _responses(error):
+        if "_content" in vars(response) and getattr(response, "status_code", 400) < 400:
+            return response
+    return None
+
+
+def statuses_before(error: BaseException) -> Iterator[int]:
+    """The statuses of the HTTP responses that were in hand when `error` came up, which may be no error of the client's."""
+    for response in _responses(error):
+        status = getattr(response, "status_code", None)
+        if type(status) is int:
+            yield status
+
+
+def _responses(error: BaseException) -> Iterator[Any]:
     cause: BaseException | None = error
     for _ in range(_CAUSES_LOOKED_AT):
         if cause is None:
@@ -90,16 +105,14 @@ def answer_before(error: BaseException) -> Any:
         step = cause.__traceback__
         while step is not None:
             for value in list(step.tb_frame.f_locals.values()):
-                if _is_answer(value):
-                    return value
+                if _is_response(value):
+                    yield value
             step = step.tb_next
         cause = cause.__cause__  # not its context: that may be of another call, whose failure is being handled
-    return None
 
 
-def _is_answer(value: object) -> bool:
-    is_response = any(
+def _is_response(value: object) -> bool:
+    return any(
         cls.__name__ == "Response" and cls.__module__.partition(".")[0] in ("httpx", "httpx2")
         for cls in type(value).__mro__
     )
-    return is_response and "_content" in vars(value) and getattr(value, "status_code", 400) < 400

@@ -122,7 +122,13 @@ class Hooks:
             server = server_of(client, options.url)
             stream = bool(kwargs.get("stream"))
             model = sent_model(endpoint, server, options, body)
-            known = attributes(endpoint, server, body, stream if body.get("stream") is None else bool(body["stream"]))
+            known: dict[str, Any] = {}
+            try:
+                streams = stream if body.get("stream") is None else bool(body["stream"])
+                known = attributes(endpoint, server, body, streams)
+            except Exception as fault:  # a value of the app's that is not what it seems: it costs its own, not the call
+                faults.report("read the parameters of a request", fault)
+                known = {semconv.PROVIDER: server.provider}
             if settings().captures_content:
                 known |= _said(endpoint.operation, body, getattr(options, "files", None))
             asking = None
@@ -239,6 +245,8 @@ class _Begun:
             answer = self._answer()
             if self._see(result, answer, hides_usage=hides_usage):
                 return
+            if answer.refuses_usage and self._asking is not None:
+                self._asking.refused_late(None, in_answer=True)
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
         conclude(self.call, answer, answer.status)
@@ -261,13 +269,17 @@ class _Begun:
     def _hides_usage(self) -> bool:
         return self._asking is not None and self._asking.hides_usage
 
+    @property
+    def _refused(self) -> Callable[..., None] | None:
+        return None if self._asking is None else self._asking.refused_late
+
     def _see(self, result: Any, answer: Answer, *, hides_usage: bool) -> bool:
         """Takes what a result tells. True where it is still to come: then it is followed."""
         while isinstance(result, _PROXY):  # another instrumentation between the client and us
             result = result.__wrapped__
         own = getattr(result, "__dict__", {})
         if "_iterator" in own:  # openai.Stream, openai.AsyncStream
-            follow_stream(result, Follower(self.call, hides_usage=hides_usage))
+            follow_stream(result, Follower(self.call, hides_usage=hides_usage, refused=self._refused))
             return True
         response = own.get("http_response")  # the raw responses
         if response is None and len(own) == 1:  # a binary answer, of speech
@@ -281,7 +293,7 @@ class _Begun:
             else:
                 answer.see(result)
         elif not response.is_closed:
-            follow_body(response, Follower(self.call))
+            follow_body(response, Follower(self.call, refused=self._refused))
             return True
         else:
             see_body(answer, response.headers.get("content-type", ""), response.content)

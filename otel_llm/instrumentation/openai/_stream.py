@@ -31,10 +31,13 @@ _SSE = "text/event-stream"
 class Follower:
     """Ties a stream to its call."""
 
-    __slots__ = ("answer", "call", "hides_usage", "pulling")
+    __slots__ = ("_refused", "answer", "call", "hides_usage", "pulling")
 
-    def __init__(self, call: ModelCall | Observer, *, hides_usage: bool = False) -> None:
-        """`hides_usage`: the usage chunk was asked for by us, so the app must not see it."""
+    def __init__(
+        self, call: ModelCall | Observer, *, hides_usage: bool = False, refused: Callable[..., None] | None = None
+    ) -> None:
+        """`hides_usage`: the usage chunk was asked for by us, so the app must not see it. `refused` is told of an error."""
+        self._refused = refused
         self.call = call
         self.answer = call.answer() if isinstance(call, Observer) else Answer()
         self.hides_usage = hides_usage
@@ -54,6 +57,7 @@ class Follower:
 
     def complete(self) -> None:
         """The stream has come to its end, and that with its last chunk: the app may have been slow to ask for more."""
+        self._learn()
         conclude(self.call, self.answer, self.answer.status, ended_perf_ns=self.call.last_chunk_ns)
 
     def leave(self) -> None:
@@ -73,7 +77,17 @@ class Follower:
                 self.answer.see(chunk)
             except Exception as fault:
                 faults.report("read a chunk", fault)
+        self._learn(error)
         fail(self.call, error, self.answer)
+
+    def _learn(self, error: BaseException | None = None) -> None:
+        """Tells of an error in an answer that began well."""
+        refused, self._refused = self._refused, None
+        if refused is not None and (error is not None or self.answer.error_type is not None):
+            try:
+                refused(error, in_answer=self.answer.refuses_usage)
+            except Exception as fault:
+                faults.report("learn what a server takes", fault)
 
     def drop(self) -> None:
         """The stream is gone; called by finalizers, so it ends on another stack. It was not wanted after its last chunk."""

@@ -254,6 +254,40 @@ def test_an_error_in_a_200_on_every_path(instrumented, way, body):
     is_error(instrumented, "502")
 
 
+OTHER_FAILURES = pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"detail": "SECRET-7"}, "error"),
+        ({"code": "InvalidParameter", "message": "SECRET-7", "request_id": "1"}, "InvalidParameter"),
+        ({"code": 500, "msg": "SECRET-7", "success": False}, "500"),
+        ({"base_resp": {"status_code": 1004, "status_msg": "SECRET-7"}, "choices": None}, "1004"),
+        ({"success": False, "errors": [{"code": 7003, "message": "SECRET-7"}], "result": None}, "7003"),
+        ({"success": False}, "error"),
+    ],
+)
+
+
+@OTHER_FAILURES
+@pytest.mark.parametrize("way", ["chat", "raw", "embeddings", "images", "stream"])
+def test_a_failure_in_a_200_in_a_shape_of_its_own(instrumented, way, body, code):
+    _ask(way, answering(body))
+    is_error(instrumented, code)
+
+
+@OTHER_FAILURES
+def test_a_failure_in_a_stream_in_a_shape_of_its_own(instrumented, body, code):
+    _ask("stream", answering(events(piece("hel"), body)))
+    is_error(instrumented, code)
+
+
+@pytest.mark.parametrize(
+    "more", [{"success": True, "msg": "ok"}, {"base_resp": {"status_code": 0}}, {"message": "done"}, {"errors": []}]
+)
+def test_an_answer_with_a_message_beside_it_is_none(instrumented, more):
+    answering({**chat("hi", **more), "object": ""}).chat.completions.create(model=MODEL, messages=HELLO)
+    assert is_billed(instrumented)[s.STATUS] == "ok"
+
+
 @ERRORS
 @pytest.mark.parametrize("way", ["stream", "raw stream"])
 def test_an_error_in_a_stream(instrumented, way, error, code):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import threading
@@ -219,6 +220,55 @@ def test_it_is_refused_in_some_requests_only(caller, instrumented):
     for more in ({}, {"seed": 1}, {}, {"seed": 1}, {}):
         assert len(caller(**more)) == 1
     assert caller.server.asked == [True, True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("way", ["plain", "raw"])
+@pytest.mark.parametrize("as_stream", [True, False])
+def test_what_is_refused_inside_a_200_is_not_asked_again(as_stream, way, caller):
+    """The first is the app's already; the streams that follow are as it made them."""
+
+    def before(body: dict[str, Any]) -> Any:
+        if "stream_options" not in body:
+            return None
+        error = {"error": {"message": NAMED, "code": 400}}
+        if as_stream:
+            kind = {"content-type": "text/event-stream"}
+            return http.Response(200, headers=kind, content=f"data: {json.dumps(error)}\n\n".encode())
+        return http.Response(200, json=error)
+
+    caller.server.before = before
+    with contextlib.suppress(openai.APIError):
+        caller(way)
+    assert [len(caller(way)) for _ in range(2)] == [1, 1]
+    assert caller.server.asked == [True, False, False]
+
+
+def test_another_failure_inside_a_200_is_no_refusal(caller):
+    error = b'data: {"error": {"message": "overloaded", "code": 529}}\n\n'
+    kind = {"content-type": "text/event-stream"}
+    caller.server.before = lambda body: http.Response(200, headers=kind, content=error)
+    for _ in range(2):
+        with pytest.raises(openai.APIError):
+            caller()
+    assert caller.server.asked == [True, True]
+
+
+@pytest.mark.parametrize("raises", ["for the status", "its own"])
+def test_a_refusal_that_a_hook_of_the_http_client_raises(raises, instrumented):
+    """It never gets to the client, which would make its own error of it."""
+
+    def hook(response: Any) -> None:
+        if raises == "for the status":
+            response.raise_for_status()
+        if response.status_code >= 400:
+            raise LookupError("the app's")
+
+    server = Server(refusing())
+    with http.Client(transport=http.MockTransport(server), event_hooks={"response": [hook]}) as session:
+        client = openai.OpenAI(api_key="x", base_url="http://local/v1", http_client=session, max_retries=0)
+        assert len(list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))) == 1
+    assert server.asked == [True, False]
+    assert instrumented.one().attributes[s.STATUS] == "ok"
 
 
 def test_another_server_at_the_same_address(caller):
