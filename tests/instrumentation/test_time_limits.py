@@ -21,6 +21,7 @@ from typing import Any
 import openai
 import pytest
 from langchain_core.language_models import FakeListChatModel
+from opentelemetry import context as otel
 from opentelemetry.sdk.trace import TracerProvider
 
 import otel_llm
@@ -156,7 +157,7 @@ def test_the_app_gets_its_time_limit_and_the_call_its_row(way, error, raises, tm
     store._stopping.set()  # what is in the journal stays there to be read
     instrumentor = OpenAIInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
-    before, server = sys.gettrace(), Provider()
+    before, server, outside = sys.gettrace(), Provider(), otel.get_current()
     api = server.client()
     seen: dict[str, dict[str, Any]] = {}
     try:
@@ -177,6 +178,7 @@ def test_the_app_gets_its_time_limit_and_the_call_its_row(way, error, raises, tm
             if alarm.left > 0:
                 break
             assert came, alarm.where
+            assert otel.get_current() == outside, alarm.where
             # A trace function also raises between an `__enter__` and its body, where the interpreter looks for no signal.
             while store.journal._lock._is_owned():
                 store.journal._lock.release()

@@ -49,7 +49,7 @@ class Hooks:
         if begun is None:
             with _Unrecorded(client):
                 return wrapped(*args, **kwargs)
-        outside, result = otel.get_current(), None
+        result = None
         try:
             try:
                 begun.attach()
@@ -63,7 +63,7 @@ class Hooks:
                     result = None
                     result = wrapped(*args, **kwargs)
             finally:
-                begun.detach(outside)
+                begun.detach()
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             faults.surely(partial(begun.fail, error, result))
@@ -76,7 +76,7 @@ class Hooks:
         if begun is None:
             with _Unrecorded(client):
                 return await wrapped(*args, **kwargs)
-        outside, result = otel.get_current(), None
+        result = None
         try:
             try:
                 begun.attach()
@@ -90,7 +90,7 @@ class Hooks:
                     result = None
                     result = await wrapped(*args, **kwargs)
             finally:
-                begun.detach(outside)
+                begun.detach()
             begun.take(result)
         except BaseException as error:  # a signal handler may raise anywhere, in `take` too
             faults.surely(partial(begun.fail, error, result))
@@ -195,12 +195,13 @@ class _Unrecorded:
 class _Begun:
     """A call under way: the arguments it is really made with, and what becomes of its result."""
 
-    __slots__ = ("_asking", "_request", "args", "call")
+    __slots__ = ("_asking", "_outside", "_request", "args", "call")
 
     def __init__(self, call: ModelCall | Observer, args: Any, asking: Asking | None, *, propagates: bool) -> None:
         self.call = call
         self.args = args if asking is None or asking.options is None else (args[0], asking.options, *args[2:])
         self._asking = asking
+        self._outside: otel.Context | None = None
         self._request = Aside(propagates) if isinstance(call, Observer) else call
 
     @property
@@ -209,12 +210,15 @@ class _Begun:
 
     def attach(self) -> None:
         """Makes the call's span current for the request; an observer has none."""
+        self._outside = otel.get_current()
         calls.enter(self._request)
 
-    def detach(self, outside: otel.Context) -> None:
+    def detach(self) -> None:
+        """Undoes `attach`; once more changes nothing."""
         if isinstance(self._request, Aside):
             self._request.finished = True
-        calls.leave(self._request, outside)
+        if self._outside is not None:
+            calls.leave(self._request, self._outside)
 
     def is_sent_again(self, error: BaseException) -> bool:
         """Whether the server has refused what we asked with the request, which now goes as the app made it."""
@@ -253,6 +257,7 @@ class _Begun:
 
     def fail(self, error: BaseException, result: Any) -> None:
         """The app gets `error` instead of an answer. What had arrived of one was billed all the same."""
+        self.detach()  # a signal handler may have raised before that was done
         self._learn(error)
         answer = Answer()
         try:

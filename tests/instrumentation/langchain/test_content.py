@@ -31,8 +31,8 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 from otel_llm import semconv as s
-from otel_llm.content import NAMES
 from otel_llm.content.redaction import use
+from otel_llm.semconv import CONTENT
 from tests.content.test_values import VALUES
 from tests.instrumentation.conftest import Capture
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents
@@ -172,7 +172,7 @@ def test_nothing_by_default(traced: Traced, model: ChatOpenAI) -> None:
     weather.invoke({"city": "Rome"})
     model.invoke(HISTORY[:1])
     GenericFakeChatModel(messages=iter([AIMessage("hello")])).invoke("hello")
-    assert [name for span in traced.all() for name in span.attributes if name in NAMES] == []
+    assert [name for span in traced.all() for name in span.attributes if name in CONTENT] == []
 
 
 # --- agents, workflows and retrievers ---------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_no_run_is_read_unless_it_is_asked_for(mode: str, traced: Traced, captur
     chain_of("Ann").invoke({"how": "brief", "question": "Who?"})
     list(chain_of("Ann").stream({"how": "brief", "question": "Who?"}))
     Shelf(found=PAGES).invoke("Which page?")
-    assert [name for span in traced.all() for name in span.attributes if name in NAMES] == []
+    assert [name for span in traced.all() for name in span.attributes if name in CONTENT] == []
 
 
 @pytest.mark.parametrize("number", range(len(VALUES)))

@@ -13,7 +13,7 @@ import pytest
 
 from otel_llm import faults
 from otel_llm import semconv as s
-from otel_llm.content import NAMES
+from otel_llm.semconv import CONTENT
 from tests.instrumentation.conftest import Capture, Spans
 from tests.media_server import media_server
 
@@ -141,7 +141,7 @@ def test_no_sound_and_no_image_is_kept(mode: str, instrumented: Spans, media: op
         assert base64.b64encode(binary).decode()[:16] not in told
     assert (HEARD in told, "say it" in told) == (mode == "SPAN_ONLY",) * 2
     if mode != "SPAN_ONLY":
-        assert not [name for name in NAMES if name in told]
+        assert not [name for name in CONTENT if name in told]
 
 
 def test_the_limit_and_the_patterns_hold_here_too(instrumented: Spans, capture: Capture) -> None:

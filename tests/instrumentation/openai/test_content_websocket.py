@@ -12,8 +12,8 @@ import pytest
 
 from otel_llm import faults
 from otel_llm import semconv as s
-from otel_llm.content import NAMES
 from otel_llm.content.websocket import Sent
+from otel_llm.semconv import CONTENT
 from tests.instrumentation.conftest import Capture, Spans
 
 pytest.importorskip("websockets")
@@ -104,7 +104,7 @@ def test_nothing_unless_it_is_asked_for(mode: str, instrumented: Spans, connect:
         talk(connection)
         assert connection.__dict__["_otel_llm_session"]._sent is None or mode == "EVENT_ONLY"
     assert len(instrumented.all()) == 2
-    assert not [name for span in instrumented.all() for name in span.attributes or {} if name in NAMES]
+    assert not [name for span in instrumented.all() for name in span.attributes or {} if name in CONTENT]
 
 
 async def test_async(instrumented: Spans, connect: Any, capture: Capture) -> None:

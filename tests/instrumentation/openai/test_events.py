@@ -12,8 +12,8 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
 from otel_llm import semconv as s
-from otel_llm.content import NAMES
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
+from otel_llm.semconv import CONTENT
 from tests.instrumentation.conftest import Capture, Spans
 
 MODEL = "gpt-4o-mini"
@@ -63,7 +63,7 @@ def test_the_four_modes(
     capture(mode)
     answer = client.chat.completions.create(model=MODEL, messages=HELLO)
     span = spans.one()
-    assert bool(NAMES & set(span.attributes or {})) is in_span
+    assert bool(CONTENT & set(span.attributes or {})) is in_span
     if not in_event:
         assert logs.all() == []
         return
@@ -84,8 +84,8 @@ def test_the_four_modes(
         "ann@example.org", "[redacted: email]"
     )
     # Beside the content it says what the span says.
-    assert {name: value for name, value in told.items() if name not in NAMES} == {
-        name: plain(value) for name, value in (span.attributes or {}).items() if name not in NAMES
+    assert {name: value for name, value in told.items() if name not in CONTENT} == {
+        name: plain(value) for name, value in (span.attributes or {}).items() if name not in CONTENT
     }
 
 
