@@ -890,7 +890,6 @@ class _Callers:
         runs = LangChainInstrumentor()._installed[0]
         maps = {
             "runs": len(runs),
-            "managers": len(runs._managers),
             "background responses": len(background._calls),
             "abandoned calls": len(life._abandoned),
         }
