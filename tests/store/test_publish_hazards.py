@@ -218,10 +218,10 @@ def test_the_journal_of_another_user_does_not_stop_the_merges(
     write_call(journal)
     segment, opened = theirs.segment, os.open
 
-    def refuse(path: Path, *arguments: int) -> int:
+    def refuse(path: Path, *arguments: int, **named: int) -> int:
         if path == segment:
             raise PermissionError(13, "Permission denied")
-        return opened(path, *arguments)
+        return opened(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
