@@ -320,6 +320,7 @@ def draft(paths: StorePaths) -> Iterator[Draft]:
             raise
         made.publish()
     finally:
+        made.abandon()  # done already, unless something came up before its own lines could see to it
         _under_way = None
 
 
