@@ -157,6 +157,9 @@ class _Place(NamedTuple):
     path: Path | None
     note: str | None = None
 
+    def __str__(self) -> str:
+        return str(self.path)
+
 
 def _store_place(env: Mapping[str, str]) -> _Place:
     def parse(text: str) -> _Place:
@@ -273,13 +276,7 @@ def _get(env: Mapping[str, str], name: str, parse: Callable[[str], _T], expected
         return parse(text)
     except (ValueError, OverflowError):
         fallback = default()
-        used = (
-            fallback.value
-            if isinstance(fallback, Enum)
-            else fallback.path
-            if isinstance(fallback, _Place)
-            else fallback
-        )
+        used = fallback.value if isinstance(fallback, Enum) else fallback
         _logger.warning("%s=%s is not %s; using %s", name, shown.setting(name, text[:80]), expected, used)
         return fallback
 
