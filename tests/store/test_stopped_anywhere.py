@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import duckdb
@@ -32,7 +32,6 @@ class Stop:
 
     def __init__(self, at: int, error: type[BaseException]) -> None:
         self.left, self.error, self.where = at, error, ""
-        self._entered: set[tuple[int, int]] = set()
 
     def __call__(self, frame: FrameType, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.startswith(OURS):
@@ -48,9 +47,13 @@ class Stop:
     def _lets_go(self, frame: FrameType) -> bool:
         """Lines that do nothing else. (`try`, and the end of a `with`, are lines for the tracer alone: no signal comes there.)"""
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        again = line.startswith("with ") and (id(frame), frame.f_lineno) in self._entered
-        self._entered.add((id(frame), frame.f_lineno))
-        return again or line == "try:" or frame.f_code.co_name in LETTING_GO or any(part in line for part in LETTING_GO)
+        left = line.startswith("with ") and frame.f_lasti > first_offset(frame.f_code, frame.f_lineno)
+        return left or line == "try:" or frame.f_code.co_name in LETTING_GO or any(part in line for part in LETTING_GO)
+
+
+def first_offset(code: CodeType, line: int) -> int:
+    """Where the code of a line begins. The end of a `with` is the same line once more, further on."""
+    return min(start for start, _, number in code.co_lines() if number == line)
 
 
 def descriptors(paths: StorePaths) -> list[str]:
