@@ -90,9 +90,6 @@ class Draft:
         except OSError:  # whatever it is, opening the database itself works, or says best why not
             self.abandon()
             self.file = self._target
-        except BaseException:
-            self.abandon()
-            raise
         if self.in_place:
             self._require_closed_here()
 
@@ -313,14 +310,13 @@ def draft(paths: StorePaths) -> Iterator[Draft]:
         made.begin()
         try:
             yield made
-        except BaseException as error:
-            made.abandon()
-            if not made.in_place and isinstance(error, Exception) and not isinstance(error, StoreBusy):
+        except Exception as error:
+            if not made.in_place and not isinstance(error, StoreBusy):
                 _failed.add(paths.database)
             raise
         made.publish()
     finally:
-        made.abandon()  # done already, unless something came up before its own lines could see to it
+        made.abandon()
         _under_way = None
 
 

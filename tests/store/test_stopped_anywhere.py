@@ -47,8 +47,8 @@ class Stop:
     def _lets_go(self, frame: FrameType) -> bool:
         """Lines that do nothing else. (`try`, and the end of a `with`, are lines for the tracer alone: no signal comes there.)"""
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        left = line.startswith("with ") and frame.f_lasti > first_offset(frame.f_code, frame.f_lineno)
-        return left or line == "try:" or frame.f_code.co_name in LETTING_GO or any(part in line for part in LETTING_GO)
+        ends = line.startswith("with ") and frame.f_lasti > first_offset(frame.f_code, frame.f_lineno)
+        return ends or line == "try:" or frame.f_code.co_name in LETTING_GO or any(part in line for part in LETTING_GO)
 
 
 def first_offset(code: CodeType, line: int) -> int:
