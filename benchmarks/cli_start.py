@@ -84,10 +84,10 @@ def main() -> None:
 
 
 def _make(path: Path, rows: int) -> None:
-    from otel_llm.store import upkeep
+    from otel_llm.store.jobs import exclusive
     from otel_llm.store.paths import StorePaths
 
-    with upkeep.alone(StorePaths.of(path)) as connection:
+    with exclusive.alone(StorePaths.of(path)) as connection:
         for table, columns in (("llm_usage", _CALLS), ("spans", _SPANS)):
             connection.execute(_FILL.format(table=table, columns=columns, rows=rows))
         connection.execute("CHECKPOINT")

@@ -52,10 +52,10 @@ _PATIENCE = 60.0
 
 def _otel_llm(provider: Any) -> Callable[[], None]:
     import otel_llm
-    from otel_llm import call
+    from otel_llm.calls import model_call
 
     otel_llm.instrument(tracer_provider=provider)
-    return call.finish_abandoned  # what `otel_llm.flush()` and the store's thread call
+    return model_call.finish_abandoned  # what `otel_llm.flush()` and the store's thread call
 
 
 def _official(provider: Any) -> None:
@@ -163,7 +163,7 @@ def _work(candidate: Candidate, groups: Sequence[str], start: int, limit: int | 
         if beside == "logfire-later":
             others.enter_context(logfire(is_global=True))
         if limit is not None or beside is not None:
-            from otel_llm import wiring
+            from otel_llm.setup import wiring
 
             store = Path(others.enter_context(tempfile.TemporaryDirectory())) / "usage.duckdb"
             surroundings.recorder = Recorder()

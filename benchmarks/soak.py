@@ -86,7 +86,7 @@ _FRESH = multiprocessing.get_context("spawn")
 _FORKED = multiprocessing.get_context("forkserver")
 """Forks of a process that has imported what they need and has done nothing else: most of them live shorter than an import."""
 _FORKED.set_forkserver_preload(
-    ["__main__", "openai.resources.chat.completions", "otel_llm.autoload", "otel_llm.instrumentation.openai"]
+    ["__main__", "openai.resources.chat.completions", "otel_llm.setup.distro", "otel_llm.instrumentation.openai"]
 )
 
 
@@ -462,8 +462,8 @@ def _read_plainly(pipe: Connection) -> None:
 
 def _read_usage(pipe: Connection) -> None:
     """Runs `otel-llm usage` in a loop, from when anything is recorded: before, a store named with `--store` is an error."""
+    from otel_llm.store.journal.segments import list_segments
     from otel_llm.store.paths import StorePaths
-    from otel_llm.store.segments import list_segments
 
     store = Path(os.environ["OTEL_LLM_STORE"])
     looks = _Looks()
@@ -559,7 +559,7 @@ def _sdk() -> Any:
     """A TracerProvider that keeps the account in the store of the settings, and nothing else."""
     from opentelemetry.sdk.trace import TracerProvider
 
-    from otel_llm import wiring
+    from otel_llm.setup import wiring
 
     provider = TracerProvider()
     wiring.wire(provider, Path(os.environ["OTEL_LLM_STORE"]))
@@ -568,9 +568,10 @@ def _sdk() -> Any:
 
 def _model_calls(provider: Any, number: int) -> Iterator[None]:
     """Makes `number` model calls, as an instrumentation does that talks to nobody; yields after each."""
-    from otel_llm import call as life
-    from otel_llm import llm_context, semconv
-    from otel_llm.usage import Usage
+    from otel_llm import llm_context
+    from otel_llm.calls import model_call as life
+    from otel_llm.conventions import semconv
+    from otel_llm.conventions.token_usage import Usage
 
     tracer = provider.get_tracer("otel_llm.soak")
     first = time.time_ns() - _DAYS * _DAY_NS
@@ -624,8 +625,8 @@ def costs(directory: Path, *, size: int) -> Report:
 
 
 def _measure_costs(pipe: Connection, size: int, endpoint: str) -> None:
-    from otel_llm.store import ingest
-    from otel_llm.store.journal import Journal
+    from otel_llm.store.journal.writer import Journal
+    from otel_llm.store.merge import ingest
     from otel_llm.store.paths import StorePaths
 
     paths = StorePaths.of(os.environ["OTEL_LLM_STORE"])
@@ -663,7 +664,7 @@ def _record(number: int) -> tuple[list[ReadableSpan], list[tuple[Any, dict[str, 
     """That many ended spans, and what the account's processor would write of them to the journal."""
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
-    from otel_llm.store.processor import UsageSpanProcessor
+    from otel_llm.store.usage_processor import UsageSpanProcessor
 
     spans: list[ReadableSpan] = []
     records: list[tuple[Any, dict[str, Any]]] = []
@@ -805,7 +806,7 @@ def _open_spans() -> Any:
     """A span processor that knows which spans have not ended, and which calls have begun."""
     from opentelemetry.sdk.trace import Span, SpanProcessor
 
-    from otel_llm import semconv
+    from otel_llm.conventions import semconv
 
     class OpenSpans(SpanProcessor):
         def __init__(self) -> None:
@@ -878,7 +879,7 @@ class _Callers:
         import gc
 
         import otel_llm
-        from otel_llm import call as life
+        from otel_llm.calls import model_call as life
         from otel_llm.instrumentation.langchain import LangChainInstrumentor
         from otel_llm.instrumentation.openai._observe import background
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_llm import lazy
+from otel_llm.support import lazy
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
-    from otel_llm.autoload import flush, instrument, uninstrument
     from otel_llm.context import llm_context
     from otel_llm.lifecycle import chain, events, step, subscribe, tool
-    from otel_llm.provider import LLMProvider
-    from otel_llm.provider.invoker import LLMInvoker
+    from otel_llm.routing import LLMProvider
+    from otel_llm.routing.invoker import LLMInvoker
+    from otel_llm.setup.distro import flush, instrument, uninstrument
     from otel_llm.store import connect
 
 __all__ = [
@@ -32,18 +32,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLMInvoker": "provider.invoker",
-    "LLMProvider": "provider",
+    "LLMInvoker": "routing.invoker",
+    "LLMProvider": "routing",
     "chain": "lifecycle",
     "connect": "store",
     "events": "lifecycle",
-    "flush": "autoload",
-    "instrument": "autoload",
+    "flush": "setup.distro",
+    "instrument": "setup.distro",
     "llm_context": "context",
     "step": "lifecycle",
     "subscribe": "lifecycle",
     "tool": "lifecycle",
-    "uninstrument": "autoload",
+    "uninstrument": "setup.distro",
 }
 
 

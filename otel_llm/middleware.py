@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 
 from opentelemetry import context as otel
 
-from otel_llm import faults
 from otel_llm.context import llm_context
+from otel_llm.support import faults
 
 __all__ = ["LLMContextMiddleware", "LLMContextWSGIMiddleware", "Request"]
 
@@ -172,7 +172,7 @@ class _Response:
     __slots__ = ("_iterator", "_response", "_room")
 
     def __init__(self, response: Iterable[bytes], inside: otel.Context) -> None:
-        from otel_llm.generators import Room
+        from otel_llm.context.generators import Room
 
         self._response = response
         self._room = Room(inside)

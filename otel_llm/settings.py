@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from otel_llm import shown
+from otel_llm.support import masking
 
 _logger = logging.getLogger("otel_llm")
 _T = TypeVar("_T")
@@ -192,7 +192,7 @@ def default_store() -> _Place:
     path = temporary_store()
     if path is None:
         return _Place(None, f"{why}, and there is no directory for temporary files: no account is kept; {remedy}")
-    return _Place(path, f"{why}: the account is kept in {shown.text(path)}; {remedy}")
+    return _Place(path, f"{why}: the account is kept in {masking.text(path)}; {remedy}")
 
 
 def _why_not_the_data_directory() -> Path | str:
@@ -202,15 +202,15 @@ def _why_not_the_data_directory() -> Path | str:
 
         directory = user_data_path("otel-llm", appauthor=False)
         if not directory.is_absolute():
-            return f"the user's data directory is {shown.text(directory)}, which is no absolute path"
+            return f"the user's data directory is {masking.text(directory)}, which is no absolute path"
         _check_path(directory)
         nearest = next(parent for parent in (directory, *directory.parents) if parent.exists())
         if not nearest.is_dir():
-            return f"{shown.text(nearest)}, where the user's data directory is to be, is no directory"
+            return f"{masking.text(nearest)}, where the user's data directory is to be, is no directory"
         if not os.access(nearest, os.W_OK | os.X_OK):
-            return f"{shown.text(nearest)}, where the user's data directory is to be, cannot be written"
+            return f"{masking.text(nearest)}, where the user's data directory is to be, cannot be written"
     except Exception as error:
-        return f"the user's data directory cannot be found ({shown.error(error)})"
+        return f"the user's data directory cannot be found ({masking.error(error)})"
     return directory
 
 
@@ -277,7 +277,7 @@ def _get(env: Mapping[str, str], name: str, parse: Callable[[str], _T], expected
     except (ValueError, OverflowError):
         fallback = default()
         used = fallback.value if isinstance(fallback, Enum) else fallback
-        _logger.warning("%s=%s is not %s; using %s", name, shown.setting(name, text[:80]), expected, used)
+        _logger.warning("%s=%s is not %s; using %s", name, masking.setting(name, text[:80]), expected, used)
         return fallback
 
 

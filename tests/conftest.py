@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import hypothesis
 import pytest
 
-from otel_llm import stream_usage
+from otel_llm.calls import stream_usage
 
 # The same examples in each run: a change is judged by what it changes. `HYPOTHESIS_PROFILE=default` looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)

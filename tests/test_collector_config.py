@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from tests.collector_schema import COLLECTOR, COMPONENTS, JAEGER, unknown_keys
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "collector-config"

@@ -18,9 +18,10 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from opentelemetry import context as otel
 
-from otel_llm import faults, semconv
 from otel_llm.context import attributes
+from otel_llm.conventions import semconv
 from otel_llm.middleware import LLMContextMiddleware, LLMContextWSGIMiddleware, Request
+from otel_llm.support import faults
 
 
 def user() -> str:

@@ -84,7 +84,8 @@ def test_a_wrong_value_is_one_line_and_the_default(name, text, monkeypatch, capl
 
 def test_the_launcher_knows_every_variable():
     """`opentelemetry-instrument --llm_store …`"""
-    from otel_llm import launch, settings
+    from otel_llm import settings
+    from otel_llm.setup import launch
 
     read = set(re.findall(r'"(OTEL_LLM_[A-Z_]+)"', Path(settings.__file__).read_text(encoding="utf-8")))
     assert {name for name in dir(launch) if name.startswith("OTEL_")} == read

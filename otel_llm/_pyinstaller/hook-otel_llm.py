@@ -1,6 +1,6 @@
 """What a frozen app needs of otel-llm beyond the modules that PyInstaller sees imported.
 
-The SQL of the store's schema is data. Modules are imported by names in strings (`otel_llm.lazy`, the commands). And what is
+The SQL of the store's schema is data. Modules are imported by names in strings (`otel_llm.support.lazy`, the commands). And what is
 installed is asked at run time: `genai_prices` does not import without its metadata, and `opentelemetry-instrument`
 leaves an instrumentor out where it does not find the client's. DuckDB imports pytz from C.
 """

@@ -15,25 +15,25 @@ from typing import Any, Final
 import click
 
 from otel_llm.cli.errors import INTERRUPTED, CommandError, one_line
-from otel_llm.cli.output import in_ascii, write_line
+from otel_llm.cli.screen.output import in_ascii, write_line
 
 COMMANDS: Final = {
-    "usage": ("usage", "Add up calls, errors, tokens and cost by model, user, day, ..."),
-    "logs": ("logs", "List the latest calls, with what was said where that was recorded."),
-    "show": ("show", "Show a trace as a tree: what called what, how long it took, what it cost."),
-    "sql": ("sql", "Run SQL on the store, read-only."),
-    "ps": ("ps", "List the model calls that are running, in every process."),
-    "tail": ("tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
-    "prices": ("prices", "Show what models cost per million tokens, and where the price comes from."),
-    "reprice": ("reprice", "Price calls again whose price was not known."),
-    "export": ("export", "Write a table to a Parquet, CSV or JSON file."),
-    "replay": ("replay", "Send stored spans to Jaeger or any OTLP backend again."),
-    "backup": ("copies", "Copy the whole store to FILE."),
-    "prune": ("prune", "Remove old spans and calls from the store."),
-    "compact": ("copies", "Make the file of the store smaller, after a prune."),
-    "path": ("path", "Print where the store is, and nothing else."),
-    "doctor": ("doctor", "Find out why something is not recorded, and how to mend it."),
-    "version": ("version", "Print the version."),
+    "usage": ("read.usage", "Add up calls, errors, tokens and cost by model, user, day, ..."),
+    "logs": ("read.logs", "List the latest calls, with what was said where that was recorded."),
+    "show": ("read.show", "Show a trace as a tree: what called what, how long it took, what it cost."),
+    "sql": ("read.sql", "Run SQL on the store, read-only."),
+    "ps": ("read.ps", "List the model calls that are running, in every process."),
+    "tail": ("read.tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
+    "prices": ("manage.prices", "Show what models cost per million tokens, and where the price comes from."),
+    "reprice": ("manage.reprice", "Price calls again whose price was not known."),
+    "export": ("read.export", "Write a table to a Parquet, CSV or JSON file."),
+    "replay": ("manage.replay", "Send stored spans to Jaeger or any OTLP backend again."),
+    "backup": ("manage.copies", "Copy the whole store to FILE."),
+    "prune": ("manage.prune", "Remove old spans and calls from the store."),
+    "compact": ("manage.copies", "Make the file of the store smaller, after a prune."),
+    "path": ("manage.path", "Print where the store is, and nothing else."),
+    "doctor": ("manage.doctor", "Find out why something is not recorded, and how to mend it."),
+    "version": ("manage.version", "Print the version."),
 }
 """Every command: the module here that has it, under the command's name, and its line in the list of commands. A module is
 imported when its command is wanted, so that none pays for the others."""
@@ -88,7 +88,7 @@ class _Commands(click.Group):
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        context.invoke(import_module("otel_llm.cli.version").version)
+        context.invoke(import_module("otel_llm.cli.manage.version").version)
         context.exit()
 
 

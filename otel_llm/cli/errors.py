@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from otel_llm import shown
-from otel_llm.cli.output import printable
+from otel_llm.cli.screen.output import printable
+from otel_llm.support import masking
 
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C."""
@@ -20,5 +20,5 @@ class CommandError(Exception):
 def one_line(error: BaseException | str) -> str:
     """The text of an error on a single line, without DuckDB's picture of where in the SQL it was."""
     text, _, _ = str(error).strip().partition("\n\nLINE ")
-    text = shown.text(printable(re.sub(r"\s+", " ", text)))
+    text = masking.text(printable(re.sub(r"\s+", " ", text)))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from otel_llm import content, faults, semconv
+from otel_llm.content import capture
 from otel_llm.content.openai import Message, chat_message, definitions
 from otel_llm.content.parts import SLACK, TRUNCATED, Part, parts_of, plain, tool_call, tool_call_response
 from otel_llm.content.secrets import is_secret, scrub
-from otel_llm.endings import reason_in
+from otel_llm.conventions import semconv
+from otel_llm.conventions.finish_reasons import reason_in
 from otel_llm.settings import settings
+from otel_llm.support import faults
 
 _ROLES: Final = {"human": "user", "ai": "assistant"}
 _CHUNKS: Final = {f"{kind}MessageChunk": kind.lower() for kind in ("AI", "Human", "System", "Tool", "Function", "Chat")}
@@ -144,7 +146,7 @@ def _text_message(value: object, role: str) -> Message:
     """A text; values of any other kind as JSON, without what stands in fields of secrets."""
     if not issubclass(type(value), str):
         longest = settings().content_limit + SLACK
-        value = content.as_json(scrub(plain(value, longest), longest, TRUNCATED))
+        value = capture.as_json(scrub(plain(value, longest), longest, TRUNCATED))
     return {"role": role, "parts": parts_of(value)}
 
 

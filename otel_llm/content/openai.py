@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, Final
 
-from otel_llm import faults, semconv
 from otel_llm.content.parts import (
     SLACK,
     Part,
@@ -20,8 +19,10 @@ from otel_llm.content.parts import (
     tool_call,
     tool_call_response,
 )
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import fields
 from otel_llm.settings import settings
-from otel_llm.usage import fields
+from otel_llm.support import faults
 
 Message = dict[str, Any]
 

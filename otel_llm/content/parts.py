@@ -13,8 +13,8 @@ from itertools import islice
 from types import MemberDescriptorType, ModuleType
 from typing import Any, Final
 
-from otel_llm import faults
-from otel_llm.usage import fields
+from otel_llm.conventions.token_usage import fields
+from otel_llm.support import faults
 
 Part = dict[str, Any]
 

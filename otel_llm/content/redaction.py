@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from otel_llm import faults, shown
 from otel_llm.settings import settings
+from otel_llm.support import faults, masking
 
 Message = dict[str, Any]
 Redactor = Callable[[Message], Message | None]
@@ -92,10 +92,10 @@ def _load(name: str) -> Redactor | None:
         except BaseException as error:  # a script that ends itself must not end the app
             if faults.is_passing_by(error):
                 raise
-            why = f"cannot be loaded ({shown.error(error)})"
+            why = f"cannot be loaded ({masking.error(error)})"
     _logger.warning(
         "OTEL_LLM_REDACT=%s %s; no content is recorded. Give module:function, importable.",
-        shown.setting("OTEL_LLM_REDACT", name[:200]),
+        masking.setting("OTEL_LLM_REDACT", name[:200]),
         why,
     )
     return None

@@ -19,8 +19,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
-from otel_llm import jsons
 from otel_llm.settings import settings
+from otel_llm.support import fast_json
 
 API_KEY: Final = "[redacted: api key]"
 EMAIL: Final = "[redacted: email]"
@@ -476,10 +476,10 @@ def _scrub_json(text: str, depth: int) -> str | None:
     if bare[0:1] + bare[-1:] not in ("{}", "[]", '""'):
         return None
     try:
-        told = jsons.loads(bare)
-        before = jsons.dumps(told)
+        told = fast_json.loads(bare)
+        before = fast_json.dumps(told)
         told = _without_secrets(told, depth + 1)
-        return text if jsons.dumps(told) == before else json.dumps(told, ensure_ascii=False)
+        return text if fast_json.dumps(told) == before else json.dumps(told, ensure_ascii=False)
     except (ValueError, TypeError, RecursionError):
         return None
 

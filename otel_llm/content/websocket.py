@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from otel_llm import faults, semconv
 from otel_llm.content.openai import Message, item_message, request
 from otel_llm.content.parts import SLACK, parts_of, plain
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import fields
 from otel_llm.settings import settings
-from otel_llm.usage import fields
+from otel_llm.support import faults
 
 _ITEMS: Final[Mapping[str, str]] = {
     "conversation.item.create": semconv.CHAT,

@@ -14,9 +14,10 @@ from typing import Any
 
 from opentelemetry import context as otel
 
-from otel_llm import call as calls
-from otel_llm import carry, faults
+from otel_llm.calls import carrying
+from otel_llm.calls import model_call as calls
 from otel_llm.instrumentation.patching import Patches
+from otel_llm.support import faults
 
 _INFRASTRUCTURE = frozenset(
     {"anyio", "concurrent", "grpc", "logging", "multiprocessing", "opentelemetry", "otel_llm", "queue"}
@@ -94,7 +95,7 @@ def _start_thread(wrapped: Callable[..., Any], thread: Any, args: Any, kwargs: A
 
 def _run_thread(thread: Any, own: Any, context: otel.Context | None, belongings: calls.Belongings | None) -> None:
     _restore_run(thread, own)
-    carry.run_here(context, belongings, thread.run)
+    carrying.run_here(context, belongings, thread.run)
 
 
 def _restore_run(work: Any, own: Any) -> None:
@@ -120,7 +121,7 @@ def _submit_to_thread(wrapped: Callable[..., Any], executor: Any, args: Any, kwa
         faults.report("carry the context into a pool", fault)
         return wrapped(*args, **kwargs)
     # An empty context counts too: the worker may stand in one that it was started with.
-    return wrapped(carry.run_here, context, belongings, *args, **kwargs)
+    return wrapped(carrying.run_here, context, belongings, *args, **kwargs)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -128,12 +129,12 @@ def _submit_to_process(wrapped: Callable[..., Any], executor: Any, args: Any, kw
     if not args:
         return wrapped(*args, **kwargs)
     try:
-        sent = carry.message()
+        sent = carrying.message()
     except Exception as fault:
         faults.report("carry the context into a process", fault)
         return wrapped(*args, **kwargs)
     # An empty one counts too: a forked worker stands in the context of whoever submitted first.
-    return wrapped(carry.run_there, sent, *args, **kwargs)
+    return wrapped(carrying.run_there, sent, *args, **kwargs)
 
 
 def _start_process(wrapped: Callable[..., Any], process: Any, args: Any, kwargs: Any) -> Any:
@@ -143,7 +144,7 @@ def _start_process(wrapped: Callable[..., Any], process: Any, args: Any, kwargs:
         if (otel.get_current() or calls.belongings()) and not _serves_all(process):
             own = process.__dict__.get("run", _MISSING)
             process.run = partial(
-                carry.run_there, carry.message(), _run_process, process, None if own is _MISSING else own
+                carrying.run_there, carrying.message(), _run_process, process, None if own is _MISSING else own
             )
             changed = True
     except Exception as fault:
@@ -164,9 +165,9 @@ def _hand_to_pool(wrapped: Callable[..., Any], pool: Any, args: Any, kwargs: Any
     try:
         function = args[0] if args else kwargs["func"]
         if isinstance(pool, sys.modules["multiprocessing.pool"].ThreadPool):
-            carried = partial(carry.run_here, otel.get_current(), calls.belongings(), function)
+            carried = partial(carrying.run_here, otel.get_current(), calls.belongings(), function)
         else:
-            carried = partial(carry.run_there, carry.message(), function)
+            carried = partial(carrying.run_there, carrying.message(), function)
         if args:
             args = (carried, *args[1:])
         else:

@@ -9,9 +9,9 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from otel_llm.instrumentation import signals
+from otel_llm.calls.tracing import Tracer
 from otel_llm.settings import settings
-from otel_llm.tracing import Tracer
+from otel_llm.signals import providers
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -43,9 +43,9 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
     ) -> None:
         if settings().sdk_disabled:
             return
-        signals.use(self, meter_provider, logger_provider)
+        providers.use(self, meter_provider, logger_provider)
         self._install(Tracer(self.scope, tracer_provider, _SCHEMA_URL))
 
     def _uninstrument(self, **_: Any) -> None:
         self._remove()
-        signals.forget(self)
+        providers.forget(self)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from otel_llm import lazy
+from otel_llm.support import lazy
 
 if TYPE_CHECKING:
     from otel_llm.lifecycle.event import (

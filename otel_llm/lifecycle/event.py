@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-from otel_llm import semconv
-from otel_llm.usage import Usage
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

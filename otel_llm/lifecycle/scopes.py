@@ -18,12 +18,15 @@ from opentelemetry import context as otel
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
-from otel_llm import call as calls
-from otel_llm import context, faults, metrics, semconv
-from otel_llm.generators import generator_function
+from otel_llm import context
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.tracing import Tracer
+from otel_llm.context.generators import generator_function
+from otel_llm.conventions import semconv
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.settings import settings
-from otel_llm.tracing import Tracer
+from otel_llm.signals import metrics
+from otel_llm.support import faults
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -279,10 +282,10 @@ class Scope:
 
     def _say(self, name: str, value: Callable[[], Any]) -> None:
         try:
-            from otel_llm import content
+            from otel_llm.content import capture
 
             if self.span is not None:
-                said = content.on_span({name: value()})
+                said = capture.on_span({name: value()})
                 self._facts.update(said)
                 self.span.set_attributes(said)
         except Exception as fault:  # an object of the app's that is not what it seems
@@ -343,9 +346,9 @@ def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = N
 
 
 def _failed(span: Span, error: BaseException) -> Status:
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
 
-    return content.failed(span, error)
+    return capture.failed(span, error)
 
 
 def _named(operation: str, name: str | None) -> dict[str, str]:

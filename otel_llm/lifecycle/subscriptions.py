@@ -20,10 +20,10 @@ from typing import Any, Final, Self
 
 from opentelemetry import context as otel
 
-from otel_llm import faults
 from otel_llm.lifecycle.event import Event
 from otel_llm.lifecycle.hub import Tap, hub
 from otel_llm.lifecycle.scopes import Scope
+from otel_llm.support import faults
 
 _logger = logging.getLogger("otel_llm")
 

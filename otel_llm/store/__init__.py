@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from otel_llm import lazy
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
+from otel_llm.support import lazy
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

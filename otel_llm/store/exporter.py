@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_llm.settings import announce_store, settings, store_path
-from otel_llm.store.processor import MARK
 from otel_llm.store.spans import attributes_of, end_record, is_genai
 from otel_llm.store.store import Store
+from otel_llm.store.usage_processor import MARK
 
 _logger = logging.getLogger("otel_llm")
 

@@ -1,5 +1,73 @@
-"""Where the files of one store lie. (It is known further down, where a command names the store without opening it.)"""
+"""Where the files of one store lie: the database and what stands beside it."""
 
-from otel_llm.paths import StorePaths
+from __future__ import annotations
 
-__all__ = ["StorePaths"]
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from otel_llm.calls import stream_usage
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths:
+    """The files of one store. Everything but the database is named after it."""
+
+    database: Path
+
+    @classmethod
+    def of(cls, store: str | os.PathLike[str]) -> StorePaths:
+        """The layout of the store whose database is at `store` (made absolute, `~` expanded).
+
+        A link is followed: whoever comes by another name must find the same lock and the same journal.
+        """
+        path = Path(store).expanduser().absolute()
+        return cls(path.resolve() if path.is_symlink() else path)
+
+    @property
+    def wal(self) -> Path:
+        return _beside(self.database, ".wal")
+
+    @property
+    def next(self) -> Path:
+        """The copy of the database that a merge writes, until it takes the place of the database."""
+        return _beside(self.database, ".next")
+
+    @property
+    def spare(self) -> Path:
+        """What the database was before the last merge: the next merge brings it up to date instead of copying everything."""
+        return _beside(self.database, ".spare")
+
+    @property
+    def lock(self) -> Path:
+        """The sidecar file that lets one process merge at a time."""
+        return _beside(self.database, ".lock")
+
+    @property
+    def lock_next(self) -> Path:
+        """Held by who is next to have the lock."""
+        return _beside(self.lock, ".next")
+
+    @property
+    def journal(self) -> Path:
+        """The directory of journal segments."""
+        return _beside(self.database, ".journal")
+
+    @property
+    def corrupt(self) -> Path:
+        """Where lines are put aside that fail their checksum, one file per segment."""
+        return self.journal / "corrupt"
+
+    @property
+    def merged(self) -> Path:
+        """A note of what the last merge took, so that an idle process need not open the database to see."""
+        return self.journal / "merged.json"
+
+    @property
+    def stream_usage(self) -> Path:
+        """What servers take that are asked for the usage of a stream: see `otel_llm.calls.stream_usage`."""
+        return self.journal / stream_usage.FILE
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

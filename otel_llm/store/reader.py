@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from otel_llm import files, importing, place
 from otel_llm.settings import settings
-from otel_llm.store import batch, database, flock, guard, handles, ingest, publish, segments
-from otel_llm.store.aside import aside
+from otel_llm.store import place
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
+from otel_llm.store.file import database, handles, publish
+from otel_llm.store.file.interrupts import aside
+from otel_llm.store.file.waiting import when_free
+from otel_llm.store.journal import locks, segments
+from otel_llm.store.merge import batch, ingest
 from otel_llm.store.paths import StorePaths
-from otel_llm.store.waiting import when_free
+from otel_llm.support import files, fork_guard, importing
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -112,14 +115,14 @@ def _version(paths: StorePaths) -> tuple[int, int] | None:
 
 def _open(paths: StorePaths) -> DuckDBPyConnection:
     """Opens to read, also where a merge has to write the database in its place and holds it for some milliseconds."""
-    with guard.mutex:  # a fork in the middle of an import would leave the child with half a module
+    with fork_guard.mutex:  # a fork in the middle of an import would leave the child with half a module
         import duckdb
 
     deadline = time.monotonic() + _OPEN_SECONDS
 
     def open_now() -> DuckDBPyConnection:
         try:
-            with guard.mutex:  # a merge of this process does not open files at the same time
+            with fork_guard.mutex:  # a merge of this process does not open files at the same time
                 connection = _connect(paths)
             # A misspelt table must not be looked for among the caller's variables. (Not in the configuration: all readers
             # of one process share one, that of a plain `duckdb.connect(path, read_only=True)`.)
@@ -169,7 +172,7 @@ def _between_merges(paths: StorePaths, deadline: float) -> Iterator[None]:
     """Waits its turn among the mergers, so that many of them do not keep a reader out; does without where it cannot."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(flock.exclusive(paths.lock, deadline))
+            stack.enter_context(locks.exclusive(paths.lock, deadline))
         except OSError:  # it takes too long (TimeoutError), or the lock cannot be made where everything is read-only
             pass
         yield

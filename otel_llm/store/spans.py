@@ -15,9 +15,9 @@ from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode
 
-from otel_llm import semconv
+from otel_llm.calls.tracing import Given
+from otel_llm.conventions import semconv
 from otel_llm.settings import settings
-from otel_llm.tracing import Given
 
 _LEGACY_MARK: Final = "gen_ai.system"
 _FOREIGN_MARKS: Final = frozenset((*semconv.FOREIGN_KINDS, _LEGACY_MARK))
@@ -172,9 +172,9 @@ def _without_texts(parameters: object) -> str:
 
 
 def _redacted(value: Any) -> Any:
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
 
-    return content.foreign(value)
+    return capture.foreign(value)
 
 
 def start_record(span: ReadableSpan, context: SpanContext, attributes: Attributes) -> dict[str, Any]:

@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from otel_llm import importing, place
 from otel_llm.settings import settings
-from otel_llm.store import ending
-from otel_llm.store.aside import aside, was_interrupted
+from otel_llm.store import place
 from otel_llm.store.errors import StoreBusy, StoreError
-from otel_llm.store.ingest import merge
-from otel_llm.store.journal import Journal
+from otel_llm.store.file import exits
+from otel_llm.store.file.interrupts import aside, was_interrupted
+from otel_llm.store.journal.record import Record
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
-from otel_llm.store.record import Record
+from otel_llm.support import importing
 
 _logger = logging.getLogger("otel_llm")
 
@@ -214,7 +215,7 @@ class Store:
 
     def _retain(self) -> None:
         """Removes what is too old or too much, now and then and a little at a time."""
-        from otel_llm.store import retention
+        from otel_llm.store.jobs import retention
 
         if time.monotonic() < self._retain_at:
             return
@@ -248,7 +249,7 @@ class Store:
                 thread = threading.Thread(target=self._run, args=(self._stopping,), name="otel-llm-store", daemon=True)
                 self._thread = thread
                 thread.start()
-                ending.register(_close_all)
+                exits.register(_close_all)
         except RuntimeError:
             pass  # the interpreter is shutting down: the journal has the record, and a reader takes it in
         finally:

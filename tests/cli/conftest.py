@@ -17,7 +17,7 @@ import pytest
 
 from otel_llm.cli import main
 from otel_llm.settings import reload
-from otel_llm.store import upkeep
+from otel_llm.store.jobs import exclusive
 from otel_llm.store.paths import StorePaths
 
 Fill = Callable[..., Path]
@@ -51,7 +51,7 @@ def fill(store_path: Path) -> Fill:
     """Writes a store with the calls that are given as keyword dictionaries; columns that are left out are NULL."""
 
     def write(*calls: Mapping[str, Any], path: Path = store_path) -> Path:
-        with upkeep.alone(StorePaths.of(path)) as connection:
+        with exclusive.alone(StorePaths.of(path)) as connection:
             for index, call in enumerate(calls):
                 row: dict[str, Any] = {
                     "started_at": "2026-11-20T12:00:00Z",
@@ -74,7 +74,7 @@ def fill_spans(store_path: Path) -> Fill:
     """Adds spans to the store; each is a keyword dictionary, and what is left out is that of a good chat."""
 
     def write(*spans: Mapping[str, Any], path: Path = store_path) -> Path:
-        with upkeep.alone(StorePaths.of(path)) as connection:
+        with exclusive.alone(StorePaths.of(path)) as connection:
             for index, span in enumerate(spans):
                 began = 1_795_176_000_000_000_000 + index * 1_000_000  # 2026-11-20 12:00 UTC
                 row = {"trace_id": f"{0:032x}", "span_id": f"{index:016x}", "name": "chat", "status": "ok",

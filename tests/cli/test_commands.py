@@ -171,7 +171,7 @@ from otel_llm.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
     main({arguments!r})
 heavy = ("duckdb", "openai", "langchain", "langchain_core", "opentelemetry.sdk", "genai_prices", "pydantic", "rich",
-         "otel_llm.store", "otel_llm.cli.sql")
+         "otel_llm.store.store", "otel_llm.store.reader", "otel_llm.cli.read.sql")
 print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
@@ -322,7 +322,7 @@ def test_a_fault_of_ours_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPat
     def fault(*_: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("otel_llm.cli.sql.reading", fault)
+    monkeypatch.setattr("otel_llm.cli.read.sql.reading", fault)
     result = run("sql", "select 1")
     assert (result.code, result.out) == (2, "")
     assert result.err == "otel-llm: RuntimeError: two lines; OTEL_LOG_LEVEL=debug shows where\n"

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from otel_llm.store.journal import Journal
+from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.version import __version__
 from tests.cli.conftest import Fill, Run
@@ -254,7 +254,7 @@ def test_a_check_that_fails_is_a_finding(examine: Any, monkeypatch: pytest.Monke
     def fault() -> None:
         raise RuntimeError("odd")
 
-    monkeypatch.setattr("otel_llm.cli.checks.export.export", fault)
+    monkeypatch.setattr("otel_llm.cli.checks.export_targets.export", fault)
     report = examine()
     assert "this cannot be looked at: RuntimeError: odd" in problems(report)
     assert report["store"]

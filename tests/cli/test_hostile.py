@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from otel_llm import files
-from otel_llm.store.journal import Journal
+from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
+from otel_llm.support import files
 from tests.cli.conftest import Fill, Run
 
 # A title, a cleared screen, a C1 sequence, text that runs backwards, a line overwritten.

@@ -11,11 +11,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from otel_llm.store import retention, upkeep
+from otel_llm.store.jobs import exclusive, retention
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
 from tests.cli.test_sql import CALL
-from tests.store.test_retention import fill as fill_many
+from tests.store.jobs.test_retention import fill as fill_many
 
 NOW = datetime.now(UTC)
 OLD = {**CALL, "started_at": NOW - timedelta(days=100), "request_model": "old"}
@@ -101,7 +101,7 @@ def test_a_failed_export_leaves_nothing(fill: Fill, run: Run, tmp_path: Path, mo
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / "usage.csv"
     file.write_text("precious")
-    monkeypatch.setattr("otel_llm.cli.export._columns", lambda *_, **__: "error('no luck')")
+    monkeypatch.setattr("otel_llm.cli.read.export._columns", lambda *_, **__: "error('no luck')")
     result = run("export", str(file), "--force")
     assert (result.code, result.err) == (2, "otel-llm: Invalid Input Error: no luck\n")
     assert [path.name for path in file.parent.iterdir()] == ["usage.csv"]
@@ -129,11 +129,11 @@ def test_a_backup_is_a_store(fill: Fill, run: Run, tmp_path: Path) -> None:
 def test_a_backup_while_the_store_is_open_elsewhere_says_what_it_lacks(
     fill: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otel_llm.store.journal import Journal
+    from otel_llm.store.journal.writer import Journal
     from tests.store.conftest import merging, write_call
 
     store = fill(CALL)
-    monkeypatch.setattr(upkeep, "PATIENCE", 0.05)
+    monkeypatch.setattr(exclusive, "PATIENCE", 0.05)
     journal = Journal(StorePaths.of(store).journal)
     write_call(journal)
     with merging(StorePaths.of(store)):
@@ -172,7 +172,7 @@ def test_prune_by_size_then_compact(run: Run, store_path: Path) -> None:
     assert "Would remove about " in run("prune", "--max-size", "3MB", "--dry-run").out
     result = run("prune", "--max-size", "3MB")
     assert (result.code, result.err) == (0, "")
-    with upkeep.alone(paths) as connection:
+    with exclusive.alone(paths) as connection:
         assert retention.used(connection) <= 3 * 2**20
     assert rows(store_path, "SELECT count(*) FROM llm_usage") == [(4000,)]
     assert store_path.stat().st_size >= before
@@ -185,8 +185,8 @@ def test_prune_by_size_then_compact(run: Run, store_path: Path) -> None:
 
 def test_a_store_that_is_open_elsewhere(fill: Fill, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fill(CALL)
-    monkeypatch.setattr("otel_llm.store.upkeep.when_free", lambda attempt, _: attempt())
-    monkeypatch.setattr("otel_llm.store.copying.when_free", lambda attempt, _: attempt())
+    monkeypatch.setattr("otel_llm.store.jobs.exclusive.when_free", lambda attempt, _: attempt())
+    monkeypatch.setattr("otel_llm.store.jobs.copying.when_free", lambda attempt, _: attempt())
     with duckdb.connect(str(store)):
         for command in (["compact"], ["prune", "--older-than", "1d"], ["replay", "--endpoint", "localhost:1"]):
             result = run(*command)

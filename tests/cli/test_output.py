@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
-from otel_llm.cli import output
-from otel_llm.cli.output import Column, count, text, write_csv, write_json, write_table
+from otel_llm.cli.screen import output
+from otel_llm.cli.screen.output import Column, count, text, write_csv, write_json, write_table
 
 VALUES = {
     "nothing": None,

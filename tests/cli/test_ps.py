@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_llm.store.journal import Journal
+from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Run
 

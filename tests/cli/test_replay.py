@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from otel_llm.store.journal import Journal
+from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Run, otel_llm_command
 from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol

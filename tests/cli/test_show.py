@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from otel_llm.cli.output import cell_width
+from otel_llm.cli.screen.output import cell_width
 from tests.cli.conftest import Fill, Run
 
 TRACE = f"{0:032x}"

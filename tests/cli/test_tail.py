@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from otel_llm import semconv
-from otel_llm.store import ingest, store
-from otel_llm.store.follow import Follower
-from otel_llm.store.journal import Journal
+from otel_llm.conventions import semconv
+from otel_llm.store import store
+from otel_llm.store.journal.follow import Follower
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.merge import ingest
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Run, otel_llm_command
 from tests.store.conftest import end, identity, start, until

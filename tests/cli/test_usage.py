@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm import stream_usage
+from otel_llm.calls import stream_usage
 from otel_llm.settings import reload
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run

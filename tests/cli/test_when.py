@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from otel_llm.cli import when
 from otel_llm.cli.errors import CommandError
+from otel_llm.cli.options import when
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from otel_llm import content, faults
-from otel_llm import semconv as s
-from otel_llm.content import redaction, secrets
+from otel_llm.content import capture, redaction, secrets
 from otel_llm.content.parts import TRUNCATED
+from otel_llm.conventions import semconv as s
 from otel_llm.settings import reload
+from otel_llm.support import faults
 
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
@@ -35,7 +35,7 @@ def _capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def recorded(text: str, **settings: str) -> str | None:
     """What becomes of a text in a user's message; None where the message is not recorded."""
-    attributes = content.on_span({s.INPUT_MESSAGES: [{"role": "user", "parts": [{"type": "text", "content": text}]}]})
+    attributes = capture.on_span({s.INPUT_MESSAGES: [{"role": "user", "parts": [{"type": "text", "content": text}]}]})
     if s.INPUT_MESSAGES not in attributes:
         return None
     return str(json.loads(attributes[s.INPUT_MESSAGES])[-1]["parts"][0]["content"])
@@ -128,7 +128,7 @@ def test_ordinary_text_stays(text: str) -> None:
 
 def test_what_is_inside_tool_arguments_is_masked() -> None:
     arguments = {"api_key": "short", "to": ["ann@example.org"], "card": 4111111111111111, "n": 3, "ok": True}
-    attributes = content.on_span({s.TOOL_CALL_ARGUMENTS: arguments})
+    attributes = capture.on_span({s.TOOL_CALL_ARGUMENTS: arguments})
     assert json.loads(attributes[s.TOOL_CALL_ARGUMENTS]) == {
         "api_key": "[redacted: api key]",
         "to": ["[redacted: email]"],
@@ -175,7 +175,7 @@ def test_the_function_sees_every_message_and_what_it_returns_is_recorded() -> No
         {"role": "user", "parts": [{"type": "text", "content": "I am Ann"}]},
         {"role": "assistant", "parts": [{"type": "text", "content": "Hello Ann"}]},
     ]
-    told = content.on_span(
+    told = capture.on_span(
         {
             s.SYSTEM_INSTRUCTIONS: [{"type": "text", "content": "Ann is a user"}],
             s.INPUT_MESSAGES: messages,
@@ -274,7 +274,7 @@ def test_a_key_across_the_cut_is_masked() -> None:
 @pytest.mark.usefixtures("_short")
 def test_of_a_long_conversation_the_newest_is_kept() -> None:
     messages = [{"role": "user", "parts": [{"type": "text", "content": f"{n} " + "x" * 80}]} for n in range(1_000)]
-    told = json.loads(content.on_span({s.INPUT_MESSAGES: messages})[s.INPUT_MESSAGES])
+    told = json.loads(capture.on_span({s.INPUT_MESSAGES: messages})[s.INPUT_MESSAGES])
     assert len(told) < 20
     assert told[-1]["parts"][0]["content"].startswith("999 ")
     (left_out,) = told[0]["parts"]
@@ -315,7 +315,7 @@ def test_a_long_line_is_no_data(text: str) -> None:
 )
 def test_an_attribute_is_bounded_whatever_is_in_it(value: Any) -> None:
     """16 texts of 100 characters, and what is looked at beyond."""
-    told = content.on_span({s.TOOL_CALL_RESULT: value})[s.TOOL_CALL_RESULT]
+    told = capture.on_span({s.TOOL_CALL_RESULT: value})[s.TOOL_CALL_RESULT]
     assert len(told) < 50_000
     assert "omitted" in told
 
@@ -323,7 +323,7 @@ def test_an_attribute_is_bounded_whatever_is_in_it(value: Any) -> None:
 @pytest.mark.usefixtures("_short")
 def test_of_a_long_message_the_first_parts_are_kept() -> None:
     parts = [{"type": "text", "content": f"{number} " + "x" * 80} for number in range(1_000)]
-    (told,) = json.loads(content.on_span({s.INPUT_MESSAGES: [{"role": "user", "parts": parts}]})[s.INPUT_MESSAGES])
+    (told,) = json.loads(capture.on_span({s.INPUT_MESSAGES: [{"role": "user", "parts": parts}]})[s.INPUT_MESSAGES])
     assert told["role"] == "user"
     kept, rest = told["parts"][:-1], told["parts"][-1]
     assert 10 < len(kept) < 100
@@ -349,9 +349,9 @@ MASKED = '{"password":"[redacted: api key]","mail":"[redacted: email]"}'
 )
 def test_what_others_captured_in_whatever_form(value: Any, told: Any) -> None:
     """Attributes can be structured since OpenTelemetry 1.40."""
-    assert content.foreign(value) == told
+    assert capture.foreign(value) == told
     redaction.use(lambda message: None)
-    assert content.foreign(value) == ([] if isinstance(told, list) else 7 if told == 7 else None)
+    assert capture.foreign(value) == ([] if isinstance(told, list) else 7 if told == 7 else None)
 
 
 def test_what_json_cannot_say() -> None:
@@ -366,7 +366,7 @@ def test_what_json_cannot_say() -> None:
         "set": {1},
         "object": object(),
     }
-    told = json.loads(content.on_span({s.TOOL_CALL_ARGUMENTS: value})[s.TOOL_CALL_ARGUMENTS])
+    told = json.loads(capture.on_span({s.TOOL_CALL_ARGUMENTS: value})[s.TOOL_CALL_ARGUMENTS])
     assert (told["bytes"], told["big"], told["nan"], told["lone"], told["set"]) == (
         {"type": "blob", "size": 1}, str(2**70), None, "?", [1],
     )  # fmt: skip

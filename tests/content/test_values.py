@@ -16,11 +16,11 @@ import orjson
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from otel_llm import faults
 from otel_llm.content.openai import definitions
 from otel_llm.content.parts import parts_of, plain
+from otel_llm.conventions.token_usage import fields, from_langchain, from_openai
 from otel_llm.instrumentation.openai._request import ENDPOINTS, attributes, server_at
-from otel_llm.usage import fields, from_langchain, from_openai
+from otel_llm.support import faults
 
 
 class Schema(BaseModel):

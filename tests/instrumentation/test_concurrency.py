@@ -20,9 +20,11 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from otel_llm import call as calls
-from otel_llm import carry, llm_context, semconv
+from otel_llm import llm_context
+from otel_llm.calls import carrying
+from otel_llm.calls import model_call as calls
 from otel_llm.context import attributes
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation import concurrency
 from tests.instrumentation.conftest import Spans
 
@@ -178,7 +180,7 @@ def test_afterwards_the_thread_is_as_it_was(inside):
         with llm_context(user_id="worker"):
             before = otel.get_current()
             try:
-                carry.run_here(carried, calls.Belongings(lambda: None, ()), task)
+                carrying.run_here(carried, calls.Belongings(lambda: None, ()), task)
             except ZeroDivisionError:
                 pass
             assert otel.get_current() is before
@@ -306,31 +308,31 @@ def test_what_is_sent_to_another_process(inside):
     """Baggage that is not believed here is not believed there; what `llm_context` says is."""
     token = otel.attach(baggage.set_baggage("otel_llm.tag.a", "stranger", baggage.set_baggage("app", "1 ü")))
     try:
-        sent = pickle.loads(pickle.dumps(carry.message()))
+        sent = pickle.loads(pickle.dumps(carrying.message()))
     finally:
         otel.detach(token)
     there = contextvars.Context().run(
-        carry.run_there, sent, lambda: (seen(), dict(attributes()), dict(baggage.get_all()))
+        carrying.run_there, sent, lambda: (seen(), dict(attributes()), dict(baggage.get_all()))
     )
     assert there[0] == inside
     assert semconv.TAG_PREFIX + "a" not in there[1] and there[1] == dict(attributes())
     assert there[2]["app"] == "1 ü"
-    assert contextvars.Context().run(carry.run_there, carry.Message({}, {}), seen) == NOBODY
+    assert contextvars.Context().run(carrying.run_there, carrying.Message({}, {}), seen) == NOBODY
 
 
 def test_a_fault_of_ours_leaves_the_work_alone(inside, monkeypatch):
     def broken(*_: Any) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(carry, "message", broken)
+    monkeypatch.setattr(carrying, "message", broken)
     monkeypatch.setattr(concurrency, "_current", broken)
-    monkeypatch.setattr(carry.Message, "unpack", broken)
+    monkeypatch.setattr(carrying.Message, "unpack", broken)
     assert in_thread(MAKERS["target"]) == in_pool() == NOBODY
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(divmod, (7, 2)) == (3, 1)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(divmod, 7, 2).result() == (3, 1)
-    assert carry.run_there(carry.Message({}, {}), seen) == NOBODY
+    assert carrying.run_there(carrying.Message({}, {}), seen) == NOBODY
 
 
 def test_futures_of_a_pool_are_the_standard_ones(inside):

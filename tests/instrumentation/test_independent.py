@@ -24,9 +24,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 
-from otel_llm import autoload, chain, faults, llm_context, subscribe, tool
+from otel_llm import chain, llm_context, subscribe, tool
 from otel_llm.lifecycle import ProviderCompleted
+from otel_llm.setup import distro
 from otel_llm.store.reader import connect
+from otel_llm.support import faults
 from tests.instrumentation.openai.clients import http
 
 USERS = ("customer-europe-000000000000000000000001", "customer-europe-000000000000000000000002")
@@ -85,11 +87,11 @@ def rows(path: Path) -> tuple[Rows, Rows]:
 @contextmanager
 def kept(provider: Any, path: Path) -> Iterator[None]:
     before = dict(faults.counts())
-    autoload.instrument(tracer_provider=provider, store=path)
+    distro.instrument(tracer_provider=provider, store=path)
     try:
         yield
     finally:
-        autoload.uninstrument()
+        distro.uninstrument()
     assert dict(faults.counts()) == before
 
 
@@ -255,11 +257,11 @@ def test_no_provider_decides_over_the_account(name: str, right: tuple[Rows, Rows
 
 
 def test_a_provider_that_raises(right: tuple[Rows, Rows], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    autoload.instrument(tracer_provider=Raising(), store=tmp_path / "usage.duckdb")
+    distro.instrument(tracer_provider=Raising(), store=tmp_path / "usage.duckdb")
     try:
         work()
     finally:
-        autoload.uninstrument()
+        distro.uninstrument()
     assert rows(tmp_path / "usage.duckdb") == right
     assert caplog.text.count("no spans today") <= 1
 

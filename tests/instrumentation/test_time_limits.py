@@ -25,12 +25,13 @@ from opentelemetry import context as otel
 from opentelemetry.sdk.trace import TracerProvider
 
 import otel_llm
-from otel_llm import call as calls
-from otel_llm import faults, semconv, wiring
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
-from otel_llm.store import guard
+from otel_llm.setup import wiring
+from otel_llm.support import faults, fork_guard
 from tests.instrumentation.openai.clients import http
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
@@ -181,7 +182,7 @@ def test_the_app_gets_its_time_limit_and_the_call_its_row(way, error, raises, tm
             assert came, alarm.where
             assert otel.get_current() == outside, alarm.where
             # A trace function also raises between an `__enter__` and its body, where the interpreter looks for no signal.
-            for lock in (store.journal._lock, guard.mutex):
+            for lock in (store.journal._lock, fork_guard.mutex):
                 while lock._is_owned():
                     lock.release()
             assert store.journal.sync(), alarm.where
@@ -302,7 +303,7 @@ def test_a_fault_of_ours_never_reaches_the_app(fault, caplog):
 @pytest.mark.parametrize("error", [TimeoutError, SystemExit, KeyboardInterrupt])
 def test_a_time_limit_while_setting_up(error: type[BaseException]) -> None:
     """It is the app's, and no fault of the step it came up in."""
-    from otel_llm.autoload import _Steps
+    from otel_llm.setup.distro import _Steps
 
     def too_long(*_: object) -> None:
         raise error("too long")
@@ -317,7 +318,7 @@ def test_a_time_limit_while_setting_up(error: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("error", [SystemExit, RuntimeError])
 def test_what_a_step_raises_ends_there(error: type[BaseException]) -> None:
-    from otel_llm.autoload import _Steps
+    from otel_llm.setup.distro import _Steps
 
     def broken() -> None:
         raise error("broken")

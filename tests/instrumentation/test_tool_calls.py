@@ -8,7 +8,7 @@ import openai
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from otel_llm import semconv, toolcalls
+from otel_llm.conventions import semconv, tool_calls
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
 
@@ -127,22 +127,22 @@ def test_langchain_after_an_answer_that_was_streamed(spans: Spans) -> None:
     ],
 )
 def test_what_is_no_id_is_passed_over(messages: object) -> None:
-    assert toolcalls.returned_in_chat(messages) == []
-    assert toolcalls.returned_in_input(messages) == []
+    assert tool_calls.returned_in_chat(messages) == []
+    assert tool_calls.returned_in_input(messages) == []
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from opentelemetry.trace import SpanContext
 
-    monkeypatch.setattr(toolcalls, "_MAX_ASKED", 3)
-    monkeypatch.setattr(toolcalls, "_asked", type(toolcalls._asked)())
+    monkeypatch.setattr(tool_calls, "_MAX_ASKED", 3)
+    monkeypatch.setattr(tool_calls, "_asked", type(tool_calls._asked)())
     span = SpanContext(1, 2, is_remote=False)
     for number in range(5):
-        toolcalls.remember({semconv.REQUESTED_TOOL_IDS: [f"call_{number}", ""]}, span)
-    assert list(toolcalls._asked) == ["call_2", "call_3", "call_4"]
-    requests = toolcalls.ToolRequests()
+        tool_calls.remember({semconv.REQUESTED_TOOL_IDS: [f"call_{number}", ""]}, span)
+    assert list(tool_calls._asked) == ["call_2", "call_3", "call_4"]
+    requests = tool_calls.ToolRequests()
     for number in range(1000):
         requests.add(f"call_{number}", "f")
-    assert len(requests.attributes()[semconv.REQUESTED_TOOL_IDS]) == toolcalls.MAX_CALLS
+    assert len(requests.attributes()[semconv.REQUESTED_TOOL_IDS]) == tool_calls.MAX_CALLS
     many = [{"role": "tool", "tool_call_id": f"call_{number}"} for number in range(1000)]
-    assert len(toolcalls.returned_in_chat(many)) == toolcalls.MAX_CALLS
+    assert len(tool_calls.returned_in_chat(many)) == tool_calls.MAX_CALLS

@@ -17,7 +17,8 @@ from opentelemetry import propagate
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 
-from otel_llm import llm_context, propagation
+from otel_llm import llm_context
+from otel_llm.calls import withholding
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
 from tests.instrumentation.conftest import Spans
@@ -75,7 +76,7 @@ def provider(spans: Spans) -> Iterator[Provider]:
     with Provider() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        propagation.withhold()
+        withholding.withhold()
         for instrumentor in instrumentors:
             instrumentor.instrument(tracer_provider=spans.provider)
         try:

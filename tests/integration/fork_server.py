@@ -21,10 +21,12 @@ _COSTLY = ("openai", "openai.resources.chat.completions", "duckdb", "orjson", "g
            "google.protobuf.message", "genai_prices", "genai_prices.data", "wrapt", "platformdirs", "pytz", "click",
            "httpcore2", "httpcore2._sync", "h11", "anyio.streams.tls", "jiter", "openai.lib.streaming.chat",
            "openai.resources.chat.completions.completions", "openai.types.chat.completions")  # fmt: skip
-_WARM = ("opentelemetry.instrumentation.auto_instrumentation", "opentelemetry.distro", "otel_llm.autoload", "otel_llm.sdk",
-         "otel_llm.batches", "otel_llm.store.exporter", "otel_llm.store.ingest", "otel_llm.store.price", "otel_llm.content.openai",
+_WARM = ("opentelemetry.instrumentation.auto_instrumentation", "opentelemetry.distro", "otel_llm.setup.distro",
+         "otel_llm.setup.sdk",
+         "otel_llm.setup.otlp_batches", "otel_llm.store.exporter", "otel_llm.store.merge.ingest",
+         "otel_llm.prices.book", "otel_llm.content.openai",
          "otel_llm.instrumentation.openai", "otel_llm.instrumentation.langchain", "otel_llm.instrumentation.concurrency",
-         "otel_llm.operation_details", "otel_llm.lifecycle.processor", "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+         "otel_llm.signals.events", "otel_llm.lifecycle.event_processor", "opentelemetry.exporter.otlp.proto.http.trace_exporter",
          "opentelemetry.exporter.otlp.proto.http.metric_exporter", "opentelemetry.exporter.otlp.proto.http._log_exporter",
          "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", "opentelemetry.exporter.otlp.proto.grpc.metric_exporter",
          "opentelemetry.exporter.otlp.proto.grpc._log_exporter")  # fmt: skip

@@ -28,7 +28,8 @@ from tests.store.conftest import HOLDER, Script, until
 APP = """
 import json, os, resource, sys, time
 from openai import OpenAI
-from otel_llm.store import Store, flush, journal
+from otel_llm.store import Store, flush
+from otel_llm.store.journal import writer
 
 client = OpenAI()
 store = Store.open(os.environ["OTEL_LLM_STORE"])
@@ -276,7 +277,7 @@ def test_memory_is_bounded_while_nothing_can_be_written(start_app: Callable[...,
     blocker = tmp_path / "file"
     blocker.touch()
     app = start_app(OTEL_LLM_STORE=str(blocker / "usage.duckdb"))
-    app.do("setattr(journal, 'MAX_WAITING', 10_000)")
+    app.do("setattr(writer, 'MAX_WAITING', 10_000)")
     app.do("[ask() for _ in range(50)] and None")
     stats = app.stats()
     assert stats["waiting"] + stats["dropped"] == 50 and stats["dropped"] > 0
@@ -402,7 +403,7 @@ def test_a_newer_version_beside_this_one(
     write_newer = """
 import sys
 from pathlib import Path
-from otel_llm.store.journal import Journal
+from otel_llm.store.journal.writer import Journal
 journal = Journal(Path(sys.argv[1]))
 journal._header = lambda: {"k": "h", "v": 99, "w": "newer", "mood": "fine", "r": {}}
 journal.append({"k": "?", "t": "1" * 32, "s": "1" * 16, "mood": {"new": [1]}})

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from tests.conftest import EXAMPLES, ROOT, Run
 from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol, ReceivedSpan
 from tests.integration.ports import free_ports

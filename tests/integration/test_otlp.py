@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm import sdk
+from otel_llm.setup import sdk
 from tests.conftest import Rows, Run
 from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol, ReceivedSpan
 

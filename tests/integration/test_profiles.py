@@ -8,7 +8,7 @@ from collections import Counter
 from local_openai import LocalOpenAI
 
 from tests.conftest import Rows, Run
-from tests.provider.conftest import closed_port  # noqa: F401
+from tests.routing.conftest import closed_port  # noqa: F401
 
 CALLS = 1_000
 # The clock is the script's own, so that cooldowns end in the middle of it: 50 s over all.

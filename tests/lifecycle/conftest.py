@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from otel_llm import faults, wiring
 from otel_llm.lifecycle import Event, subscribe
 from otel_llm.lifecycle.hub import hub
+from otel_llm.setup import wiring
+from otel_llm.support import faults
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.conftest import capture as capture

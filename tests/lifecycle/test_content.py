@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from otel_llm import semconv, step, tool
+from otel_llm import step, tool
+from otel_llm.conventions import semconv
 from tests.instrumentation.conftest import Capture, Spans
 
 

@@ -10,7 +10,9 @@ import openai
 import pytest
 from opentelemetry.trace import SpanKind
 
-from otel_llm import chain, llm_context, semconv, step, tool
+from otel_llm import chain, llm_context, step, tool
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import Usage
 from otel_llm.lifecycle import (
     ChainCompleted,
     ChainError,
@@ -22,7 +24,6 @@ from otel_llm.lifecycle import (
     ToolsStarted,
     subscribe,
 )
-from otel_llm.usage import Usage
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
 from tests.lifecycle.conftest import Recorder
@@ -259,7 +260,7 @@ def test_a_run_that_is_remote_begins_here(spans: Spans, recorder: Recorder) -> N
 
 
 def test_nothing_is_remembered_of_spans_while_nobody_listens(spans: Spans) -> None:
-    from otel_llm import wiring
+    from otel_llm.setup import wiring
 
     processor: Any = wiring._observed[spans.provider]
     with chain("c"):

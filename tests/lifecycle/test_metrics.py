@@ -13,9 +13,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from otel_llm import call as calls
-from otel_llm import chain, metrics, semconv, step, tool
+from otel_llm import chain, step, tool
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv
 from otel_llm.lifecycle.scopes import tracer
+from otel_llm.signals import metrics
 
 DURATIONS = {semconv.METRIC_AGENT_DURATION, semconv.METRIC_WORKFLOW_DURATION, semconv.METRIC_TOOL_DURATION}
 

@@ -19,8 +19,9 @@ from opentelemetry import context as otel
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode, get_current_span
 
-from otel_llm import call as calls
-from otel_llm import chain, context, llm_context, semconv, step, tool
+from otel_llm import chain, context, llm_context, step, tool
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv
 from otel_llm.lifecycle import Scope, scopes
 from tests.instrumentation.conftest import Spans
 
@@ -486,8 +487,8 @@ def test_a_fault_of_ours_is_not_the_apps(spans: Spans, monkeypatch: pytest.Monke
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("ours")
 
-    from otel_llm import faults
     from otel_llm.lifecycle.scopes import tracer
+    from otel_llm.support import faults
 
     monkeypatch.setattr(faults, "report", lambda *_: None)
     monkeypatch.setattr(tracer, "start_span", broken)

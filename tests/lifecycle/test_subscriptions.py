@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from otel_llm import chain, events, faults, step, subscribe
+from otel_llm import chain, events, step, subscribe
 from otel_llm.lifecycle import ChainCompleted, Ended, Event, StepCompleted, StepStarted
 from otel_llm.lifecycle.hub import hub
+from otel_llm.support import faults
 
 
 def run_once(name: str = "c") -> None:

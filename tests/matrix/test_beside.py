@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("langchain.agents", reason="the matrix has cells of langchain 1.x")
 pytest.importorskip("websockets")
 
-from otel_llm import autoload, wiring
-from otel_llm import call as calls
+from otel_llm.calls import model_call as calls
+from otel_llm.setup import distro, wiring
 from tests.matrix import cell as cells
 from tests.matrix import test_matrix as plain
 from tests.matrix.all_cells import CELLS
@@ -44,7 +44,7 @@ def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             provider = others.enter_context(cells.logfire(is_global=False))
             # Its own spans are in the store too, where they are of another call: none may be.
         matrix.recorder = cells.Recorder()
-        autoload.instrument(tracer_provider=provider, store=path)
+        distro.instrument(tracer_provider=provider, store=path)
         if name == "logfire-later":
             others.enter_context(cells.logfire(is_global=False))
         cells.hear_the_account(wiring.wire(provider, path), matrix.recorder)
@@ -53,7 +53,7 @@ def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield account
             account.check()
         finally:
-            autoload.uninstrument()
+            distro.uninstrument()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

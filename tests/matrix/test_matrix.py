@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("langchain.agents", reason="the matrix has cells of langchain 1.x")
 pytest.importorskip("websockets")
 
-from otel_llm import autoload, faults
-from otel_llm import call as calls
+from otel_llm.calls import model_call as calls
+from otel_llm.setup import distro
 from otel_llm.store.reader import connect
+from otel_llm.support import faults
 from tests.matrix import cell as cells
 from tests.matrix import truth
 from tests.matrix.all_cells import CELLS
@@ -56,13 +57,13 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """Its rows are checked when all cells have run (in this process: pytest-xdist gives each worker some of them)."""
     path = tmp_path_factory.mktemp("matrix") / "usage.duckdb"
     with cells.matrix(settle=calls.finish_abandoned) as (matrix, provider):
-        autoload.instrument(tracer_provider=provider, store=path)
+        distro.instrument(tracer_provider=provider, store=path)
         account = Account(matrix, path)
         try:
             yield account
             account.check()
         finally:
-            autoload.uninstrument()
+            distro.uninstrument()
 
 
 def test_the_matrix_is_large_and_every_cell_has_a_name_of_its_own() -> None:

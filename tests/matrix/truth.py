@@ -54,7 +54,7 @@ def _truth(cell: Cell, tries: list[Any]) -> Truth:
 # --- ours ------------------------------------------------------------------------------------------------------------
 def recorded(spans: Iterable[ReadableSpan]) -> Counter[Truth]:
     """What the spans of otel-llm tell of the model calls that were made; answers out of a cache are none."""
-    from otel_llm import semconv as s
+    from otel_llm.conventions import semconv as s
 
     names = (s.STATUS, s.INPUT_TOKENS, s.OUTPUT_TOKENS, s.CACHE_READ_TOKENS, s.REASONING_TOKENS, s.ATTEMPTS)
     found: Counter[Truth] = Counter()

@@ -66,7 +66,7 @@ def test_pyinstaller_is_told_of_all_that_it_cannot_see() -> None:
     packed = {Path(target, Path(source).name) for source, target in hook["datas"]}
     modules = {file for file in files() if file.suffix == ".py" and file.parts[0] != "_pyinstaller"}
     data = {file for file in files() if file.suffix != ".py"}
-    assert {Path("store/schema/views.sql"), Path("py.typed")} < data
+    assert {Path("store/file/schema/views.sql"), Path("py.typed")} < data
     assert {Path("otel_llm") / file for file in data} <= packed
     names = {".".join(("otel_llm", *file.with_suffix("").parts)).removesuffix(".__init__") for file in modules}
     assert names <= set(hook["hiddenimports"])

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from otel_llm.settings import reload
-from otel_llm.store import Store, flock, publish, store
-from otel_llm.store.ingest import merge
-from otel_llm.store.journal import Journal
+from otel_llm.store import Store, store
+from otel_llm.store.file import publish
+from otel_llm.store.journal import locks
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.reader import connect
 
@@ -138,7 +140,7 @@ def write_call(journal: Journal, attributes: Mapping[str, Any] | None = None, **
 @contextmanager
 def merging(paths: StorePaths) -> Iterator[None]:
     """As if somebody else were merging all the while: what is journalled in the block stays in the journal."""
-    with flock.exclusive(paths.lock, time.monotonic() + 30):
+    with locks.exclusive(paths.lock, time.monotonic() + 30):
         yield
 
 

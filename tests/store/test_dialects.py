@@ -17,11 +17,11 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from otel_llm.store import Store
 from otel_llm.store.exporter import DuckDBSpanExporter
-from otel_llm.store.processor import UsageSpanProcessor
 from otel_llm.store.spans import recorded as as_kept
+from otel_llm.store.usage_processor import UsageSpanProcessor
 from tests.store.conftest import NOON, query
 
 RECORDINGS = {

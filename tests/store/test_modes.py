@@ -21,9 +21,12 @@ import os, sys
 from pathlib import Path
 os.umask(int(sys.argv[2], 8))
 from otel_llm.cli import main
-from otel_llm.store import connect, copying, publish, retention, upkeep, workbench
-from otel_llm.store.ingest import merge
-from otel_llm.store.journal import Journal
+from otel_llm.store import connect
+from otel_llm.store.file import publish
+from otel_llm.store.jobs import copying, exclusive, retention
+from otel_llm.store.merge import duckdb_instance
+from otel_llm.store.merge.ingest import merge
+from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import write_call
 
@@ -40,10 +43,10 @@ for _ in range(3):  # the first file, a whole copy, the spare file
 with connect(paths.database) as held:
     stored()
     connect(paths.database).close()  # a copy, as the file is another one by now
-with upkeep.alone(paths) as connection:  # what does not fit in memory
+with exclusive.alone(paths) as connection:  # what does not fit in memory
     connection.execute("SET memory_limit = '20MB'")
     connection.execute("SELECT count(*) FROM (SELECT DISTINCT repeat(i::VARCHAR, 20) FROM range(500000) AS t(i))").fetchall()
-workbench.discard()
+duckdb_instance.discard()
 with journal.segment.open("ab") as segment:
     segment.write(b"damaged\\n")
 stored()
@@ -52,7 +55,7 @@ copying.backup(paths, paths.database.with_name("backup.duckdb"))
 publish._fixed.add(paths.database)
 for _ in range(2):  # in its place
     stored()
-with upkeep.alone(paths) as connection:
+with exclusive.alone(paths) as connection:
     retention.remove(connection, retention.Policy(max_age=1e9, max_size=1), now=0)
 journal.close()
 for suffix in ("parquet", "csv", "json", "jsonl"):

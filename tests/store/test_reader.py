@@ -8,9 +8,10 @@ import duckdb
 import pytest
 
 from otel_llm.settings import reload
-from otel_llm.store import Store, StoreError, StoreNotFound, batch, connect
-from otel_llm.store.ingest import merge
-from otel_llm.store.journal import Journal
+from otel_llm.store import Store, StoreError, StoreNotFound, connect
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.merge import batch
+from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import HOLDER, Script, count, end, identity, merging, query, start, write_call
 

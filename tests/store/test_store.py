@@ -15,9 +15,11 @@ import duckdb
 import pytest
 
 from otel_llm.settings import reload
-from otel_llm.store import Store, batch, connect, flush, guard, ingest
+from otel_llm.store import Store, connect, flush
 from otel_llm.store.errors import StoreError
+from otel_llm.store.merge import batch, ingest
 from otel_llm.store.paths import StorePaths
+from otel_llm.support import fork_guard
 from tests.store.conftest import Script, count, end, identity, merging, query, start, until
 
 
@@ -208,11 +210,11 @@ def test_children_forked_in_the_middle_of_merges(store_path: Path, monkeypatch: 
 def test_a_fork_waits_for_a_merge_no_longer_than_it_must(
     quiet_store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "FORK_SECONDS", 0.01)
+    monkeypatch.setattr(fork_guard, "FORK_SECONDS", 0.01)
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with guard.mutex:
+        with fork_guard.mutex:
             held.set()
             release.wait(30)
 
@@ -224,8 +226,8 @@ def test_a_fork_waits_for_a_merge_no_longer_than_it_must(
     finally:
         release.set()
         thread.join()
-    assert guard.mutex.acquire(timeout=1)
-    guard.mutex.release()
+    assert fork_guard.mutex.acquire(timeout=1)
+    fork_guard.mutex.release()
     assert count(store_path) == 1
 
 
@@ -262,7 +264,8 @@ import atexit, os, signal, sys, threading
 how = sys.argv[2]
 if how == "with DuckDB of its own":
     import duckdb
-from otel_llm.store import Store, ingest
+from otel_llm.store import Store
+from otel_llm.store.merge import ingest
 begun, ended = threading.Event(), threading.Event()
 store_rows = ingest._store
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from otel_llm import semconv
-from otel_llm.store.ingest import merge
-from otel_llm.store.journal import Journal
+from otel_llm.conventions import semconv
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.merge.ingest import merge
 from tests.store.conftest import CHAT, NOON, end, query, start
 
 MS = 10**6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from otel_llm import shown
+from otel_llm.support import masking
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Section:
 
     def problem(self, what: str, remedy: str) -> None:
         """Adds what is wrong."""
-        self.problems.append(Finding(shown.text(what), shown.text(remedy)))
+        self.problems.append(Finding(masking.text(what), masking.text(remedy)))
 
     def remark(self, what: str, remedy: str) -> None:
         """Adds what is worth knowing."""
-        self.remarks.append(Finding(shown.text(what), shown.text(remedy)))
+        self.remarks.append(Finding(masking.text(what), masking.text(remedy)))

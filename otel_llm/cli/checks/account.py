@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from otel_llm.billing import UNPRICED
-from otel_llm.cli import streams
-from otel_llm.cli.access import locate, reading
-from otel_llm.cli.checks import Section, Size
+from otel_llm.cli.checks import Section, Size, streams
 from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.output import counted
+from otel_llm.cli.options.access import locate, reading
+from otel_llm.cli.screen.output import counted
+from otel_llm.prices.billing import UNPRICED
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Writers:
     @classmethod
     def of(cls, paths: StorePaths) -> Writers:
         """Asks each writer's last segment whether its writer lives. Raises OSError."""
-        from otel_llm.store.segments import is_live, list_segments
+        from otel_llm.store.journal.segments import is_live, list_segments
 
         latest = {segment.writer: segment for segment in list_segments(paths.journal)}
         living = sum(map(is_live, latest.values()))
@@ -79,7 +78,7 @@ def account(store: Path | None) -> Section:
 
 def _check_place(section: Section, paths: StorePaths, asked: Path | None) -> None:
     """Whether the account is kept where it was asked for."""
-    from otel_llm import place
+    from otel_llm.store import place
     from otel_llm.store.paths import StorePaths
 
     because = None if asked is None else place.of(asked).because
@@ -108,7 +107,7 @@ def _check_directory(section: Section, directory: Path) -> None:
 def _check_database(section: Section, paths: StorePaths, store: Path | None) -> bool:
     """What is in it. False where it cannot be read, which is then said with its remedy."""
     from otel_llm.store.errors import StoreError
-    from otel_llm.store.retention import used
+    from otel_llm.store.jobs.retention import used
 
     try:
         with reading(store) as connection:
@@ -173,8 +172,8 @@ def _contents(connection: duckdb.DuckDBPyConnection) -> dict[str, object]:
 
 def _pending(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> tuple[int, int]:
     """How many segments of the journal hold what is not in the database, and how many bytes of it."""
-    from otel_llm.store.ingest import read_offsets
-    from otel_llm.store.segments import list_segments
+    from otel_llm.store.journal.segments import list_segments
+    from otel_llm.store.merge.ingest import read_offsets
 
     offsets = read_offsets(connection)
     left = [_size(segment.path) - offsets.get(segment.name, (0, False))[0] for segment in list_segments(paths.journal)]
@@ -199,7 +198,7 @@ def _check_journal(section: Section, paths: StorePaths, ended: int, readable: bo
 
 
 def _check_damage(section: Section, paths: StorePaths) -> None:
-    from otel_llm import files
+    from otel_llm.support import files
 
     corrupt = 0
     for file in paths.corrupt.glob("*") if paths.corrupt.is_dir() else ():

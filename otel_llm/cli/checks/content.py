@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from otel_llm.cli.checks import Section, export, other_signals
-from otel_llm.logged import warnings_of
+from otel_llm.cli.checks import Section, export_targets, other_signals
 from otel_llm.settings import Capture, settings
+from otel_llm.support.captured_warnings import warnings_of
 
 _CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _REDACT = "OTEL_LLM_REDACT"
@@ -27,7 +27,9 @@ def content() -> Section:
         section.facts["events"] = other_signals.events(section)
     patterns = "built-in patterns" if chosen.redact_builtin else f"no built-in patterns ({_BUILTIN}=off)"
     section.facts["redacted by"] = f"{patterns}, {_function(section, chosen.redact)}"
-    if chosen.capture is not Capture.NO_CONTENT and any(os.environ.get(name) for name in export.TRACES.endpoints):
+    if chosen.capture is not Capture.NO_CONTENT and any(
+        os.environ.get(name) for name in export_targets.TRACES.endpoints
+    ):
         section.facts["over OTLP"] = "in requests below 4 MiB, but for exporters that the program sets up itself"
     if chosen.capture is not Capture.NO_CONTENT and not chosen.redact_builtin:
         section.remark(

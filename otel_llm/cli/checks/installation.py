@@ -8,11 +8,11 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from otel_llm import greenlets, shown
 from otel_llm.cli.checks import Section
 from otel_llm.cli.errors import one_line
-from otel_llm.logged import warnings_of
 from otel_llm.settings import reload, settings
+from otel_llm.support import greenlets, masking
+from otel_llm.support.captured_warnings import warnings_of
 from otel_llm.version import __version__
 
 DISTRIBUTION = "otel-llm"
@@ -66,7 +66,7 @@ def environment() -> Section:
     with warnings_of("otel_llm") as messages:
         values = reload()
     names = sorted(name for name in os.environ if name.startswith("OTEL_"))
-    section.facts |= {name: shown.setting(name, os.environ[name]) for name in names}
+    section.facts |= {name: masking.setting(name, os.environ[name]) for name in names}
     for message in messages:
         section.problem(message, "correct the variable, or unset it")
     if values.sdk_disabled:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from otel_llm.cli.checks import Section, export
-from otel_llm.cli.checks.export import LOGS, METRICS, Signal
+from otel_llm.cli.checks import Section, export_targets
+from otel_llm.cli.checks.export_targets import LOGS, METRICS, Signal
 from otel_llm.settings import settings
 
 _NAMES = "OTEL_LLM_METRICS"
@@ -32,16 +32,16 @@ def exporters_of(signal: Signal, section: Section) -> list[str]:
 
     What is wrong with its exporters is added to `section`.
     """
-    if file := os.environ.get(export.CONFIG_FILE):
+    if file := os.environ.get(export_targets.CONFIG_FILE):
         return [f"what {file} says"]
-    distro = export.chosen_distro()
-    variables = export.with_defaults(distro)
+    distro = export_targets.chosen_distro()
+    variables = export_targets.with_defaults(distro)
     # Other distros export over OTLP unless told otherwise; ours does where an endpoint is named.
-    fallback = [] if distro in (export.OURS, None) else ["otlp"]
-    exporters = export.named(variables, signal) or fallback
-    export.check_names(section, exporters, signal)
+    fallback = [] if distro in (export_targets.OURS, None) else ["otlp"]
+    exporters = export_targets.named(variables, signal) or fallback
+    export_targets.check_names(section, exporters, signal)
     if any(name.startswith("otlp") for name in exporters) and signal.exporter in variables:
-        where = export.check_otlp(section, variables, signal)
+        where = export_targets.check_otlp(section, variables, signal)
         exporters = [f"{name} ({where})" if name.startswith("otlp") else name for name in exporters]
     return [name for name in exporters if name != "none"]
 

@@ -10,14 +10,14 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, Final
 
-from otel_llm import call as calls
-from otel_llm import faults
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.langchain._handler import Handler, tell_to_the_end
 from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
-from otel_llm.tracing import Tracer
+from otel_llm.support import faults
 
 STARTS: Final = ("on_chain_start", "on_tool_start", "on_retriever_start", "on_chat_model_start", "on_llm_start")
 """What the callback managers of LangChain are told of runs that begin."""

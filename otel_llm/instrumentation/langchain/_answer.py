@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from otel_llm import semconv
-from otel_llm.endings import reason_in
+from otel_llm.conventions import semconv
+from otel_llm.conventions.finish_reasons import reason_in
+from otel_llm.conventions.token_usage import Usage, count, from_langchain, from_openai
+from otel_llm.conventions.tool_calls import ToolRequests
 from otel_llm.settings import settings
-from otel_llm.toolcalls import ToolRequests
-from otel_llm.usage import Usage, count, from_langchain, from_openai
 
 _NOTHING: Mapping[str, Any] = {}
 _LANGCHAIN_IDS = ("lc_run-", "run-")

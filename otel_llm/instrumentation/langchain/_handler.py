@@ -8,13 +8,15 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 from uuid import UUID
 
-from otel_llm import call as calls
-from otel_llm import faults, semconv, tracing
+from otel_llm.calls import model_call as calls
+from otel_llm.calls import tracing
+from otel_llm.conventions import semconv
+from otel_llm.conventions.tool_calls import returned_by_tool, returned_in_chat
 from otel_llm.instrumentation.langchain._models import Request
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import Graph, conversation_of, is_unnamed, part_of
 from otel_llm.settings import settings
-from otel_llm.toolcalls import returned_by_tool, returned_in_chat
+from otel_llm.support import faults
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
 _Said = Callable[[], dict[str, Any]]
@@ -285,11 +287,11 @@ def tell_to_the_end(runs: Runs, handler: Handler) -> None:
 
 def _said(name: str, value: Any) -> dict[str, Any]:
     """What a tool or a retriever is asked or answers, as its span takes it."""
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
     from otel_llm.content.langchain import documents, tool_output
 
     try:
-        return content.on_span({name: documents(value) if name == semconv.RETRIEVAL_DOCUMENTS else tool_output(value)})
+        return capture.on_span({name: documents(value) if name == semconv.RETRIEVAL_DOCUMENTS else tool_output(value)})
     except Exception as fault:  # an object of the app's that is not what it seems
         faults.report("read what a tool or a retriever is asked or answers", fault)
         return {}
@@ -297,13 +299,13 @@ def _said(name: str, value: Any) -> dict[str, Any]:
 
 def _run_said(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
     """What an agent or a workflow is asked and answers, as its span takes it."""
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
     from otel_llm.content.langchain import run_input, run_output
 
     if not settings().capture.in_span:
         return {}  # the conventions have no event for them
     said = {semconv.INPUT_MESSAGES: run_input(inputs), semconv.OUTPUT_MESSAGES: run_output(outputs)}
-    return content.on_span({name: messages for name, messages in said.items() if messages})
+    return capture.on_span({name: messages for name, messages in said.items() if messages})
 
 
 def _is_wanted(runs: Runs) -> bool:

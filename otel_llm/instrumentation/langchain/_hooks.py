@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
-from otel_llm import call as calls
-from otel_llm import faults
+from otel_llm.calls import model_call as calls
 from otel_llm.instrumentation.langchain._models import ModelRun
 from otel_llm.instrumentation.langchain._runs import Run, Runs
 from otel_llm.instrumentation.langchain._tree import conversation_of, graph_of
+from otel_llm.support import faults
 
 Told = Callable[..., None]
 

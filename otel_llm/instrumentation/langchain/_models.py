@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from otel_llm import call as calls
-from otel_llm import semconv
-from otel_llm.call import ModelCall, Place
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.model_call import ModelCall, Place
+from otel_llm.calls.tracing import Tracer
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain._answer import Answer
 from otel_llm.settings import settings
-from otel_llm.tracing import Tracer
 
 PROVIDERS = {
     # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
@@ -159,9 +159,9 @@ class Request:
 
 def _content_wanted() -> bool:
     """Whether content has somewhere to go. Asked only where it is captured."""
-    from otel_llm import content
+    from otel_llm.content import capture
 
-    return content.wanted()
+    return capture.wanted()
 
 
 def _model(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:

@@ -15,13 +15,17 @@ from uuid import UUID
 from opentelemetry import context as otel
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, set_span_in_context
 
-from otel_llm import call as calls
-from otel_llm import context, faults, forks, metrics, semconv, tracing
-from otel_llm.call import Place
+from otel_llm import context
+from otel_llm.calls import model_call as calls
+from otel_llm.calls import tracing
+from otel_llm.calls.model_call import Place
+from otel_llm.calls.tracing import Tracer
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
 from otel_llm.settings import settings
-from otel_llm.tracing import Tracer
+from otel_llm.signals import metrics
+from otel_llm.support import faults, forks
 
 _ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
 
@@ -394,9 +398,9 @@ class Runs:
 
 
 def _failed(span: Span, error: BaseException) -> Status:
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
 
-    return content.failed(span, error)
+    return capture.failed(span, error)
 
 
 def _still_open(run: Run | None) -> Run | None:

@@ -22,8 +22,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from otel_llm import faults, semconv
 from otel_llm.context import clean
+from otel_llm.conventions import semconv
+from otel_llm.support import faults
 
 
 class Shown(Enum):

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from otel_llm import faults
+from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.openai._hooks import Hooks
 from otel_llm.instrumentation.openai._observe import background
 from otel_llm.instrumentation.openai._websocket import WebsocketHooks
-from otel_llm.tracing import Tracer
+from otel_llm.support import faults
 
 _CLIENTS = {
     "openai._client": {"OpenAI": "request", "AsyncOpenAI": "request_async"},

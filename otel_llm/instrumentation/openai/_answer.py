@@ -9,11 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from otel_llm import call, faults, semconv
-from otel_llm.endings import INCOMPLETE
+from otel_llm.calls import model_call
+from otel_llm.conventions import semconv
+from otel_llm.conventions.finish_reasons import INCOMPLETE
+from otel_llm.conventions.token_usage import Usage, fields, from_openai
+from otel_llm.conventions.tool_calls import ToolRequests
 from otel_llm.settings import settings
-from otel_llm.toolcalls import ToolRequests
-from otel_llm.usage import Usage, fields, from_openai
+from otel_llm.support import faults
 
 _NOT_TOLD_BY_DELTAS = frozenset(
     f"response.{state}" for state in ("created", "queued", "completed", "incomplete", "failed", "cancelled", "done")
@@ -202,8 +204,8 @@ class Answer:
     @property
     def status(self) -> str:
         if self.error_type is not None:
-            return call.ERROR
-        return call.CANCELLED if self._state == "cancelled" else call.OK
+            return model_call.ERROR
+        return model_call.CANCELLED if self._state == "cancelled" else model_call.OK
 
     @property
     def is_running(self) -> bool:
@@ -254,9 +256,9 @@ def names_usage_question(*told: object) -> bool:
 
 
 def _content() -> Any:
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
 
-    if not content.wanted():
+    if not capture.wanted():
         return None
     from otel_llm.content.openai import Output
 

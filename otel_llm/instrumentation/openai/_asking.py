@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from otel_llm import faults, stream_usage
+from otel_llm.calls import stream_usage
 from otel_llm.instrumentation.openai._answer import names_usage_question
 from otel_llm.instrumentation.openai._ending import statuses_before
 from otel_llm.instrumentation.openai._request import Endpoint, Server, sent_query
 from otel_llm.instrumentation.openai._stream import hide_usage_of
 from otel_llm.settings import settings
+from otel_llm.support import faults
 
 _REFUSALS: Final = (400, 422)
 _NOT_OF_THE_SERVER: Final = (401, 403, 404, 408, 409, 429)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from otel_llm import call as calls
-from otel_llm import faults
-from otel_llm.call import ModelCall
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.model_call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer, error_code
 from otel_llm.instrumentation.openai._observe import Observer, background
+from otel_llm.support import faults
 
 
 def conclude(

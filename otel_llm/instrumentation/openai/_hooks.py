@@ -10,9 +10,11 @@ import wrapt
 from opentelemetry import context as otel
 from opentelemetry import trace
 
-from otel_llm import call as calls
-from otel_llm import faults, semconv, tracing
-from otel_llm.call import Aside, ModelCall
+from otel_llm.calls import model_call as calls
+from otel_llm.calls import tracing
+from otel_llm.calls.model_call import Aside, ModelCall
+from otel_llm.calls.tracing import Tracer
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.openai import _asking
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._asking import Asking
@@ -29,7 +31,7 @@ from otel_llm.instrumentation.openai._request import (
 )
 from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, see_body
 from otel_llm.settings import settings
-from otel_llm.tracing import Tracer
+from otel_llm.support import faults
 
 _AGAIN = object()
 _PROXY: Any = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
@@ -306,9 +308,9 @@ class _Begun:
 
 
 def _said(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:
-    from otel_llm import content  # only with capture
+    from otel_llm.content import capture  # only with capture
 
-    if not content.wanted():
+    if not capture.wanted():
         return {}
     from otel_llm.content.openai import request
 

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from opentelemetry import context as otel
 
-from otel_llm import call as calls
-from otel_llm import semconv
-from otel_llm.call import ModelCall
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.model_call import ModelCall
+from otel_llm.calls.tracing import Tracer
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import fields
 from otel_llm.instrumentation.openai._answer import Answer
-from otel_llm.tracing import Tracer
-from otel_llm.usage import fields
 
 _BATCH = re.compile(r"/batches(?:/[^/]+(?:/cancel)?)?/?$")
 _RUN = re.compile(r"/threads/(?:[^/]+/)?runs(?:/[^/]+(?:/cancel|/submit_tool_outputs)?)?/?$")

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakKeyDictionary
 
-from otel_llm import semconv
-from otel_llm.toolcalls import returned_in_chat, returned_in_input
-from otel_llm.usage import fields
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import fields
+from otel_llm.conventions.tool_calls import returned_in_chat, returned_in_input
 
 
 class Endpoint(NamedTuple):

@@ -15,12 +15,12 @@ from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from types import FrameType
 from typing import Any, TypeVar
 
-from otel_llm import call as calls
-from otel_llm import faults, jsons
-from otel_llm.call import ModelCall
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.model_call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
 from otel_llm.instrumentation.openai._observe import Observer
+from otel_llm.support import fast_json, faults
 
 _T = TypeVar("_T")
 _FOLLOWER = "_otel_llm_follower"
@@ -275,7 +275,7 @@ def see_events(answer: Answer, lines: Iterable[bytes]) -> None:
 def loads(data: bytes | bytearray) -> Any:
     """The JSON value of a body or an event; None where it is none. The app gets to see that, we record a call without usage."""
     try:
-        return jsons.loads(data)
+        return fast_json.loads(data)
     except ValueError:
         pass
     try:

@@ -19,17 +19,19 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from otel_llm import call as calls
-from otel_llm import faults, semconv, tracing
-from otel_llm.call import ModelCall
+from otel_llm.calls import model_call as calls
+from otel_llm.calls import tracing
+from otel_llm.calls.model_call import ModelCall
+from otel_llm.calls.tracing import Tracer
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import fields, from_openai
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._observe import Once
 from otel_llm.instrumentation.openai._request import Endpoint, attributes, server_at
 from otel_llm.instrumentation.openai._stream import loads
 from otel_llm.instrumentation.patching import Patches
 from otel_llm.settings import settings
-from otel_llm.tracing import Tracer
-from otel_llm.usage import fields, from_openai
+from otel_llm.support import faults
 
 MODULES: Mapping[str, str] = {
     "openai.resources.realtime.realtime": "realtime",
@@ -185,13 +187,13 @@ class Session:
 
     def send(self, event: object) -> None:
         """Takes note of what the app is about to send."""
-        from otel_llm import content  # only with capture
+        from otel_llm.content import capture  # only with capture
 
         if self._sent is None:
             from otel_llm.content.websocket import Sent
 
             self._sent = Sent(self._api == "live")
-        if content.wanted():
+        if capture.wanted():
             self._sent.see(event)
 
     def see(self, message: bytes) -> None:

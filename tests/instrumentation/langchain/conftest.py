@@ -11,9 +11,10 @@ import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_llm import call as calls
-from otel_llm import faults, semconv
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
+from otel_llm.support import faults
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans, instrumented_clients
 

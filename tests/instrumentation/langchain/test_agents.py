@@ -9,7 +9,7 @@ import pytest
 from langchain_core.tools import BaseTool, ToolException, tool
 from langchain_openai import ChatOpenAI
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from tests.instrumentation.langchain.conftest import MODEL, Traced, create_agent, needs_agents
 
 pytestmark = needs_agents

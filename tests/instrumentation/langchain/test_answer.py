@@ -8,10 +8,10 @@ import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import Usage
 from otel_llm.instrumentation.langchain._answer import Answer
 from otel_llm.instrumentation.langchain._models import PROVIDERS, Request
-from otel_llm.usage import Usage
 
 
 def _seen(*results: object) -> Answer:

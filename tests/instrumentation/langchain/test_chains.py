@@ -15,7 +15,8 @@ from langchain_openai import ChatOpenAI
 from opentelemetry.trace import get_tracer
 from pydantic import BaseModel
 
-from otel_llm import llm_context, semconv
+from otel_llm import llm_context
+from otel_llm.conventions import semconv
 from tests.instrumentation.langchain.conftest import MODEL, Traced
 
 Model = Callable[..., ChatOpenAI]

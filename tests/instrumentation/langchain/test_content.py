@@ -30,9 +30,9 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
-from otel_llm import semconv as s
 from otel_llm.content.redaction import use
-from otel_llm.semconv import CONTENT
+from otel_llm.conventions import semconv as s
+from otel_llm.conventions.semconv import CONTENT
 from tests.content.test_values import VALUES
 from tests.instrumentation.conftest import Capture
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents

@@ -19,7 +19,9 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from opentelemetry import propagate
 
-from otel_llm import llm_context, propagation, semconv
+from otel_llm import llm_context
+from otel_llm.calls import withholding
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation import concurrency
 from tests.instrumentation.langchain.conftest import MODEL, Traced
 
@@ -130,7 +132,7 @@ def test_a_model_whose_request_is_made_in_a_thread_is_one_call(
 
 def test_a_model_that_another_client_carries_out_sends_nothing_of_ours(traced: Traced) -> None:
     before = propagate.get_global_textmap()
-    propagation.withhold()
+    withholding.withhold()
     during: dict[str, str] = {}
     in_a_thread: dict[str, str] = {}
     after: dict[str, str] = {}

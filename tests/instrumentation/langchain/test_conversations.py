@@ -20,7 +20,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
-from otel_llm import llm_context, semconv, step
+from otel_llm import llm_context, step
+from otel_llm.conventions import semconv
 from otel_llm.lifecycle import scopes
 from tests.instrumentation.langchain.conftest import MODEL, Traced
 

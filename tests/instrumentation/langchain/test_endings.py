@@ -22,8 +22,8 @@ from langchain_core.runnables import RunnableGenerator, RunnableLambda, Runnable
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
-from otel_llm import call as calls
-from otel_llm import semconv
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.langchain.conftest import MODEL, Traced, create_agent, needs_agents, open_runs

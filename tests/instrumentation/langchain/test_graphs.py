@@ -14,7 +14,7 @@ from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, Send, interrupt
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from tests.instrumentation.langchain.conftest import MODEL, Traced, create_agent, needs_agents
 
 QUESTION: Any = {"messages": [("user", "hi")]}

@@ -13,9 +13,11 @@ from langchain_core.callbacks.manager import AsyncCallbackManager, CallbackManag
 from langchain_core.language_models import BaseChatModel, BaseLLM, FakeListChatModel
 from langchain_core.runnables import RunnableLambda
 
-from otel_llm import call as calls
-from otel_llm import faults, semconv, settings
+from otel_llm import settings
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import OF_RUNS, STARTS, LangChainInstrumentor, _handler
+from otel_llm.support import faults
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.langchain.conftest import Traced
 
@@ -92,8 +94,8 @@ from otel_llm.instrumentation.langchain import LangChainInstrumentor
 LangChainInstrumentor().instrument(skip_dep_check=True)
 heavy = [name for name in sys.modules if name.split(".")[0] in ("langchain_core", "langchain", "langgraph", "langsmith")]
 assert not heavy, heavy
-from otel_llm import call
-assert call.find_place() is None
+from otel_llm.calls import model_call
+assert model_call.find_place() is None
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.callbacks import CallbackManager
 assert type(vars(CallbackManager)["on_chain_start"]).__name__ == "FunctionWrapper"

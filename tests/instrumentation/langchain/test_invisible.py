@@ -18,7 +18,7 @@ from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import merge_configs
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import OF_RUNS, STARTS, LangChainInstrumentor
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.langchain.conftest import Traced

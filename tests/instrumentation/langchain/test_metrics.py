@@ -13,8 +13,8 @@ from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from otel_llm import metrics
-from otel_llm import semconv as s
+from otel_llm.conventions import semconv as s
+from otel_llm.signals import metrics
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents
 
 

@@ -17,7 +17,8 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import AzureChatOpenAI, ChatOpenAI, OpenAI
 
-from otel_llm import llm_context, semconv
+from otel_llm import llm_context
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.langchain.conftest import MODEL, Traced

@@ -16,8 +16,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import create_react_agent
 from langgraph.types import Command
 
-from otel_llm import semconv
-from otel_llm.toolcalls import returned_by_tool
+from otel_llm.conventions import semconv
+from otel_llm.conventions.tool_calls import returned_by_tool
 from tests.instrumentation.langchain.conftest import Traced, create_agent, needs_agents
 
 pytestmark = pytest.mark.filterwarnings("ignore:create_react_agent")

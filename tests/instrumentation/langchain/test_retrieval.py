@@ -14,7 +14,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnablePassthrough
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-from otel_llm import semconv
+from otel_llm.conventions import semconv
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.langchain.conftest import MODEL, Traced
 

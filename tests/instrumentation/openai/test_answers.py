@@ -13,8 +13,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from otel_llm import call as calls
-from otel_llm import semconv as s
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv as s
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.openai.clients import http, needs
 

@@ -6,7 +6,7 @@ import openai
 import pytest
 import wrapt
 
-from otel_llm import semconv as s
+from otel_llm.conventions import semconv as s
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 
 MESSAGES = [{"role": "user", "content": "hello"}]

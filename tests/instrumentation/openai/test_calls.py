@@ -12,8 +12,8 @@ from openai.lib.azure import AzureOpenAI
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import BaseModel
 
-from otel_llm import call as calls
-from otel_llm import semconv as s
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv as s
 from tests.instrumentation.openai.clients import http, needs
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]

@@ -8,12 +8,12 @@ from typing import Any
 import openai
 import pytest
 
-from otel_llm import faults
-from otel_llm import semconv as s
 from otel_llm.content import openai as content_of_openai
 from otel_llm.content.openai import Output
 from otel_llm.content.parts import SLACK
-from otel_llm.semconv import CONTENT
+from otel_llm.conventions import semconv as s
+from otel_llm.conventions.semconv import CONTENT
+from otel_llm.support import faults
 from tests.instrumentation.conftest import Capture, Spans
 
 MODEL = "gpt-4o-mini"

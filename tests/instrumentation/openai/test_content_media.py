@@ -11,9 +11,9 @@ from typing import Any
 import openai
 import pytest
 
-from otel_llm import faults
-from otel_llm import semconv as s
-from otel_llm.semconv import CONTENT
+from otel_llm.conventions import semconv as s
+from otel_llm.conventions.semconv import CONTENT
+from otel_llm.support import faults
 from tests.instrumentation.conftest import Capture, Spans
 from tests.media_server import media_server
 

@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from otel_llm import semconv as s
+from otel_llm.conventions import semconv as s
 from otel_llm.instrumentation.openai._observe import Background, Once, background
 
 MODEL = "gpt-5"

@@ -11,9 +11,9 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
-from otel_llm import semconv as s
+from otel_llm.conventions import semconv as s
+from otel_llm.conventions.semconv import CONTENT
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
-from otel_llm.semconv import CONTENT
 from tests.instrumentation.conftest import Capture, Spans
 
 MODEL = "gpt-4o-mini"

@@ -18,12 +18,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_llm import call as calls
-from otel_llm import faults
-from otel_llm import semconv as s
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv as s
+from otel_llm.conventions.token_usage import from_openai
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
-from otel_llm.usage import from_openai
+from otel_llm.support import faults
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 MODEL = "gpt-4o-mini"

@@ -15,11 +15,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from otel_llm import llm_context, metrics, tool
-from otel_llm import semconv as s
+from otel_llm import llm_context, tool
+from otel_llm.conventions import semconv as s
+from otel_llm.conventions.token_usage import Usage
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
-from otel_llm.usage import Usage
+from otel_llm.signals import metrics
 from tests.conftest import LocalOpenAI
 
 MODEL = "gpt-4o-mini"

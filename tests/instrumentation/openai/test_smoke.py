@@ -12,8 +12,8 @@ from typing import Any
 import openai
 import pytest
 
-from otel_llm import faults
-from otel_llm import semconv as s
+from otel_llm.conventions import semconv as s
+from otel_llm.support import faults
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 CHAT: Any = {"model": "gpt-4o-mini", "messages": HELLO}

@@ -17,7 +17,7 @@ from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
 import otel_llm
-from otel_llm import call as calls
+from otel_llm.calls import model_call as calls
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]

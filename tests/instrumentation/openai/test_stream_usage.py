@@ -13,10 +13,11 @@ from typing import Any
 import openai
 import pytest
 
-from otel_llm import faults, stream_usage
-from otel_llm import semconv as s
+from otel_llm.calls import stream_usage
+from otel_llm.conventions import semconv as s
 from otel_llm.instrumentation.openai._request import server_at
 from otel_llm.settings import reload
+from otel_llm.support import faults
 from tests.instrumentation.openai.clients import http
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]

@@ -11,8 +11,9 @@ import pytest
 from openai import _base_client
 from opentelemetry import baggage, propagate, trace
 
-from otel_llm import llm_context, propagation
-from otel_llm import semconv as s
+from otel_llm import llm_context
+from otel_llm.calls import withholding
+from otel_llm.conventions import semconv as s
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
 from tests.instrumentation.openai.clients import http
@@ -132,7 +133,7 @@ def test_auto_asks_openai_itself(instrumented):
 def test_nothing_of_ours_is_sent_to_the_provider(instrumented, openai_server):
     """An instrumented HTTP client injects trace context and baggage; on the way to a provider nothing is injected."""
     before = propagate.get_global_textmap()
-    propagation.withhold()
+    withholding.withhold()
 
     def inject(request: http.Request) -> None:
         propagate.inject(request.headers)
@@ -153,8 +154,8 @@ def test_nothing_of_ours_is_sent_to_the_provider(instrumented, openai_server):
 
 
 def test_a_fault_of_ours_never_reaches_the_app(instrumented, client, monkeypatch):
-    from otel_llm import faults
     from otel_llm.instrumentation.openai import _answer, _hooks
+    from otel_llm.support import faults
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("ours")

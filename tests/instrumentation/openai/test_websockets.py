@@ -11,9 +11,9 @@ from typing import Any
 import openai
 import pytest
 
-from otel_llm import call as calls
-from otel_llm import faults
-from otel_llm import semconv as s
+from otel_llm.calls import model_call as calls
+from otel_llm.conventions import semconv as s
+from otel_llm.support import faults
 
 pytest.importorskip("websockets")
 from tests.instrumentation.openai.websocket_server import WebsocketServer

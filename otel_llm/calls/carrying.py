@@ -1,0 +1,106 @@
+"""What a piece of work takes with it: to another thread the OpenTelemetry context as it is, to another process a message.
+
+Of the context variables only OpenTelemetry's and our own are carried. Copying all of them would hand the app's own
+(Flask's request, a decimal context, what a structured logger has bound) to threads that never saw them, and keep alive what they
+refer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry import context as otel
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.trace import get_current_span, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from otel_llm import context
+from otel_llm.calls import model_call as calls
+from otel_llm.calls.model_call import Belongings, Place
+from otel_llm.support import faults
+
+# Both ends are ours, so the app's choice of propagators does not matter here.
+_propagators = TraceContextTextMapPropagator(), W3CBaggagePropagator()
+
+
+def run_here(
+    inside: otel.Context | None,
+    belongings: Belongings | None,
+    function: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """`function(*args, **kwargs)` in the OpenTelemetry context `inside` (None: the current one) with `belongings`."""
+    outside = otel.get_current()
+    if inside is not None:
+        otel.attach(inside)
+    tokens = None if belongings is None else belongings.unpack()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        if tokens is not None:
+            calls.put_back(tokens)
+        if inside is not None:
+            otel.attach(outside)
+
+
+class Message:
+    """The context of this moment for another process: W3C headers, and what `llm_context` says. To be pickled."""
+
+    __slots__ = ("_sent", "_unpacked")
+
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        values: Mapping[str, str],
+        agent_name: str | None = None,
+        workflow_name: str | None = None,
+        conversation_id: str | None = None,
+    ) -> None:
+        self._sent = headers, values, agent_name, workflow_name, conversation_id
+        self._unpacked: tuple[otel.Context, Belongings | None] | None = None
+
+    def __reduce__(self) -> tuple[type[Message], tuple[Any, ...]]:
+        return Message, self._sent
+
+    def unpack(self) -> tuple[otel.Context, Belongings | None]:
+        """The context and the belongings for `run_here`. Kept, since a chunk of work brings one message for all its items."""
+        if self._unpacked is None:
+            headers, values, *names = self._sent
+            inside = otel.Context()
+            for propagator in _propagators:
+                inside = propagator.extract(headers, inside)
+            if values:
+                # From our own process: this is believed, whatever baggage from elsewhere is worth.
+                inside = context.opened(inside, values)
+            belongings = None
+            if any(name is not None for name in names):
+                place = Place(get_current_span(inside), *names)
+                belongings = Belongings(lambda: place, ())
+            self._unpacked = inside, belongings
+        return self._unpacked
+
+
+def message() -> Message:
+    """The context of this moment, to be sent to another process."""
+    current = otel.get_current()
+    place = calls.find_place()
+    if place is not None:
+        current = set_span_in_context(place.span, current)
+    headers: dict[str, str] = {}
+    for propagator in _propagators:
+        propagator.inject(headers, current)
+    values = dict(context.attributes(current))
+    return Message(headers, values) if place is None else Message(headers, values, *place[1:])
+
+
+def run_there(sent: Message, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)` in the context that `sent` brought; what was current in this process does not count."""
+    try:
+        inside, belongings = sent.unpack()
+    except Exception as error:
+        faults.report("take over a context from another process", error)
+        inside, belongings = otel.Context(), None
+    return run_here(inside, belongings, function, *args, **kwargs)

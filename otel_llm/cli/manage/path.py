@@ -1,0 +1,24 @@
+"""`otel-llm path`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from otel_llm.cli.options.access import locate
+from otel_llm.cli.options.common import store_option
+from otel_llm.cli.screen.output import write_line
+
+
+@click.command()
+@store_option
+def path(store: Path | None) -> None:
+    """Print where the store is, and nothing else.
+
+    \b
+    Examples:
+      otel-llm path
+      duckdb -readonly "$(otel-llm path)" "from llm_usage limit 5"
+    """
+    write_line(str(locate(store)))

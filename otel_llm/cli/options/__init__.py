@@ -1,0 +1,1 @@
+"""What several commands take: a store, a time, a condition."""

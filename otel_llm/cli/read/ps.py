@@ -1,0 +1,77 @@
+"""`otel-llm ps`: the model calls that run right now, in every process that writes the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from otel_llm.cli.options.access import locate
+from otel_llm.cli.options.common import output_options, store_option
+from otel_llm.cli.screen.output import Column, Format, text, write_data, write_line, write_table
+from otel_llm.conventions import semconv
+
+_ATTRIBUTES = {
+    "operation": semconv.OPERATION,
+    "model": semconv.REQUEST_MODEL,
+    "user": semconv.USER_ID,
+    "module": semconv.MODULE,
+}
+_COLUMNS = ("pid", "started_at", "seconds", "name", *_ATTRIBUTES, "trace_id", "span_id")
+_SHOWN = ("pid", "started_at", "seconds", "name", "user", "module", "trace_id")
+"""The columns for people: name has the operation and the model."""
+
+
+@click.command()
+@output_options
+@store_option
+def ps(output: Format, store: Path | None) -> None:
+    """List the model calls that are running, in every process.
+
+    \b
+    Examples:
+      otel-llm ps
+      otel-llm ps --json
+
+    A call is listed from its request to the end of its answer, streams included, together with the agents, tools and
+    workflows around it that are still at work. seconds is how long it has been running.
+    """
+    from otel_llm.store.journal.segments import running_calls
+    from otel_llm.store.paths import StorePaths
+
+    path = locate(store, must_exist=True)
+    rows = [_row(start) for start in running_calls(StorePaths.of(path).journal)]
+    if write_data(output, _COLUMNS, rows):
+        return
+    if rows:
+        _print(rows)
+    else:
+        write_line(f"Nothing is running that writes to {path}.")
+
+
+def _row(start: dict[str, Any]) -> list[Any]:
+    """A line of the list from the journal's record of a call that began."""
+    began = start["st"] / 1e9
+    attributes = start.get("a") or {}
+    return [
+        start.get("pid"),
+        datetime.fromtimestamp(began, UTC).astimezone(),
+        round(max(time.time() - began, 0.0), 1),
+        start.get("n"),
+        *(attributes.get(name) for name in _ATTRIBUTES.values()),
+        start["t"],
+        start["s"],
+    ]
+
+
+def _print(rows: Sequence[Sequence[Any]]) -> None:
+    def clock(value: object) -> str:
+        return f"{value:%H:%M:%S}" if isinstance(value, datetime) else text(value)
+
+    show = {"started_at": clock}
+    columns = [Column(name, number=name in ("pid", "seconds"), show=show.get(name, text)) for name in _SHOWN]
+    write_table(columns, [[row[_COLUMNS.index(name)] for name in _SHOWN] for row in rows])

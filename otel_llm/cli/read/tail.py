@@ -1,0 +1,275 @@
+"""`otel-llm tail`: what happens in every process that writes the store, line by line, as it happens."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from otel_llm.cli.errors import INTERRUPTED, CommandError
+from otel_llm.cli.options.access import locate, reading
+from otel_llm.cli.options.common import MOST, store_option
+from otel_llm.cli.screen.output import STATUS_STYLES, count, line_width, style_of, text, write_json_line, write_parts
+from otel_llm.conventions import semconv
+from otel_llm.lifecycle import event as kinds
+
+_INTERVAL: Final = 0.1
+"""Seconds between two looks at the journals."""
+_COLUMNS: Final = {"user_id": semconv.USER_ID, "module": semconv.MODULE, "conversation_id": semconv.CONVERSATION_ID}
+_INTERRUPTED: Final = "Interrupted"
+"""What tail alone tells of: a process has died, and something in it will never end."""
+_EVENTS: Final = (*kinds.TYPES, _INTERRUPTED)
+_GAP: Final = ("  ", "")
+_WIDE: Final = 100
+"""Columns of a terminal that has room for the process of each line."""
+_WIDEST: Final = max(map(len, _EVENTS))
+
+Row = dict[str, Any]
+
+
+@click.command()
+@click.option(
+    "--last",
+    "-n",
+    type=click.IntRange(0, MOST),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Begin with the last N events of the store.",
+)
+@click.option("--user", help="Only events of this user.")
+@click.option("--module", help="Only events of this module.")
+@click.option("--events", metavar="NAMES", help=f"Only these, separated by commas: {', '.join(_EVENTS)}.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines: an object for each event.")
+@click.option("--follow/--no-follow", default=True, help="Go on as events happen, or end after the last ones.")
+@store_option
+def tail(
+    last: int,
+    user: str | None,
+    module: str | None,
+    events: str | None,
+    as_json: bool,
+    follow: bool,
+    store: Path | None,
+) -> int:  # fmt: skip
+    """Follow calls, tools, steps and chains as they begin and end, in every process, until interrupted (Ctrl-C).
+
+    \b
+    Examples:
+      otel-llm tail
+      otel-llm tail --user alice --events ProviderCompleted,ChainError
+      otel-llm tail -n 0 --json | jq .name
+
+    A line has the time, the process, the event and what it is about. Where a process dies, a line Interrupted for each part that
+    it was at says for how long. Programs that run on other machines are not seen.
+    """
+    path = locate(store, must_exist=last > 0)
+    if store is not None and not path.parent.is_dir():
+        raise CommandError(f"there is no directory {path.parent}; `otel-llm path` names the store in use")
+    wanted = _Filter(_types(events), user, module)
+    try:
+        _follow(path, store, wanted, _write_json if as_json else _write_line, last=last, follow=follow)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _follow(
+    path: Path, store: Path | None, wanted: _Filter, write: Callable[[Row], None], *, last: int, follow: bool
+) -> None:
+    from otel_llm.store.journal.follow import Follower
+    from otel_llm.store.paths import StorePaths
+
+    seen: set[str] = set()
+    with Follower(StorePaths.of(path)) as follower:
+        if last:
+            for row in _last(store, last, wanted):
+                seen.add(row["id"])
+                write(row)
+            sys.stdout.flush()
+        while follow:
+            for one in follower.poll():
+                for row in events_of(one):
+                    # What ended while the store was being read may be in both.
+                    if wanted(row) and row["id"] not in seen:
+                        write(row)
+            sys.stdout.flush()
+            time.sleep(_INTERVAL)
+
+
+class _Filter:
+    def __init__(self, types: Collection[str], user: str | None, module: str | None) -> None:
+        self.types = types
+        self.user = user
+        self.module = module
+
+    def __call__(self, row: Row) -> bool:
+        return (
+            (not self.types or row["event"] in self.types)
+            and (self.user is None or row["user_id"] == self.user)
+            and (self.module is None or row["module"] == self.module)
+        )
+
+
+def _types(names: str | None) -> set[str]:
+    known = {name.lower(): name for name in _EVENTS}
+    found = set()
+    for name in (names or "").split(","):
+        if not name.strip():
+            continue
+        if name.strip().lower() not in known:
+            raise CommandError(f"--events: there is no event {name.strip()!r}; there are {', '.join(_EVENTS)}")
+        found.add(known[name.strip().lower()])
+    return found
+
+
+# --- events of a record -----------------------------------------------------------------------------------------------
+
+
+def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row]:
+    """The events that a journal record tells of: a start or an end, or both for a `whole` one."""
+    from otel_llm.store.journal.follow import INTERRUPTED
+    from otel_llm.store.spans import is_genai, operation_of
+
+    attributes = record.get("a") or {}
+    if not is_genai(attributes) or record.get("x"):
+        return
+    operation = operation_of(attributes) or "unknown"
+    if record["k"] == INTERRUPTED:
+        age = round((record["et"] - record["st"]) / 1e6, 3)
+        yield _row(record, attributes, operation, _INTERRUPTED, record["et"], status="interrupted", age_ms=age)
+        return
+    if record["k"] == "s" or whole:
+        started = kinds.started(operation)
+        details: Row = {"tool_calls": [_tool(record, attributes)]} if started is kinds.ToolsStarted else {}
+        if record.get("interrupted"):
+            details["status"] = "interrupted"
+        yield _row(record, attributes, operation, started.__name__, record["st"], **details)
+    if record["k"] == "s":
+        return
+    status = attributes.get(semconv.STATUS) or ("error" if record.get("sts") == "ERROR" else "ok")
+    yield _row(
+        record,
+        attributes,
+        operation,
+        kinds.ended(operation, status).__name__,
+        record["et"],
+        status=status,
+        error_type=attributes.get(semconv.ERROR_TYPE),
+        duration_ms=round((record["et"] - record["st"]) / 1e6, 3),
+        input_tokens=attributes.get(semconv.INPUT_TOKENS),
+        output_tokens=attributes.get(semconv.OUTPUT_TOKENS),
+    )
+    requested = kinds.requested(
+        attributes.get(semconv.REQUESTED_TOOL_IDS), attributes.get(semconv.REQUESTED_TOOL_NAMES)
+    )
+    if requested:
+        calls = [{"id": call.id, "name": call.name} for call in requested]
+        yield _row(record, attributes, operation, kinds.ToolsRequested.__name__, record["et"], tool_calls=calls)
+
+
+def _tool(record: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    name = attributes.get(semconv.TOOL_NAME) or kinds.name_of(semconv.EXECUTE_TOOL, record["n"])
+    return {"id": attributes.get(semconv.TOOL_CALL_ID), "name": name}
+
+
+def _row(
+    record: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    operation: str,
+    event: str,
+    time_ns: int,
+    **details: Any,
+) -> Row:
+    return {
+        "id": f"{record['t']}-{record['s']}-{event}",
+        "time_ns": time_ns,
+        "event": event,
+        "pid": record.get("pid"),
+        "operation": operation,
+        "name": kinds.name_of(operation, str(record.get("n") or "")),
+        **{column: attributes.get(name) for column, name in _COLUMNS.items()},
+        "trace_id": record["t"],
+        "span_id": record["s"],
+        "parent_span_id": record.get("p"),
+        **details,
+    }
+
+
+def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
+    """The last events of the store that are wanted, oldest first."""
+    conditions, parameters = ["operation IS NOT NULL"], []
+    for column, value in (("user_id", wanted.user), ("module", wanted.module)):
+        if value is not None:
+            conditions.append(f"attributes ->> '$.\"{_COLUMNS[column]}\"' = ?")
+            parameters.append(value)
+    limit = last * len(kinds.TYPES) if wanted.types else last
+    with reading(store) as connection:
+        spans = connection.execute(
+            f"""SELECT trace_id, span_id, parent_span_id, name, start_ns, end_ns, status_code, status, attributes
+            FROM spans
+            WHERE {" AND ".join(conditions)} ORDER BY coalesce(end_ns, start_ns) DESC LIMIT {limit}""",
+            parameters,
+        ).fetchall()
+    rows: list[Row] = []
+    for trace_id, span_id, parent, name, start_ns, end_ns, status_code, status, attributes in spans:
+        record = {"t": trace_id, "s": span_id, "p": parent, "n": name, "st": start_ns, "et": end_ns, "sts": status_code}
+        record |= {"k": "s" if end_ns is None else "e", "a": json.loads(attributes or "{}")}
+        record["interrupted"] = status == "interrupted"
+        rows += [row for row in events_of(record, whole=True) if wanted(row)]
+    # A start that is older than the end of a span left out is not among the last.
+    return sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]
+
+
+# --- on the screen ----------------------------------------------------------------------------------------------------
+
+
+def _write_json(row: Row) -> None:
+    shown = {**row, "time": _clock(row).astimezone(UTC).isoformat()}
+    write_json_line(shown)
+
+
+def _write_line(row: Row) -> None:
+    """In colour on a terminal."""
+    style = STATUS_STYLES.get(str(row.get("status")), "")
+    pid = "" if row["pid"] is None else str(row["pid"])
+    wide = line_width() >= _WIDE
+    parts = [
+        (f"{_clock(row):%H:%M:%S.%f}"[:-3], "dim"),
+        *([(f"{pid:>7}", "dim")] if wide else []),
+        (f"{row['event']:<{_WIDEST}}", style or style_of(row["event"])),
+        (text(row["name"]), "bold"),
+    ]
+    parts += [(text(part), style) for part in _details(row)]
+    parts += [(f"pid {pid}", style)] if row["event"] == _INTERRUPTED and not wide else []
+    parts += [(text(row[column]), "dim") for column in ("user_id", "module") if row[column] is not None]
+    write_parts([each for part in parts for each in (_GAP, part)][1:])
+
+
+def _details(row: Row) -> Iterator[str]:
+    if row.get("status") not in (None, "ok") and row["event"] != _INTERRUPTED:
+        yield row["status"]
+    if row.get("error_type"):
+        yield str(row["error_type"])
+    if (duration := row.get("duration_ms")) is not None:
+        yield _time(duration)
+    if (age := row.get("age_ms")) is not None:
+        yield f"after {_time(age)}"
+    if row.get("input_tokens") is not None or row.get("output_tokens") is not None:
+        yield f"{count(row['input_tokens'])} + {count(row['output_tokens'])} tokens"
+    if row["event"] == kinds.ToolsRequested.__name__:
+        yield ", ".join(str(call["name"] or "tool") for call in row["tool_calls"])
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
+
+
+def _clock(row: Row) -> datetime:
+    return datetime.fromtimestamp(row["time_ns"] / 1e9, UTC).astimezone()

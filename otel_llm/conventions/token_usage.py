@@ -1,0 +1,155 @@
+"""Token counts: one type, from every payload that a provider sends.
+
+A count is what the provider reported. What it did not report, or reported as something that is not a token count
+(text, a negative number, a number beyond 64 bits), is None: never 0 and never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from otel_llm.conventions import semconv
+from otel_llm.support import faults
+
+_LARGEST = 2**63 - 1
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Usage(NamedTuple):
+    """Tokens of one model call. Cached tokens are part of `input`, reasoning tokens part of `output`."""
+
+    input: int | None = None
+    output: int | None = None
+    cache_read: int | None = None
+    cache_write: int | None = None
+    reasoning: int | None = None
+    audio_input: int | None = None
+    audio_output: int | None = None
+    image_input: int | None = None
+    image_output: int | None = None
+
+    def attributes(self) -> dict[str, int]:
+        """The span attributes of the counts that are known."""
+        return {name: count for name, count in zip(_ATTRIBUTES, self, strict=True) if count is not None}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Usage:
+        """The counts that a span has, in the names of the conventions."""
+        return cls(*map(count, map(attributes.get, _ATTRIBUTES)))
+
+    def plus(self, other: Usage) -> Usage:
+        """The sum of what is known of both."""
+        return Usage(*(b if a is None else a if b is None else a + b for a, b in zip(self, other, strict=True)))
+
+    def __bool__(self) -> bool:
+        """Whether anything at all was reported."""
+        return any(count is not None for count in self)
+
+
+_ATTRIBUTES = (
+    semconv.INPUT_TOKENS,
+    semconv.OUTPUT_TOKENS,
+    semconv.CACHE_READ_TOKENS,
+    semconv.CACHE_WRITE_TOKENS,
+    semconv.REASONING_TOKENS,
+    semconv.AUDIO_INPUT_TOKENS,
+    semconv.AUDIO_OUTPUT_TOKENS,
+    semconv.IMAGE_INPUT_TOKENS,
+    semconv.IMAGE_OUTPUT_TOKENS,
+)
+
+
+def from_openai(payload: object) -> Usage | None:
+    """Reads the `usage` object of any OpenAI answer: chat, Responses, embeddings, images, audio, realtime.
+
+    `payload` is the client's model object or plain JSON; anything else gives None.
+    """
+    usage = fields(payload)
+    if not usage:
+        return None
+    get = usage.get
+    # In the order of how often they are asked for: chat, Responses and images, then audio and realtime, then assistants.
+    input_details = fields(
+        get("prompt_tokens_details")
+        or get("input_tokens_details")
+        or get("input_token_details")
+        or get("prompt_token_details")
+    )
+    output_details = fields(
+        get("completion_tokens_details") or get("output_tokens_details") or get("output_token_details")
+    )
+    result = Usage(
+        _first_count(usage, "prompt_tokens", "input_tokens"),
+        _first_count(usage, "completion_tokens", "output_tokens"),
+        count(input_details.get("cached_tokens")),
+        count(input_details.get("cache_write_tokens")),
+        count(output_details.get("reasoning_tokens")),
+        count(input_details.get("audio_tokens")),
+        count(output_details.get("audio_tokens")),
+        count(input_details.get("image_tokens")),
+        count(output_details.get("image_tokens")),
+    )
+    return result or None
+
+
+def from_langchain(payload: object) -> Usage | None:
+    """Reads LangChain's `UsageMetadata` (`AIMessage.usage_metadata`), whatever model it came from."""
+    usage = fields(payload)
+    if not usage:
+        return None
+    input_details = fields(usage.get("input_token_details"))
+    output_details = fields(usage.get("output_token_details"))
+    result = Usage(
+        count(usage.get("input_tokens")),
+        count(usage.get("output_tokens")),
+        count(input_details.get("cache_read")),
+        count(input_details.get("cache_creation")),
+        count(output_details.get("reasoning")),
+        count(input_details.get("audio")),
+        count(output_details.get("audio")),
+        count(input_details.get("image")),
+        count(output_details.get("image")),
+    )
+    return result or None
+
+
+def count(value: Any) -> int | None:
+    """`value` if it is a token count that fits BIGINT, else None."""
+    if type(value) is int:  # not a bool, which is an int too
+        return value if 0 <= value <= _LARGEST else None
+    if issubclass(type(value), float) and value.is_integer() and 0 <= value <= 2**53:
+        return int(value)
+    return None
+
+
+def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        found = count(usage.get(name))
+        if found is not None:
+            return found
+    return None
+
+
+def fields(payload: object) -> Mapping[str, Any]:
+    """The fields of a JSON object or of a client's (pydantic) model object, without copying either.
+
+    Any value may stand where one is expected: a class, an object that answers for every attribute or raises for each. Those have
+    none.
+    """
+    kind = type(payload)  # not `__class__`, which an object may lie about
+    if issubclass(kind, dict):
+        return payload  # type: ignore[return-value]
+    if kind.__dictoffset__:
+        try:
+            own = payload.__dict__
+            extra = getattr(payload, _EXTRA, None) if hasattr(kind, _EXTRA) else None
+        except Exception as error:
+            faults.pass_on(error)
+            return _NOTHING
+        if type(own) is dict and (own or extra):  # a class has a proxy, which is none
+            return {**extra, **own} if type(extra) is dict and extra else own
+    return payload if issubclass(kind, Mapping) else _NOTHING  # type: ignore[return-value]
+
+
+_EXTRA: Final = "__pydantic_extra__"

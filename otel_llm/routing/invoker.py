@@ -1,0 +1,214 @@
+"""`LLMInvoker`: the deployments of a profile as one LangChain runnable."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Self, TypeAlias
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.tools import BaseTool
+
+from otel_llm.routing import tools as tool_loop
+from otel_llm.routing.deployments import Attempt, Course, Pool, failures
+from otel_llm.routing.profiles import Deployment
+
+Tool: TypeAlias = BaseTool | Callable[..., Any]
+
+
+class _Try(Runnable[Any, Any]):  # type: ignore[misc]
+    """One attempt of a call at the next deployment of its course: names it to the spans, and notes its failures."""
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = models
+
+    def _model(self, attempt: Attempt) -> Any:
+        return self._models[attempt.target.deployment.name]
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any) -> Any:
+        with course.next() as attempt:
+            return self._model(attempt).invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any) -> Any:
+        with await course.next_async() as attempt:
+            return await self._model(attempt).ainvoke(input, config, **kwargs)
+
+    # The first chunk alone is inside: a `with` around a `yield` would leave its context to whoever reads the stream.
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any
+    ) -> Iterator[Any]:
+        with course.next() as attempt:
+            attempt.keep()
+            chunks = self._model(attempt).stream(input, config, **kwargs)
+            first = next(chunks, None)
+        try:
+            if first is not None:
+                yield first
+                yield from chunks
+        finally:
+            attempt.give_back()
+
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        with await course.next_async() as attempt:
+            attempt.keep()
+            chunks = self._model(attempt).astream(input, config, **kwargs)
+            first = await anext(chunks, None)
+        try:
+            if first is not None:
+                yield first
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            try:
+                await chunks.aclose()
+            finally:
+                attempt.give_back()
+
+
+class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
+    """A profile as a LangChain runnable: prompt or messages in, an AIMessage out. Made by `LLMProvider.create_invoker`.
+
+    Each call goes to a deployment drawn by weight, and to the next one after 429, 5xx, a failed connection or a time-out.
+    A stream gives way until its first chunk. Where all are at their `max_concurrency`, a call waits. Composes as any runnable does:
+    `prompt | invoker | parser`, `batch`.
+
+    Raises, from each method that calls a model: the OpenAI client's exceptions (of the first deployment asked, where all
+    failed), and LimitReached where the limits of all deployments are reached.
+    """
+
+    def __init__(self, pool: Pool, models: Mapping[str, Any]) -> None:
+        self._pool = pool
+        self._models = models
+        self._try = _Try(models)
+        # As LangChain composes it, once for each number of deployments.
+        self._composed = lru_cache(self._compose)
+
+    @property
+    def profile(self) -> str:
+        """Name of the profile."""
+        return self._pool.profile.name
+
+    def _compose(self, tries: int) -> Any:
+        if tries == 1:
+            return self._try
+        composed = self._try.with_fallbacks([self._try] * (tries - 1), exceptions_to_handle=failures())
+        composed.name = self.profile
+        return composed
+
+    def _next(self) -> tuple[Any, Course]:
+        """What carries out a call, and the course that it is to be given."""
+        course = Course(self._pool)
+        return self._composed(course.tries), course
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """One call. Returns an AIMessage."""
+        call, course = self._next()
+        return call.invoke(input, config, course=course, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """One call. Returns an AIMessage."""
+        call, course = self._next()
+        return await call.ainvoke(input, config, course=course, **kwargs)
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """One call, AIMessageChunks as they come."""
+        call, course = self._next()
+        return iter(call.stream(input, config, course=course, **kwargs))
+
+    def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """One call, AIMessageChunks as they come."""
+        call, course = self._next()
+        return aiter(call.astream(input, config, course=course, **kwargs))
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Self:
+        """The same profile, its models knowing these tools. Arguments as `ChatOpenAI.bind_tools`."""
+        return self._with_models(lambda model: model.bind_tools(tools, **kwargs))
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Self:
+        """The same profile, answering with `schema`. Arguments as `ChatOpenAI.with_structured_output`."""
+        return self._with_models(lambda model: model.with_structured_output(schema, **kwargs))
+
+    def _with_models(self, change: Callable[[Any], Any]) -> Self:
+        return type(self)(self._pool, {name: change(model) for name, model in self._models.items()})
+
+    def invoke_with_tools(
+        self,
+        input: Any,
+        tools: Sequence[Tool],
+        config: RunnableConfig | None = None,
+        *,
+        max_steps: int = 10,
+        transcript: list[BaseMessage] | None = None,
+    ) -> AIMessage:
+        """Calls the model and the tools it asks for in turn, until it answers without asking for one.
+
+        What a tool raises goes back to the model as a ToolMessage with `status="error"`, and so does a name or arguments that
+        fit no tool. The tools of one answer run one after the other.
+
+        Args:
+            input: a string, or the messages so far.
+            tools: LangChain tools, or functions with a docstring and annotations.
+            max_steps: model calls at most.
+            transcript: a list to which the messages of the loop are added as they come, the model's and the tools'.
+
+        Returns:
+            The last AIMessage.
+
+        Raises:
+            StepLimitReached: the model still asks for tools after `max_steps` calls.
+        """
+        answer: AIMessage = self._loop(tools, max_steps, transcript).invoke(input, config)
+        return answer
+
+    async def ainvoke_with_tools(
+        self,
+        input: Any,
+        tools: Sequence[Tool],
+        config: RunnableConfig | None = None,
+        *,
+        max_steps: int = 10,
+        transcript: list[BaseMessage] | None = None,
+    ) -> AIMessage:
+        """As `invoke_with_tools`; the tools of one answer run at the same time."""
+        answer: AIMessage = await self._loop(tools, max_steps, transcript).ainvoke(input, config)
+        return answer
+
+    def _loop(self, tools: Sequence[Tool], max_steps: int, transcript: list[BaseMessage] | None) -> Any:
+        """The loop as one run, so that its calls and tools are one tree."""
+        by_name = tool_loop.by_name(tools)
+        model = self.bind_tools(list(by_name.values()))
+
+        def run(input: Any, config: RunnableConfig) -> Any:
+            return tool_loop.run(tool_loop.steps(model, by_name, input, max_steps, transcript), config)
+
+        async def arun(input: Any, config: RunnableConfig) -> Any:
+            return await tool_loop.arun(tool_loop.steps(model, by_name, input, max_steps, transcript), config)
+
+        return RunnableLambda(run, afunc=arun, name=f"{self.profile} with tools")
+
+
+def make_invoker(pool: Pool, keys: Mapping[str, str], *, streaming: bool) -> LLMInvoker:
+    """The invoker of a profile; `keys` has the API key of each deployment."""
+    return LLMInvoker(
+        pool, {one.name: _model(one, keys[one.name], streaming=streaming) for one in pool.profile.deployments}
+    )
+
+
+def _model(deployment: Deployment, key: str, *, streaming: bool) -> Any:
+    from langchain_openai import ChatOpenAI
+
+    known = ChatOpenAI.model_fields
+    fields = {*known, *(field.alias for field in known.values() if field.alias)}
+    parameters = {name: value for name, value in deployment.parameters.items() if name in fields}
+    others = {name: value for name, value in deployment.parameters.items() if name not in fields}
+    for name in ("base_url", "timeout", "stream_usage"):
+        if (value := getattr(deployment, name)) is not None:
+            parameters[name] = value
+    if others:
+        parameters["model_kwargs"] = others
+    if streaming:
+        parameters["streaming"] = True
+    return ChatOpenAI(model=deployment.model, api_key=key, max_retries=deployment.max_retries, **parameters)

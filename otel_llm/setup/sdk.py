@@ -1,0 +1,159 @@
+"""The OpenTelemetry SDK as the `OTEL_*` variables ask for it, as far as it can be had.
+
+What cannot be had, an exporter that is not installed, a port that is taken, a number that is none, is named in one line, and the
+rest is set up without it. So it is under `opentelemetry-instrument` with our distro, too: whatever configurator is installed, its
+failure would end everything that comes after it.
+
+Import it after `environment.make_importable()`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final
+
+from opentelemetry import trace
+from opentelemetry.environment_variables import OTEL_LOGS_EXPORTER, OTEL_METRICS_EXPORTER, OTEL_TRACES_EXPORTER
+from opentelemetry.instrumentation.dependencies import DependencyConflictError
+from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
+from opentelemetry.sdk._configuration import _BaseConfigurator, _OTelSDKConfigurator
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_LOGS_ENDPOINT,
+    OTEL_EXPORTER_OTLP_LOGS_PROTOCOL,
+    OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
+    OTEL_EXPORTER_OTLP_METRICS_PROTOCOL,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
+)
+from opentelemetry.sdk.trace import TracerProvider
+
+from otel_llm.setup import environment, wiring
+from otel_llm.support import faults
+
+_OTHER_SIGNALS: Final = (
+    (OTEL_METRICS_EXPORTER, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_METRICS_PROTOCOL),
+    (OTEL_LOGS_EXPORTER, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, OTEL_EXPORTER_OTLP_LOGS_PROTOCOL),
+)
+_STORE: Final = "duckdb"
+
+
+class Distro(BaseDistro):  # type: ignore[misc]
+    """The defaults for a laptop: write the store; export over OTLP once an endpoint is named."""
+
+    def _configure(self, **kwargs: Any) -> None:
+        try:
+            set_defaults()
+            _guard_configurators()
+        except Exception as fault:
+            faults.report("fill in what is not set", fault)
+
+    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
+        """Loads one instrumentor. One that fails is left out; it would end all that come after it."""
+        try:
+            super().load_instrumentor(entry_point, **kwargs)
+        except (DependencyConflictError, ImportError):
+            raise  # the launcher knows these, and goes on
+        except Exception as fault:
+            faults.report(f"load the instrumentor {entry_point.name}", fault)
+
+
+class _Configurator(_OTelSDKConfigurator):
+    pass
+
+
+def set_up_sdk() -> None:
+    """Sets the SDK up from the environment, for where no configurator has."""
+    set_defaults()
+    _configure(_Configurator().configure)  # type: ignore[no-untyped-call]
+
+
+def _guard_configurators() -> None:
+    """Has the configurator that `opentelemetry-instrument` runs next do what it can, instead of failing."""
+    base: Any = _BaseConfigurator
+    original = base.configure
+
+    @functools.wraps(original)
+    def configure(self: Any, **kwargs: Any) -> None:
+        base.configure = original
+        _configure(functools.partial(original, self, **kwargs))
+
+    base.configure = configure
+
+
+def _configure(configure: Callable[[], Any]) -> None:
+    try:
+        configure()
+        return
+    except Exception as error:
+        names = environment.to_blame(error)
+        kept = "calls are recorded in the store all the same" if has_store() else "no call is recorded in a store"
+        environment.warn(names, error, f"{kept}, `otel-llm doctor` says what is exported")
+    if not wiring.is_provider_set():
+        # It failed before it had begun, so that it can be tried once more without what was wrong.
+        try:
+            with environment.hidden(names):
+                set_defaults()
+                if names:
+                    configure()
+        except Exception:
+            pass  # said above
+    if not wiring.is_provider_set():
+        trace.set_tracer_provider(environment.with_what_works(TracerProvider))
+
+
+@functools.cache
+def has_store() -> bool:
+    """Whether the account can be kept in this installation: a library may be missing, or the platform be another."""
+    try:
+        import_module("otel_llm.store.exporter")
+    except Exception:
+        return False
+    return True
+
+
+def set_defaults() -> None:
+    """Fills in the `OTEL_*` variables that are not set. An endpoint that is none counts as not set."""
+    env = os.environ
+    store = [_STORE] if has_store() else []
+    endpoint = _endpoint(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT)
+    if not env.get(OTEL_TRACES_EXPORTER, "").strip():
+        env[OTEL_TRACES_EXPORTER] = ",".join(["otlp", *store] if endpoint else store)
+    elif not store:
+        # The others that are named can do their work without it.
+        named = env[OTEL_TRACES_EXPORTER].split(",")
+        env[OTEL_TRACES_EXPORTER] = ",".join(name for name in named if name.strip() != _STORE)
+    if endpoint and not (env.get(OTEL_EXPORTER_OTLP_PROTOCOL) or env.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)):
+        env[OTEL_EXPORTER_OTLP_PROTOCOL] = _protocol(endpoint)
+    # Metrics and logs only where their own endpoint is named: a tracing backend (Jaeger) takes neither, and the SDK would
+    # complain of that every minute.
+    for exporter, own_endpoint, own_protocol in _OTHER_SIGNALS:
+        if endpoint := _endpoint(own_endpoint):
+            env.setdefault(exporter, "otlp")
+            if not (env.get(own_protocol) or env.get(OTEL_EXPORTER_OTLP_PROTOCOL)):
+                env[own_protocol] = _protocol(endpoint)
+
+
+def _endpoint(*names: str) -> str | None:
+    """The endpoint that the first of the variables names; None where none is set, or it is none."""
+    for name in names:
+        if value := os.environ.get(name, "").strip():
+            if environment.endpoint_fault(value) is None:
+                return value
+            _say_malformed(name, value)
+            return None
+    return None
+
+
+@functools.cache
+def _say_malformed(name: str, value: str) -> None:
+    environment.warn([name], None, f"it {environment.endpoint_fault(value)}, and nothing is sent there")
+
+
+def _protocol(endpoint: str) -> str:
+    # The SDK's default is gRPC whatever the port; 4318 is the registered port of OTLP over HTTP.
+    return "http/protobuf" if environment.port_of(endpoint) == 4318 else "grpc"

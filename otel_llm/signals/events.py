@@ -1,0 +1,75 @@
+"""The GenAI events, through OpenTelemetry's logs: what was said, and what went wrong, beside the trace rather than in it.
+
+Emitted only in the event modes of content capture, and only where a LoggerProvider takes them. Imported only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from opentelemetry import context as otel
+from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber, get_logger
+
+from otel_llm.content import capture
+from otel_llm.content.redaction import RedactionFailed, fail
+from otel_llm.conventions import semconv
+from otel_llm.settings import settings
+from otel_llm.support import faults
+from otel_llm.version import __version__
+
+SCOPE: Final = "otel_llm"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
+
+_given: LoggerProvider | None = None
+_loggers: dict[LoggerProvider | None, Logger] = {}
+
+
+def use(provider: LoggerProvider | None) -> None:
+    """Emits through `provider`; None: through the global one, once the app has set it."""
+    global _given
+    _given = provider
+    _loggers.clear()
+
+
+def _logger() -> Logger:
+    logger = _loggers.get(_given)
+    if logger is None:
+        logger = _loggers[_given] = get_logger(SCOPE, __version__, _given, SCHEMA_URL)
+    return logger
+
+
+def wanted() -> bool:
+    """Whether somebody takes the events."""
+    enabled = getattr(_logger(), "enabled", None)  # newer than the oldest API we run on
+    return enabled is None or bool(enabled(severity_number=SeverityNumber.DEBUG, event_name=semconv.EVENT_DETAILS))
+
+
+def emit(
+    facts: Mapping[str, Any], said: Mapping[str, Any] | None, error: BaseException | None, at: otel.Context, end_ns: int
+) -> None:
+    """Emits the events of a model call that has ended. Raises nothing.
+
+    Args:
+        facts: the attributes of its span, content apart.
+        said: the content, in structured form.
+        error: what the call raised.
+        at: context with the call's span.
+        end_ns: when it ended, nanoseconds since 1970.
+    """
+    try:
+        if not settings().capture.in_event:
+            return
+        if said:
+            _emit(SeverityNumber.DEBUG, semconv.EVENT_DETAILS, {**facts, **said}, at, end_ns)
+        if error is not None:
+            _emit(SeverityNumber.WARN, semconv.EVENT_EXCEPTION, capture.error_attributes(error), at, end_ns)
+    except RedactionFailed as failure:
+        fail(failure)
+    except Exception as fault:
+        faults.report("emit an event", fault)
+
+
+def _emit(severity: SeverityNumber, name: str, attributes: Mapping[str, Any], at: otel.Context, end_ns: int) -> None:
+    record = LogRecord(timestamp=end_ns, context=at, severity_number=severity, event_name=name, attributes=attributes)
+    _logger().emit(record)

@@ -1,0 +1,1 @@
+"""The database file that others read while it is written."""

@@ -1,0 +1,1 @@
+"""What is done to a whole store by command: copying, keeping, pricing, sending again."""

@@ -1,0 +1,345 @@
+"""Sending stored spans to an OTLP backend again: what an outage of Jaeger or the Collector has cost is in the store.
+
+What has been sent is remembered in the table `replayed`, under the endpoint it went to, once the backend has taken it. So a
+run that broke off is simply run again. The store is open for milliseconds between two batches, never while one is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+import orjson
+from opentelemetry.sdk.environment_variables import (
+    OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_PROTOCOL,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from otel_llm.store.errors import StoreError
+from otel_llm.store.jobs import exclusive
+from otel_llm.store.paths import StorePaths
+from otel_llm.support.captured_warnings import warnings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from duckdb import DuckDBPyConnection
+
+Protocol = Literal["grpc", "http/protobuf"]
+
+_PAGE: Final = 2048
+"""Spans that are read, and remembered as sent, at once."""
+_BATCH: Final = 512
+"""Spans that are sent at once, as many as the SDK's batch processor sends."""
+_BATCH_CHARACTERS: Final = 2**20
+"""A batch with more text than this is sent in parts: receivers commonly refuse messages of more than 4 MiB."""
+_TRACES_PATH: Final = "/v1/traces"
+_HTTP_PORT: Final = 4318
+
+
+class BackendError(StoreError):
+    """The backend did not take the spans."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where spans are sent."""
+
+    endpoint: str
+    protocol: Protocol
+
+    @classmethod
+    def of(cls, endpoint: str | None, protocol: str | None, environment: Mapping[str, str]) -> Target:
+        """The target that is given, or else the one that `OTEL_EXPORTER_OTLP_*` names. Raises ValueError for neither."""
+        whole = environment.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, "").strip() if not endpoint else ""
+        url = endpoint or whole or environment.get(OTEL_EXPORTER_OTLP_ENDPOINT, "").strip()
+        if not url:
+            raise ValueError(f"no endpoint is given: use --endpoint URL, or set {OTEL_EXPORTER_OTLP_ENDPOINT}")
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url} is not an endpoint like http://localhost:4317")
+        chosen = (
+            protocol
+            or environment.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, "").strip()
+            or environment.get(OTEL_EXPORTER_OTLP_PROTOCOL, "").strip()
+            or ("http/protobuf" if parts.port == _HTTP_PORT or parts.path.endswith(_TRACES_PATH) else "grpc")
+        )
+        match chosen:
+            case "grpc":
+                return cls(parts._replace(path="").geturl(), "grpc")
+            case "http/protobuf":
+                return cls((parts if whole else _with_traces_path(parts)).geturl(), "http/protobuf")
+        raise ValueError(f"the protocol {chosen} is not one of grpc, http/protobuf")
+
+    @property
+    def name(self) -> str:
+        """The endpoint as it is remembered: without what may be secret in it."""
+        parts = urlsplit(self.endpoint)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+    def exporter(self) -> SpanExporter:
+        """The OpenTelemetry exporter for it. Headers, certificates and timeouts come from `OTEL_EXPORTER_OTLP_*`."""
+        if self.protocol == "grpc":
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+
+            return GrpcExporter(endpoint=self.endpoint)
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+
+        return HttpExporter(endpoint=self.endpoint)
+
+
+def _with_traces_path(parts: SplitResult) -> SplitResult:
+    path = parts.path.rstrip("/")
+    return parts._replace(path=path if path.endswith(_TRACES_PATH) else path + _TRACES_PATH)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which spans are sent."""
+
+    since_ns: int | None = None
+    until_ns: int | None = None
+    """Nanoseconds since 1970: spans that began at `since_ns` or later and before `until_ns`."""
+    trace_id: str | None = None
+    unsampled: bool = False
+    """Those as well that a sampler kept from the backend the first time."""
+    again: bool = False
+    """Those as well that a replay has sent to this endpoint already."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the selected spans."""
+
+    selected: int = 0
+    """Spans to be sent."""
+    sent: int = 0
+    before: int = 0
+    """Left out: a replay has sent them to this endpoint already."""
+    unsampled: int = 0
+    """Left out: a sampler did not want them there."""
+
+
+_Row = dict[str, Any]
+_Key = tuple[int, str]
+"""The place of a span in the order in which they are sent: `_ORDER`."""
+_ORDER: Final = "start_ns, id"
+_BEFORE_ALL: Final[_Key] = (-(2**63), "")
+
+
+def replay(
+    paths: StorePaths,
+    target: Target,
+    selection: Selection,
+    progress: Callable[[int, int], None] = lambda sent, of: None,
+) -> Outcome:
+    """Sends the selected spans, oldest first; calls `progress` with how many are sent, and of how many.
+
+    Raises StoreNotFound, StoreBusy, StoreError, BackendError. What was sent by then is remembered as sent.
+    """
+    exclusive.brought_up_to_date(paths)
+    with exclusive.alone(paths) as connection:
+        outcome, page_ends = _plan(connection, target, selection)
+    progress(0, outcome.selected)
+    if not page_ends:
+        return outcome
+    with _exporting(target) as send:
+        for after, last in pairwise([_BEFORE_ALL, *page_ends]):
+            with exclusive.alone(paths) as connection:
+                page = _page(connection, target, selection, after, last)
+            sent: list[_Row] = []
+            try:
+                for batch in _batches(page):
+                    send([span_of(row) for row in batch])
+                    sent += batch
+                    outcome.sent += len(batch)
+                    progress(outcome.sent, outcome.selected)
+            except BackendError as error:
+                raise BackendError(f"{error}; {outcome.sent:,} of {outcome.selected:,} spans were sent") from error
+            finally:
+                if sent:
+                    with exclusive.alone(paths) as connection:
+                        _remember(connection, target, sent)
+    return outcome
+
+
+# --- what to send -----------------------------------------------------------------------------------------------------
+
+_SAMPLED: Final = "coalesce(trace_flags, 1) & 1 = 1"
+_SENT_BEFORE: Final = """EXISTS (FROM replayed WHERE replayed.trace_id = spans.trace_id AND replayed.span_id = spans.span_id
+    AND replayed.endpoint = $endpoint)"""
+
+
+def _considered(selection: Selection) -> tuple[str, dict[str, Any]]:
+    """The spans that the selection speaks of, as a condition with its parameters."""
+    clauses = {
+        "start_ns >= $since": selection.since_ns,
+        "start_ns < $until": selection.until_ns,
+        "trace_id = $trace": selection.trace_id,
+    }
+    given = {clause: value for clause, value in clauses.items() if value is not None}
+    return " AND ".join(["true", *given]), {clause.rpartition("$")[2]: value for clause, value in given.items()}
+
+
+def _wanted(selection: Selection) -> str:
+    """Those of them that are sent, as a condition on `sampled` and `before`."""
+    clauses = ["true"]
+    if not selection.unsampled:
+        clauses.append("sampled")
+    if not selection.again:
+        clauses.append("NOT before")
+    return " AND ".join(clauses)
+
+
+def _judged(columns: str, condition: str) -> str:
+    """A query for spans with what `_wanted` and `_ORDER` ask about them."""
+    judgement = f"trace_id || span_id AS id, {_SAMPLED} AS sampled, {_SENT_BEFORE} AS before"
+    return f"SELECT {columns}, {judgement} FROM spans WHERE {condition}"
+
+
+def _plan(connection: DuckDBPyConnection, target: Target, selection: Selection) -> tuple[Outcome, list[_Key]]:
+    """What there is to do, and the last span of each page. Only that is kept: a store may have millions of spans."""
+    condition, values = _considered(selection)
+    rows = connection.execute(
+        f"""WITH judged AS MATERIALIZED ({_judged("start_ns", condition)}),
+        counted AS (SELECT count(*) FILTER (before) AS before, count(*) FILTER (NOT sampled AND NOT before) AS unsampled,
+            count(*) FILTER ({_wanted(selection)}) AS selected FROM judged),
+        placed AS (SELECT {_ORDER}, row_number() OVER (ORDER BY {_ORDER}) AS place FROM judged WHERE {_wanted(selection)})
+        SELECT counted.*, {_ORDER} FROM counted LEFT JOIN placed ON place % {_PAGE} = 0 OR place = selected ORDER BY place""",
+        values | {"endpoint": target.name},
+    ).fetchall()
+    before, unsampled, selected = rows[0][:3]
+    outcome = Outcome(selected, 0, 0 if selection.again else before, 0 if selection.unsampled else unsampled)
+    return outcome, [row[3:] for row in rows] if selected else []
+
+
+_COLUMNS: Final = (
+    "trace_id", "span_id", "parent_span_id", "name", "kind", "start_ns", "end_ns", "status_code", "status_message",
+    "attributes", "events", "links", "resource", "scope_name", "scope_version", "trace_flags",
+)  # fmt: skip
+
+
+def _page(connection: DuckDBPyConnection, target: Target, selection: Selection, after: _Key, last: _Key) -> list[_Row]:
+    """The spans behind `after` up to `last`. One that another replay has sent meanwhile is not among them."""
+    condition, values = _considered(selection)
+    (after_ns, after_id), (last_ns, last_id) = after, last
+    values |= {"endpoint": target.name}
+    values |= {"after_ns": after_ns, "after_id": after_id, "last_ns": last_ns, "last_id": last_id}
+    rows = connection.execute(
+        f"""SELECT {", ".join(_COLUMNS)} FROM ({_judged(", ".join(_COLUMNS), condition)}
+            AND start_ns BETWEEN $after_ns AND $last_ns)
+        WHERE {_wanted(selection)} AND (start_ns > $after_ns OR id > $after_id) AND (start_ns < $last_ns OR id <= $last_id)
+        ORDER BY {_ORDER}""",
+        values,
+    ).fetchall()
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+
+
+def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
+    characters = 0
+    for row in rows:
+        size = sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(batch) == _BATCH or (batch and characters + size > _BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(row)
+        characters += size
+    if batch:
+        yield batch
+
+
+def _remember(connection: DuckDBPyConnection, target: Target, rows: Sequence[_Row]) -> None:
+    connection.execute(
+        """INSERT INTO replayed (trace_id, span_id, endpoint, started_at, sent_at)
+        SELECT trace_id, span_id, $endpoint, make_timestamptz(start_ns // 1000), now()
+        FROM (SELECT unnest($traces) AS trace_id, unnest($spans) AS span_id, unnest($starts) AS start_ns) AS sent
+        WHERE NOT EXISTS (FROM replayed WHERE replayed.trace_id = sent.trace_id AND replayed.span_id = sent.span_id
+            AND replayed.endpoint = $endpoint)""",
+        {
+            "endpoint": target.name,
+            "traces": [row["trace_id"] for row in rows],
+            "spans": [row["span_id"] for row in rows],
+            "starts": [row["start_ns"] for row in rows],
+        },
+    )
+
+
+# --- spans from rows --------------------------------------------------------------------------------------------------
+
+
+def span_of(row: Mapping[str, Any]) -> ReadableSpan:
+    """A row of `spans` as the span that it was. One that never ended, because its process died, ends where it began."""
+    context = _context(row["trace_id"], row["span_id"], row["trace_flags"])
+    parent = row["parent_span_id"]
+    status = StatusCode.__members__.get(row["status_code"], StatusCode.UNSET)
+    scope = row["scope_name"]
+    return ReadableSpan(
+        name=row["name"] or "",
+        context=context,
+        parent=_context(row["trace_id"], parent, row["trace_flags"]) if parent else None,
+        resource=_resource(row["resource"] or "{}"),
+        attributes=_known(orjson.loads(row["attributes"] or "{}")),
+        events=[
+            Event(event["name"], _known(event["attributes"]), event["time_unix_nano"])
+            for event in orjson.loads(row["events"] or "[]")
+        ],
+        links=[
+            Link(_context(link["trace_id"], link["span_id"], None), _known(link["attributes"]))
+            for link in orjson.loads(row["links"] or "[]")
+        ],
+        kind=SpanKind.__members__.get(row["kind"], SpanKind.INTERNAL),
+        # A description belongs to an error; the SDK takes it with nothing else.
+        status=Status(status, row["status_message"] if status is StatusCode.ERROR else None),
+        start_time=row["start_ns"],
+        end_time=row["start_ns"] if row["end_ns"] is None else row["end_ns"],
+        instrumentation_scope=None if scope is None else InstrumentationScope(scope, row["scope_version"]),
+    )
+
+
+def _context(trace_id: str, span_id: str, flags: int | None) -> SpanContext:
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=TraceFlags(flags or 0))
+
+
+@lru_cache(maxsize=64)
+def _resource(text: str) -> Resource:
+    # The very object for the same text: the exporter groups spans by it.
+    return Resource(_known(orjson.loads(text)))
+
+
+def _known(attributes: dict[str, Any] | None) -> dict[str, Any]:
+    """Attributes without those that have no value (JSON knows no NaN): a span cannot say so."""
+    return {key: value for key, value in (attributes or {}).items() if value is not None}
+
+
+# --- sending ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _exporting(target: Target) -> Iterator[Callable[[Sequence[ReadableSpan]], None]]:
+    """A function that sends spans, or raises BackendError with what the exporter has to say about it."""
+    with warnings_of("opentelemetry.exporter.otlp") as said:
+        exporter = target.exporter()
+
+        def send(spans: Sequence[ReadableSpan]) -> None:
+            said.clear()
+            if exporter.export(spans) is not SpanExportResult.SUCCESS:
+                reason = said[-1] if said else "the export failed"
+                raise BackendError(f"{target.name} does not take the spans: {reason}")
+
+        try:
+            yield send
+        finally:
+            exporter.shutdown()

@@ -1,0 +1,242 @@
+"""How long data is kept: by age and by size. Whole spans go first, the account's own rows last.
+
+DuckDB gives the room of deleted rows back by whole row groups, and to itself: the file stays as large as it was and its free
+blocks are filled again (`compact` makes it smaller). So size is measured on used blocks, and a table that is no longer than
+one row group is written anew when rows are taken out of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.store.file import database
+from otel_llm.store.jobs import exclusive
+from otel_llm.store.paths import StorePaths
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+INTERVAL: Final = 3600.0
+"""Seconds between two rounds in one store, whatever the number of processes that write it."""
+MAX_ROWS: Final = 100_000
+"""Rows that one step removes at most; a round that is not done goes on with the next step."""
+_LEAP: Final = 30 * 86_400.0
+"""Seconds that a round goes on from the one before it at most: a clock that is years ahead must not empty the store at once."""
+_ROW_GROUP: Final = 122_880
+"""Rows of a row group at most, as DuckDB makes them; those of our merges are smaller."""
+_SLACK: Final = 0.9
+"""A store that has grown too big is brought down to this part of its limit, so that not every round has work to do."""
+_TASK: Final = "retention"
+_REACHED: Final = "retention reached"
+_TABLES: Final = ("spans", "llm_usage")
+"""In the order in which rows are given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is too old, and what is too much. At least one of the two is given."""
+
+    max_age: float | None = None
+    """Seconds since a call began."""
+    max_size: int | None = None
+    """Bytes in used blocks."""
+    spans_only: bool = False
+    """The rows of the account are kept whatever their age and number."""
+
+
+@dataclass(slots=True)
+class Removed:
+    """What a step has removed, or would."""
+
+    spans: int = 0
+    calls: int = 0
+    complete: bool = True
+    """Nothing is left that the policy does not want."""
+
+    def add(self, other: Removed) -> None:
+        """Counts what a further step has removed."""
+        self.spans += other.spans
+        self.calls += other.calls
+        self.complete = other.complete
+
+
+def keep(paths: StorePaths, policy: Policy, *, now: float | None = None) -> Removed | None:
+    """One step of a round, if a round is due; None if none is. For the background: it waits for nobody.
+
+    Where the clock has leapt since the last round, it is believed 30 days at a time.
+
+    `now` is in seconds since 1970. Raises StoreBusy where the store is in use, StoreError.
+    """
+    now = time.time() if now is None else now
+    with exclusive.alone(paths, timeout=0.01) as connection:
+        if not _is_due(connection, now):
+            return None
+        reached = _last(connection, _REACHED)
+        believed = now if reached is None else min(now, reached + _LEAP)
+        removed = remove(connection, policy, now=believed)
+        if removed.complete:
+            _remember(connection, {_TASK: now, _REACHED: believed})
+    return removed
+
+
+def prune(paths: StorePaths, policy: Policy, *, now: float | None = None) -> Removed:
+    """Merges what is journalled, then removes all that the policy does not want. Writers go on meanwhile.
+
+    `now` is in seconds since 1970. Raises StoreNotFound, StoreBusy, StoreError.
+    """
+    now = time.time() if now is None else now
+    exclusive.brought_up_to_date(paths)
+    removed = Removed(complete=False)
+    while not removed.complete:  # others have their turn between two steps
+        with exclusive.alone(paths) as connection:
+            removed.add(remove(connection, policy, now=now))
+    return removed
+
+
+def _is_due(connection: DuckDBPyConnection, now: float) -> bool:
+    last = _last(connection, _TASK)
+    return last is None or not 0 <= now - last < INTERVAL  # a clock that was ahead must not put it off for years
+
+
+def _last(connection: DuckDBPyConnection, task: str) -> float | None:
+    """Seconds since 1970."""
+    query = "SELECT epoch(max(done_at)) FROM maintenance WHERE task = ?"
+    (last,) = connection.execute(query, [task]).fetchall()[0]
+    return None if last is None else float(last)
+
+
+def _remember(connection: DuckDBPyConnection, times: Mapping[str, float]) -> None:
+    with database.transaction(connection):
+        for task, done_at in times.items():
+            connection.execute("DELETE FROM maintenance WHERE task = ?", [task])
+            connection.execute("INSERT INTO maintenance (task, done_at) VALUES (?, to_timestamp(?))", [task, done_at])
+
+
+def remove(connection: DuckDBPyConnection, policy: Policy, *, now: float) -> Removed:
+    """One step: removes what is too old, then what is too much, the oldest first, `MAX_ROWS` at most of each.
+
+    The caller has the store to itself (`upkeep.alone`).
+    """
+    removed = Removed()
+    if policy.max_age is not None:
+        removed.add(_remove_old(connection, policy, now - policy.max_age))
+    if policy.max_size is not None and removed.complete:
+        removed.add(_remove_excess(connection, policy, policy.max_size))
+    return removed
+
+
+def would_remove(connection: DuckDBPyConnection, policy: Policy, *, now: float) -> Removed:
+    """What `remove`, repeated until it is done, would take away: exact as to age, an estimate as to size."""
+    gone = dict.fromkeys(_TABLES, 0)
+    excess = 0.0 if policy.max_size is None else _excess(connection, policy.max_size)
+    for table in _tables(policy):
+        rows = _count(connection, table)
+        if policy.max_age is not None:
+            gone[table] = _count(connection, table, before=now - policy.max_age)
+        if rows and excess > 0:
+            row_size = _table_size(connection, table) / rows
+            gone[table] = max(gone[table], min(rows, math.ceil(excess / row_size)))
+            excess -= gone[table] * row_size
+    return Removed(gone["spans"], gone["llm_usage"])
+
+
+def used(connection: DuckDBPyConnection) -> int:
+    """The bytes of the store's file that hold something; the rest of it is free, for rows to come."""
+    query = "SELECT used_blocks * block_size FROM pragma_database_size() WHERE database_name = current_database()"
+    return int(connection.execute(query).fetchall()[0][0])
+
+
+# --- by age -----------------------------------------------------------------------------------------------------------
+
+
+def _remove_old(connection: DuckDBPyConnection, policy: Policy, before: float) -> Removed:
+    removed = Removed()
+    for table in _tables(policy):
+        old = _count(connection, table, before=before)
+        if old:
+            removed.add(_delete(connection, table, min(old, MAX_ROWS)))
+        if old > MAX_ROWS:
+            removed.complete = False
+            break  # the account has its turn when the spans of that age are gone
+    return removed
+
+
+# --- by size ----------------------------------------------------------------------------------------------------------
+
+
+def _remove_excess(connection: DuckDBPyConnection, policy: Policy, limit: int) -> Removed:
+    # Until then rows in the write-ahead log count for nothing, deleted ones for something.
+    database.checkpoint(connection)
+    excess = _excess(connection, limit)
+    if excess <= 0:
+        return Removed()
+    for table in _tables(policy):
+        rows = _count(connection, table)
+        if rows:
+            row_size = _table_size(connection, table) / rows
+            removed = _delete(connection, table, min(max(math.ceil(excess / row_size), 1), rows, MAX_ROWS))
+            _settle(connection, table)
+            database.checkpoint(connection)
+            removed.complete = used(connection) <= limit or removed == Removed()
+            return removed
+    return Removed()
+
+
+def _excess(connection: DuckDBPyConnection, limit: int) -> float:
+    """Bytes to get rid of; 0 where the limit is kept."""
+    size = used(connection)
+    return size - limit * _SLACK if size > limit else 0.0
+
+
+def _table_size(connection: DuckDBPyConnection, table: str) -> int:
+    """Bytes of the blocks that hold the table's rows, at least one block."""
+    query = f"""SELECT greatest(count(DISTINCT block), 1)
+        FROM (SELECT unnest(list_append(additional_block_ids, block_id)) AS block FROM pragma_storage_info('{table}'))"""
+    blocks = connection.execute(query).fetchall()[0][0]
+    size = connection.execute(
+        "SELECT block_size FROM pragma_database_size() WHERE database_name = current_database()"
+    ).fetchall()[0][0]
+    return int(blocks * size)
+
+
+def _settle(connection: DuckDBPyConnection, table: str) -> None:
+    """Writes what is left of a table anew if it is one row group at most, whose room would not be given back otherwise."""
+    rows, last = connection.execute(f"SELECT count(*), max(rowid) FROM {table}").fetchall()[0]
+    if not 0 < rows <= _ROW_GROUP:
+        return
+    with database.transaction(connection):
+        connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM {table}")
+        connection.execute(f"DELETE FROM {table} WHERE rowid <= ?", [last])
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _tables(policy: Policy) -> tuple[str, ...]:
+    return _TABLES[:1] if policy.spans_only else _TABLES
+
+
+def _count(connection: DuckDBPyConnection, table: str, *, before: float | None = None) -> int:
+    condition, values = ("true", []) if before is None else ("started_at < to_timestamp(?)", [before])
+    return int(connection.execute(f"SELECT count(*) FROM {table} WHERE {condition}", values).fetchall()[0][0])
+
+
+def _delete(connection: DuckDBPyConnection, table: str, rows: int) -> Removed:
+    """Deletes the `rows` oldest rows, and those that began in the same microsecond as the last of them."""
+    with database.transaction(connection):
+        (youngest,) = connection.execute(
+            f"SELECT epoch_us(max(started_at)) FROM (SELECT started_at FROM {table} ORDER BY started_at LIMIT {rows})"
+        ).fetchall()[0]
+        deleted = _delete_until(connection, table, youngest)
+        if table == "spans":
+            _delete_until(connection, "replayed", youngest)
+    return Removed(spans=deleted) if table == "spans" else Removed(calls=deleted)
+
+
+def _delete_until(connection: DuckDBPyConnection, table: str, youngest: int) -> int:
+    query = f"DELETE FROM {table} WHERE started_at <= make_timestamptz(?)"
+    return int(connection.execute(query, [youngest]).fetchall()[0][0])

@@ -1,0 +1,1 @@
+"""The files that each process writes its calls to, first of all."""

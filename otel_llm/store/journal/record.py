@@ -1,0 +1,93 @@
+"""One journal line: JSON with a checksum in its first field.
+
+    {"c":"<crc32 of what follows this field, 8 hex digits>","k":"e",...}\\n
+
+The line is ordinary newline-delimited JSON, so DuckDB reads an intact segment as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from zlib import crc32
+
+import orjson
+
+from otel_llm.support import faults
+
+Record = Mapping[str, Any]
+
+_PREFIX: Final = b'{"c":"'
+_BODY: Final = 16  # length of `{"c":"xxxxxxxx",`
+_MAX_DEPTH: Final = 32
+
+
+def encode(record: Record) -> bytes:
+    """The journal line of `record`, newline included. Never raises: what JSON cannot say is written as text."""
+    try:
+        body = orjson.dumps(record, default=_plain)
+    except (TypeError, ValueError, RecursionError):
+        body = orjson.dumps(_sanitised(record, 0))
+    body = body[1:]
+    return b'{"c":"%08x",%b\n' % (crc32(body), body)
+
+
+def is_intact(line: bytes) -> bool:
+    """Whether `line` (without its newline) is one whole record."""
+    if len(line) <= _BODY or line[:6] != _PREFIX or line[14:16] != b'",':
+        return False
+    try:
+        return int(line[6:14], 16) == crc32(line[_BODY:])
+    except ValueError:
+        return False
+
+
+def kind(line: bytes) -> bytes:
+    """The one-letter kind of an intact line: `h`, `s` or `e`; empty where the line does not begin with it."""
+    return line[21:22] if line[_BODY:21] == b'"k":"' else b""
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The record of an intact line. Raises ValueError."""
+    record = orjson.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("a journal line is a JSON object")
+    return record
+
+
+def _plain(value: object) -> object:
+    """orjson's fallback: bytes as base64 (as OTLP JSON has it), other mappings and sequences as what they are."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return str(value)
+
+
+def _sanitised(value: object, depth: int) -> object:
+    """`value` with everything replaced that strict JSON has no word for. The slow path, taken once orjson refused."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if depth >= _MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(_sanitised(str(key), depth)): _sanitised(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _plain(value)
+    if isinstance(value, Sequence | set | frozenset):
+        return [_sanitised(item, depth + 1) for item in value]
+    try:
+        return _sanitised(str(value), depth)
+    except Exception as error:
+        faults.pass_on(error)
+        return f"<{type(value).__name__}>"

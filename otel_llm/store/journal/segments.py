@@ -1,0 +1,211 @@
+"""The reading side of the journal: what segments there are, whose they are, and their records from an offset on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from otel_llm.store.journal import locks, record
+from otel_llm.support import files
+
+_SUFFIX: Final = ".jsonl"
+_ORPHAN_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Segment:
+    """One journal file."""
+
+    writer: str
+    sequence: int
+    path: Path = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Records of one segment from one offset to another."""
+
+    header: bytes = b""
+    """The segment's header line; empty where it is not intact."""
+    ends: list[bytes] = field(default_factory=list)
+    corrupt: list[bytes] = field(default_factory=list)
+    start: int = 0
+    next: int = 0
+    """Offset behind the last line that was read."""
+    torn: int = 0
+    """Bytes of an unfinished last line of a writer that is gone."""
+    at_end: bool = False
+    """Nothing more to read there, for now."""
+
+
+def list_segments(directory: Path) -> list[Segment]:
+    """The segments in `directory` by writer and number; none where it does not exist.
+
+    Raises files.NotOurs where others may have put them there, OSError.
+    """
+    found = []
+    try:
+        files.require_own_dir(directory)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                segment = _parse(Path(entry.path))
+                if segment is not None and entry.is_file(follow_symlinks=False):
+                    found.append(segment)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found)
+
+
+def _parse(path: Path) -> Segment | None:
+    if path.suffix != _SUFFIX or path.name.startswith("."):
+        return None
+    writer, _, number = path.stem.rpartition("-")
+    if not writer or not number.isdecimal():
+        return None
+    return Segment(writer, int(number), path)
+
+
+def is_live(segment: Segment) -> bool:
+    """Whether the process that writes `segment` is alive and still has it open."""
+    try:
+        return locks.is_held(segment.path)
+    except FileNotFoundError:
+        return False
+
+
+def read_chunk(segment: Segment, offset: int, limit: int, *, live: bool) -> Chunk:
+    """Reads about `limit` bytes of whole lines from `offset` on.
+
+    The last line of a live writer may still be on its way, so it is left for later; that of a dead one never will be
+    whole. Raises OSError.
+    """
+    chunk = Chunk(start=offset, next=offset)
+    with os.fdopen(files.open_own(segment.path), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= offset:
+            chunk.at_end = True
+            return chunk
+        if offset:
+            chunk.header = _first_line(file.fileno())
+        block = os.pread(file.fileno(), limit, offset)
+        while b"\n" not in block and offset + len(block) < size:  # one line longer than the limit
+            block += os.pread(file.fileno(), limit, offset + len(block))
+        chunk.at_end = offset + len(block) >= size
+    whole, newline, tail = block.rpartition(b"\n")
+    if newline:
+        _sort_lines(whole, chunk)
+        chunk.next += len(whole) + 1
+    if tail and chunk.at_end and not live:
+        if record.is_intact(tail):  # only its newline is missing
+            _sort_lines(tail, chunk)
+        else:
+            chunk.torn = len(tail)
+            chunk.corrupt.append(tail)
+        chunk.next += len(tail)
+    return chunk
+
+
+def _sort_lines(block: bytes, chunk: Chunk) -> None:
+    for line in block.split(b"\n"):
+        if not record.is_intact(line):
+            if line:
+                chunk.corrupt.append(line)
+            continue
+        match record.kind(line):
+            case b"e":
+                chunk.ends.append(line)
+            case b"h" if not chunk.header:
+                chunk.header = line
+
+
+def _first_line(fd: int) -> bytes:
+    block = b""
+    while b"\n" not in block:
+        more = os.pread(fd, 2**16, len(block))
+        if not more:
+            return b""
+        block += more
+    line = block.partition(b"\n")[0]
+    return line if record.is_intact(line) and record.kind(line) == b"h" else b""
+
+
+def unfinished(segment: Segment) -> tuple[bytes, list[bytes]]:
+    """The header of `segment` and its start lines that no end line follows. Raises OSError."""
+    header = b""
+    starts: dict[bytes, bytes] = {}
+    for line in _intact_lines(segment.path):
+        kind = record.kind(line)
+        if kind == b"h" and not header:
+            header = line
+        elif kind in (b"s", b"e"):
+            identity = _identity(line)
+            if identity is None:
+                continue
+            if kind == b"s":
+                starts[identity] = line
+            else:
+                starts.pop(identity, None)
+    return header, list(starts.values())
+
+
+def running_calls(directory: Path) -> list[dict[str, Any]]:
+    """The start records of the calls that run right now, in every living process, oldest first.
+
+    Each has the fields of a start record (see `journal.py`) and `pid`. Raises OSError.
+    """
+    latest: dict[str, Segment] = {}
+    for segment in list_segments(directory):
+        latest[segment.writer] = segment
+    calls = []
+    for segment in latest.values():
+        try:
+            if not is_live(segment):
+                continue
+            header, starts = unfinished(segment)
+        except (FileNotFoundError, PermissionError):
+            continue
+        pid = record.decode(header).get("pid") if header else None
+        calls += [{**record.decode(line), "pid": pid} for line in starts]
+    return sorted(calls, key=lambda call: call.get("st") or 0)
+
+
+def _intact_lines(path: Path) -> Iterator[bytes]:
+    with os.fdopen(files.open_own(path), "rb") as file:
+        for raw in file:
+            line = raw.rstrip(b"\n")
+            if record.is_intact(line):
+                yield line
+
+
+def _identity(line: bytes) -> bytes | None:
+    """The bytes `"t":"…","s":"…"` of a line, which are the first fields after the kind."""
+    begin = 24  # `{"c":"xxxxxxxx","k":"x",`
+    identity = line[begin : begin + 61]
+    if identity.startswith(b'"t":"') and identity[38:44] == b',"s":"':
+        return identity
+    return None
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Deletes half-born segments and batch files of processes that died. Raises nothing."""
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:
+        return
+    horizon = time.time() - _ORPHAN_SECONDS
+    for entry in entries:
+        if not entry.name.startswith(".") or not entry.name.endswith(".tmp"):
+            continue
+        try:
+            if entry.stat().st_mtime < horizon and not locks.is_held(Path(entry.path)):
+                Path(entry.path).unlink()
+        except OSError:
+            continue

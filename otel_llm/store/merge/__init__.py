@@ -1,0 +1,1 @@
+"""How records of the journals become rows of the database."""

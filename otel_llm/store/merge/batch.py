@@ -1,0 +1,252 @@
+"""Journal lines in DuckDB: the temporary tables that a merge and a reader's overlay both send them through."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.prices.book import PriceBook
+from otel_llm.settings import settings
+from otel_llm.store.errors import StoreError
+from otel_llm.store.journal import record
+from otel_llm.store.merge import duplicates, rows
+from otel_llm.store.paths import StorePaths
+from otel_llm.support import files
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
+
+Lines = Mapping[str, tuple[bytes, list[bytes]]]
+"""By segment name: its header line, and start and end lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the table `batch` holds: each span once."""
+
+    rows: int
+    interrupted: int
+    first_us: int
+    """When its first span began, in microseconds since 1970; its last one at `last_us`."""
+    last_us: int
+    shared: bool = False
+    """There are calls in it that other instrumentations or processes may have reported too."""
+
+
+_TABLES: Final = rows.TABLES | duplicates.TABLES
+_MAX_TRIALS: Final = 200
+_EMPTY: Final = Batch(0, 0, 0, 0)
+
+
+def prepare(connection: DuckDBPyConnection) -> None:
+    """Makes the tables and statements that the other functions need; once for each connection.
+
+    No other temporary table may be made where merges are many: DuckDB would plan the prepared statements anew for each use.
+    """
+    for name, types in _TABLES.items():
+        connection.execute(rows.create_table(name, types))
+    # There is nothing in these queries to optimise, and the attempt takes longer than running them on a small batch.
+    connection.execute("PRAGMA disable_optimizer")
+    try:
+        for name, statement in rows.STATEMENTS.items():
+            connection.execute(f"PREPARE {name} AS {statement}")
+    finally:
+        connection.execute("PRAGMA enable_optimizer")
+
+
+def clear_away(connection: DuckDBPyConnection) -> None:
+    """Drops the tables that `prepare` made: they would hide stored ones of the same names from whoever goes on to read."""
+    for name in _TABLES:
+        connection.execute(f"DROP TABLE temp.{name}")
+
+
+def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
+    """Fills the tables `batch` and `usage_batch`. Lines that the database refuses are left out, and returned by segment.
+
+    Raises duckdb.Error for anything but such lines, StoreError where there are less rows than lines: nothing is taken then.
+    """
+    import duckdb
+
+    refused: dict[str, list[bytes]] = {}
+    try:
+        loaded = _load(connection, paths, lines)
+    except (duckdb.InvalidInputException, duckdb.DataError, _Incomplete) as error:
+        # Only these can be the fault of a line. Anything else (no memory, no room, a fault in our SQL) is not, and a line
+        # must not be put aside for it.
+        _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
+        loaded, refused = _load_good(connection, paths, lines)
+    if loaded.rows:
+        price(connection)
+    return loaded, refused
+
+
+def _load_good(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tuple[Batch, dict[str, list[bytes]]]:
+    refused: dict[str, list[bytes]] = {}
+    good: dict[str, tuple[bytes, list[bytes]]] = {}
+    for segment, (header, each) in lines.items():
+        named = [line for line in each if _is_named(line)]
+        kept, bad = _sift(connection, paths, header, named)
+        good[segment] = header, kept
+        bad += [line for line in each if not _is_named(line)]
+        if bad:
+            refused[segment] = bad
+    return _load(connection, paths, good), refused
+
+
+class _Incomplete(StoreError):
+    """There are less rows than lines. Whoever took them for merged would delete a segment with calls that are nowhere else."""
+
+
+def _is_named(line: bytes) -> bool:
+    """Whether it says of which span it is."""
+    try:
+        one = record.decode(line)
+    except ValueError:
+        return False
+    return one.get("t") is not None and one.get("s") is not None
+
+
+def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Batch:
+    """The lines go through temporary files: DuckDB's own reader takes them without any Python per row."""
+    blocks = [[header, *each] if header else each for header, each in lines.values() if each]
+    if not blocks:
+        return _EMPTY
+    for table in rows.TABLES:
+        connection.execute(f"TRUNCATE {table}")
+    with _files(paths, blocks) as files:
+        longest = max(len(line) for block in blocks for line in block)
+        _require(connection.execute(rows.load_lines(files, longest)), sum(map(len, blocks)), "lines", paths)
+    _require(connection.execute("EXECUTE fill_batch"), sum(len(each) for _, each in lines.values()), "records", paths)
+    return _measure(connection)
+
+
+def _require(inserted: DuckDBPyConnection, expected: int, what: str, paths: StorePaths) -> None:
+    (rows,) = inserted.fetchall()[0]
+    if rows != expected:
+        raise _Incomplete(f"DuckDB has read {rows} of {expected} {what} of the journal {paths.journal}")
+
+
+def _measure(connection: DuckDBPyConnection) -> Batch:
+    count, interrupted, different, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    if different < count:
+        connection.execute(rows.DROP_REPEATED)
+        count, interrupted, _, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    return Batch(count, interrupted, first_us or 0, last_us or 0, shared)
+
+
+@contextmanager
+def _files(paths: StorePaths, blocks: list[list[bytes]]) -> Iterator[list[str]]:
+    # Beside the journal, where there is room for it by all odds; where that may only be read, in the system's own place.
+    folder = paths.journal if os.access(paths.journal, os.W_OK) else None
+    names: list[str] = []
+    try:
+        for block in blocks:
+            fd, name = tempfile.mkstemp(prefix=".batch-", suffix=".tmp", dir=folder)
+            names.append(name)
+            with os.fdopen(fd, "wb") as file:
+                files.make_private(
+                    fd, Path(name).parent
+                )  # DuckDB opens it by its name, and a umask may forbid even that
+                file.write(b"\n".join(block))
+                file.write(b"\n")
+        yield names
+    finally:
+        for name in names:
+            Path(name).unlink(missing_ok=True)
+
+
+def _sift(
+    connection: DuckDBPyConnection, paths: StorePaths, header: bytes, lines: list[bytes]
+) -> tuple[list[bytes], list[bytes]]:
+    """Lines that load and lines that do not, by halving; after `_MAX_TRIALS` what is still doubtful counts as bad."""
+    import duckdb
+
+    good: list[bytes] = []
+    bad: list[bytes] = []
+    doubtful = [lines]
+    trials = 0
+    while doubtful:
+        each = doubtful.pop()
+        trials += 1
+        if trials > _MAX_TRIALS:
+            bad += each
+            continue
+        try:
+            _load(connection, paths, {"": (header, each)})
+            good += each
+        except (duckdb.InvalidInputException, duckdb.DataError):
+            if len(each) == 1:
+                bad += each
+            else:
+                half = len(each) // 2
+                doubtful += [each[half:], each[:half]]
+    return good, bad
+
+
+def store(connection: DuckDBPyConnection, batch: Batch) -> int:
+    """Puts the batch into the tables and returns the number of spans written.
+
+    What is stored already is left out, but for calls that were given up too early: their end replaces them.
+    """
+    span = batch.first_us, batch.last_us
+    known = bool(connection.execute(rows.any_known(*span)).fetchall()[0][0])
+    if known:
+        for table in ("llm_usage", "spans"):
+            connection.execute(rows.drop_interrupted(table, *span))
+            connection.execute(rows.drop_known(table, *span))
+    written = connection.execute(rows.insert_spans("spans")).fetchall()[0][0]
+    if duplicates.settle(connection, batch.first_us, batch.shared):
+        _price_again(connection)
+    elif known:
+        _fill_usage_again(connection)
+    connection.execute(rows.insert_usage("llm_usage"))
+    return int(written)
+
+
+def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
+    """Puts what the tables of the schema `stored` do not have into the temporary tables `new_spans` and `new_llm_usage`."""
+    span = batch.first_us, batch.last_us
+    connection.execute(rows.drop_interrupted("new_llm_usage", *span))
+    connection.execute(rows.drop_interrupted("new_spans", *span))
+    connection.execute(rows.drop_known("new_spans", *span))
+    for table in ("llm_usage", "spans"):
+        connection.execute(rows.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
+    connection.execute(rows.insert_spans("new_spans"))
+    if duplicates.settle(connection, batch.first_us, batch.shared, stored):
+        _price_again(connection)
+    else:
+        _fill_usage_again(connection)
+    connection.execute(rows.insert_usage("new_llm_usage"))
+
+
+_prices = PriceBook()
+
+
+def price(connection: DuckDBPyConnection) -> None:
+    """Fills `usage_batch`, which is empty, with the calls in `batch` and what they cost."""
+    _prices.overrides = settings().prices
+    prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
+    if prices:
+        connection.execute(rows.insert_prices(len(prices)), [value for price in prices for value in price])
+    connection.execute("EXECUTE fill_usage")
+
+
+def _price_again(connection: DuckDBPyConnection) -> None:
+    """After rows of the batch have become others."""
+    connection.execute("TRUNCATE price")
+    connection.execute("TRUNCATE usage_batch")
+    price(connection)
+
+
+def _fill_usage_again(connection: DuckDBPyConnection) -> None:
+    """After the batch has lost some of its rows."""
+    connection.execute("TRUNCATE usage_batch")
+    connection.execute("EXECUTE fill_usage")

@@ -1,0 +1,370 @@
+"""From the journals of all processes into DuckDB, exactly once.
+
+Any process may take in any segment, live or sealed, from the offset that the store records up to its last whole line. The
+rows and the new offsets are written in one transaction, so a crash at any moment repeats nothing and loses nothing.
+One process at a time merges, under a lock on a sidecar file, and has the database open only while it does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.store.errors import StoreBusy, StoreError
+from otel_llm.store.file import database
+from otel_llm.store.file.waiting import when_free
+from otel_llm.store.journal import follow, locks, segments
+from otel_llm.store.journal.segments import Chunk, Segment
+from otel_llm.store.merge import batch, duckdb_instance
+from otel_llm.store.paths import StorePaths
+from otel_llm.support import files, fork_guard, importing
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
+
+BATCH_BYTES: Final = 8 * 2**20
+"""About how much of the journal goes into one transaction."""
+_TURN_SECONDS: Final = 0.05
+"""How often a merger that waits for another looks whether there is anything left to do."""
+
+
+@dataclass(slots=True)
+class MergeResult:
+    """What one merge did."""
+
+    complete: bool = False
+    """Everything that had ended when the merge began is in the database."""
+    rows: int = 0
+    """Spans written."""
+    corrupt: int = 0
+    """Lines that failed their checksum or that the database refused; they are put aside."""
+    interrupted: int = 0
+    """Calls of dead processes that never ended."""
+    removed: int = 0
+    """Segments deleted."""
+    reason: str | None = None
+    """Why the merge is not complete."""
+
+
+@dataclass(slots=True)
+class Take:
+    """What is to be taken from one segment."""
+
+    segment: Segment
+    chunk: Chunk
+    unfinished: list[bytes] = field(default_factory=list)
+    finished: bool = False
+    """The writer is gone or has gone on to its next segment, and this is the rest."""
+
+
+Offsets = dict[str, tuple[int, bool]]
+"""By segment name: bytes consumed, and whether it is finished."""
+
+
+@importing.whole()
+def merge(store: str | os.PathLike[str], *, timeout: float = 5.0) -> MergeResult:
+    """Takes in what all journals of `store` hold. `timeout` is in seconds, for other mergers and readers to let go.
+
+    Gives up quietly (`complete` is false, `reason` says why) where the database stays held; nothing is lost then.
+    Raises StoreError where the store cannot be used at all.
+    """
+    paths = StorePaths.of(store)
+    result = MergeResult()
+    deadline = time.monotonic() + timeout
+    try:
+        if not has_news(paths):
+            result.complete = True
+            return result
+        goals = sizes(paths)
+        files.make_private_dir(paths.lock.parent)
+        while not _merge_in_turn(paths, min(time.monotonic() + _TURN_SECONDS, deadline), deadline, result):
+            if _reached(paths, goals):  # whoever had the lock took our records too
+                result.complete = True
+                return result
+            if time.monotonic() >= deadline:
+                raise StoreBusy(f"the store {paths.database} is being merged by another process or thread")
+    except StoreBusy as error:
+        result.reason = str(error)
+    except OSError as error:
+        raise StoreError(f"cannot merge the journal {paths.journal}: {error}") from error
+    return result
+
+
+def _merge_in_turn(paths: StorePaths, turn: float, deadline: float, result: MergeResult) -> bool:
+    """Merges, unless another merger has its turn until after `turn` (monotonic seconds)."""
+    try:
+        with locks.exclusive(paths.lock, turn):
+            when_free(partial(_merge_now, paths, result), deadline)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _reached(paths: StorePaths, goals: Mapping[str, int]) -> bool:
+    """Whether the last merge took everything up to `goals`; a segment that is gone was taken whole."""
+    known = _read_note(paths) or {}
+    there = sizes(paths)
+    return all(name not in there or known.get(name, (0, False))[0] >= goal for name, goal in goals.items())
+
+
+def has_news(paths: StorePaths) -> bool:
+    """Whether a merge would find anything to do. Costs no look at the database: the last merge left a note."""
+    known = _read_note(paths) or {}
+    for segment in segments.list_segments(paths.journal):
+        consumed, finished = known.get(segment.name, (0, False))
+        try:
+            size = segment.path.stat().st_size
+        except FileNotFoundError:
+            continue
+        if size > consumed or finished or not segments.is_live(segment):
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Lines that are in the workbench, ready to be stored."""
+
+    paths: StorePaths
+    connection: DuckDBPyConnection
+    takes: list[Take]
+    batch: batch.Batch
+
+
+_loaded: _Loaded | None = None
+"""Kept while somebody has the database open, so that it is not all read again for each attempt."""
+
+
+def _merge_now(paths: StorePaths, result: MergeResult) -> None:
+    """Merges. Raises StoreBusy where somebody else has the database open, StoreError."""
+    import duckdb
+
+    # Held for one attempt, not while waiting for the next: a fork waits for it.
+    with fork_guard.mutex:
+        try:
+            offsets = _take_all(paths, result)
+        except duckdb.Error as error:
+            if database.is_corruption(error):
+                database.quarantine(paths, str(error))
+            raise database.classify(paths, error) from error
+    result.complete = True
+    removable = [s for s in segments.list_segments(paths.journal) if offsets.get(s.name, (0, False))[1]]
+    # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
+    if removable and not paths.wal.exists():
+        unread = follow.unread(paths.journal, removable)
+        removable = [segment for segment in removable if segment.name not in unread]
+    else:
+        removable = []
+    for segment in removable:
+        segment.path.unlink(missing_ok=True)
+        result.removed += 1
+    segments.remove_leftovers(paths.journal)
+    _write_note(paths, offsets, {segment.name for segment in removable})
+
+
+def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
+    """Takes in what there is by now, batch by batch; returns how far that went."""
+    offsets = _read_note(paths)
+    # A writer may go on writing for as long as we read: each segment is read up to where it was, not for ever.
+    goals = sizes(paths)
+    while True:
+        # All that can be done without the database is done before it is attached: nobody else can open it meanwhile.
+        loaded = None if offsets is None else _load(paths, offsets, goals)
+        if offsets is not None and loaded is None:
+            return offsets
+        with duckdb_instance.attached(paths) as connection:
+            known = read_offsets(connection)
+            _forget_removed(connection, paths, known)
+            stored = loaded if loaded is not None and _goes_on_from(loaded.takes, known) else None
+            rows = 0 if stored is None else _store(connection, stored)
+        if stored is not None:
+            result.rows += rows
+            _count(paths, stored, known, result)
+        forget_loaded()
+        offsets = known
+
+
+def _load(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int]) -> _Loaded | None:
+    """Puts what is to be taken next into the workbench; None where all is taken."""
+    global _loaded
+    connection = duckdb_instance.get(paths)
+    held = _loaded
+    if held and held.paths == paths and held.connection is connection and _goes_on_from(held.takes, offsets):
+        return held
+    forget_loaded()
+    takes = plan(paths, offsets, goals)
+    if not takes:
+        return None
+    try:
+        ready, refused = batch.load(connection, paths, lines_of(takes))
+    except BaseException:
+        duckdb_instance.discard()  # whatever state it is in, the next attempt begins with another
+        raise
+    for take in takes:
+        take.chunk.corrupt += refused.get(take.segment.name, [])
+    _loaded = _Loaded(paths, connection, takes, ready)
+    return _loaded
+
+
+def forget_loaded() -> None:
+    """The workbench is about to be used for something else."""
+    global _loaded
+    _loaded = None
+
+
+def _goes_on_from(takes: list[Take], offsets: Offsets) -> bool:
+    """Whether nobody has taken any of `takes` meanwhile, and nothing before them is missing."""
+    return all(offsets.get(take.segment.name, (0, False)) == (take.chunk.start, False) for take in takes)
+
+
+def sizes(paths: StorePaths) -> dict[str, int]:
+    """The size of each segment, by name, in bytes."""
+    found = {}
+    for segment in segments.list_segments(paths.journal):
+        try:
+            found[segment.name] = segment.path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def read_offsets(connection: DuckDBPyConnection) -> Offsets:
+    """What the store has taken of each segment."""
+    rows = connection.execute("SELECT segment, consumed, finished FROM journal_segments").fetchall()
+    return {name: (consumed, finished) for name, consumed, finished in rows}
+
+
+def _forget_removed(connection: DuckDBPyConnection, paths: StorePaths, offsets: Offsets) -> None:
+    """Drops the rows of segments that an earlier merge deleted. Their names are never used again."""
+    there = {segment.name for segment in segments.list_segments(paths.journal)}
+    gone = [name for name in offsets if name not in there]
+    if gone:
+        connection.execute("DELETE FROM journal_segments WHERE list_contains(?, segment)", [gone])
+        for name in gone:
+            del offsets[name]
+
+
+def plan(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int] | None = None) -> list[Take]:
+    """What to take next, about `BATCH_BYTES` of it; nothing where all is taken. `goals` bounds how far to read."""
+    # Whether a writer lives is asked before what it has written: what a dead one has written is final.
+    listed, live = [], {}
+    for segment in segments.list_segments(paths.journal):
+        with suppress(PermissionError):  # another user's: he takes it in, and it must not keep ours out
+            live[segment.name] = segments.is_live(segment)
+            listed.append(segment)
+    latest = {segment.writer: segment for segment in segments.list_segments(paths.journal)}
+    takes: list[Take] = []
+    room = BATCH_BYTES
+    for segment in listed:
+        consumed, finished = offsets.get(segment.name, (0, False))
+        if finished:
+            continue
+        if live[segment.name] and goals is not None and consumed >= goals.get(segment.name, 0):
+            continue
+        try:
+            chunk = segments.read_chunk(segment, consumed, room, live=live[segment.name])
+            take = Take(segment, chunk)
+            if not live[segment.name] and chunk.at_end:
+                take.finished = True
+                if latest.get(segment.writer) == segment:
+                    header, take.unfinished = segments.unfinished(segment)
+                    chunk.header = chunk.header or header
+        except FileNotFoundError:
+            continue
+        if chunk.next == consumed and not take.finished:
+            continue
+        takes.append(take)
+        room -= chunk.next - consumed
+        if room <= 0:
+            break
+    return takes
+
+
+def _store(connection: DuckDBPyConnection, loaded: _Loaded) -> int:
+    """One transaction: rows, and the offsets behind them. Returns the number of rows."""
+    values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in loaded.takes]
+    with database.transaction(connection):
+        rows = batch.store(connection, loaded.batch) if loaded.batch.rows else 0
+        connection.execute(
+            f"""INSERT INTO journal_segments (segment, consumed, finished, corrupt)
+            VALUES {", ".join(["(?, ?, ?, ?)"] * len(values))}
+            ON CONFLICT (segment) DO UPDATE SET consumed = excluded.consumed, finished = excluded.finished,
+                corrupt = journal_segments.corrupt + excluded.corrupt""",
+            [value for row in values for value in row],
+        )
+    return rows
+
+
+def _count(paths: StorePaths, loaded: _Loaded, offsets: Offsets, result: MergeResult) -> None:
+    """Notes in `offsets` and `result` what is in the store now, and keeps the bytes of what cannot be."""
+    result.interrupted += loaded.batch.interrupted
+    duckdb_instance.count(sum(take.chunk.next - take.chunk.start for take in loaded.takes))
+    for take in loaded.takes:
+        offsets[take.segment.name] = (take.chunk.next, take.finished)
+        if take.chunk.corrupt:
+            result.corrupt += len(take.chunk.corrupt)
+            _put_aside(paths, take)
+
+
+def lines_of(takes: list[Take]) -> batch.Lines:
+    """The lines that `takes` brings."""
+    return {take.segment.name: (take.chunk.header, take.chunk.ends + take.unfinished) for take in takes}
+
+
+def _put_aside(paths: StorePaths, take: Take) -> None:
+    """Keeps the bytes that could not be read, for whoever wants to look."""
+    try:
+        file = paths.corrupt / take.segment.name
+        files.append(file, b"\n".join(take.chunk.corrupt) + b"\n")
+    except OSError as error:
+        _logger.warning("damaged journal lines of %s could not be put aside: %s", take.segment.path, error)
+        return
+    _logger.warning("%d damaged lines of %s are put aside in %s", len(take.chunk.corrupt), take.segment.path, file)
+
+
+# --- the note of the last merge ---------------------------------------------------------------------------------------
+
+
+def _read_note(paths: StorePaths) -> Offsets | None:
+    """The offsets of the last merge; None where the note is not about the database that is there now."""
+    try:
+        note = json.loads(files.read_own(paths.merged))
+        if note["database"] != _identity(paths):
+            return None
+        return {name: (int(consumed), bool(finished)) for name, (consumed, finished) in note["segments"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write_note(paths: StorePaths, offsets: Offsets, removed: set[str]) -> None:
+    note = {
+        "database": _identity(paths),
+        "segments": {name: offset for name, offset in offsets.items() if name not in removed},
+    }
+    hidden = paths.merged.with_name(f".{paths.merged.name}.{os.getpid()}.tmp")
+    try:
+        hidden.unlink(missing_ok=True)  # of one that died with this number
+        with os.fdopen(files.create(hidden, os.O_WRONLY), "w", encoding="utf-8") as file:
+            json.dump(note, file)
+        hidden.replace(paths.merged)
+    except OSError:
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+def _identity(paths: StorePaths) -> list[int]:
+    """The database as the note knows it. With its time: a backup may be copied over it, into the same file."""
+    try:
+        stat = paths.database.stat()
+    except OSError:
+        return []
+    return [stat.st_dev, stat.st_ino, stat.st_mtime_ns]

@@ -1,0 +1,487 @@
+"""The SQL that turns journal lines into rows, generated from `semconv` so that every attribute name lives there alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from otel_llm.conventions import semconv
+from otel_llm.prices.billing import CACHE_HIT, REFUSED, literal
+
+MAX_TOKENS: Final = 10**12
+"""A token count beyond this is a fault of whoever wrote it, and is taken as unknown."""
+
+TOKENS: Final[dict[str, str]] = {
+    "input_tokens": semconv.INPUT_TOKENS,
+    "output_tokens": semconv.OUTPUT_TOKENS,
+    "cache_read_tokens": semconv.CACHE_READ_TOKENS,
+    "cache_write_tokens": semconv.CACHE_WRITE_TOKENS,
+    "reasoning_tokens": semconv.REASONING_TOKENS,
+    "audio_input_tokens": semconv.AUDIO_INPUT_TOKENS,
+    "audio_output_tokens": semconv.AUDIO_OUTPUT_TOKENS,
+    "image_input_tokens": semconv.IMAGE_INPUT_TOKENS,
+    "image_output_tokens": semconv.IMAGE_OUTPUT_TOKENS,
+}
+"""The token columns of `llm_usage` and the attributes they come from."""
+
+PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
+"""What a price depends on, beside the number of tokens."""
+
+SLOT_NS: Final = 30 * 60 * 10**9
+"""Prices may change with the hour of the day; half an hour is the finest step that price data has."""
+
+# Numbers are read as text: one that is out of range must not make the whole batch fail.
+_LINE: Final = {
+    "k": "VARCHAR",
+    "t": "VARCHAR",
+    "s": "VARCHAR",
+    "p": "VARCHAR",
+    "n": "VARCHAR",
+    "kd": "VARCHAR",
+    "st": "VARCHAR",
+    "et": "VARCHAR",
+    "sts": "VARCHAR",
+    "std": "VARCHAR",
+    "a": "JSON",
+    "e": "JSON",
+    "l": "JSON",
+    "r": "JSON",
+    "sc": "VARCHAR",
+    "scv": "VARCHAR",
+    "f": "VARCHAR",
+    "ag": "VARCHAR",
+    "wf": "VARCHAR",
+    "x": "BIGINT",
+}
+
+SPAN_COLUMNS: Final = (
+    "trace_id", "span_id", "parent_span_id", "name", "kind", "start_ns", "end_ns", "started_at", "duration_ms",
+    "status_code", "status_message", "status", "operation", "service_name", "attributes", "events", "links", "resource",
+    "scope_name", "scope_version", "trace_flags",
+)  # fmt: skip
+
+USAGE_COLUMNS: Final = (
+    "started_at", "duration_ms", "time_to_first_chunk_ms", "trace_id", "span_id", "parent_span_id", "service_name",
+    "operation", "provider", "request_model", "response_model", "response_id", "stream", "status", "error_type",
+    "finish_reasons", *TOKENS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
+    "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
+    "instrumentation", "attempts", "input_messages", "output_messages", "service_tier",
+)  # fmt: skip
+
+_STATUSES: Final = ("ok", "error", "cancelled", "partial", "interrupted")
+
+
+# --- reading attributes -----------------------------------------------------------------------------------------------
+# The query reads every attribute once, into a column that is named after it; what follows works on those columns. Written
+# out in place, DuckDB would spend more time on planning a small merge than on the merge.
+
+_READ: Final[dict[str, str]] = TOKENS | {
+    "operation_name": semconv.OPERATION,
+    "provider_name": semconv.PROVIDER,
+    "request_model": semconv.REQUEST_MODEL,
+    "response_model": semconv.RESPONSE_MODEL,
+    "response_id": semconv.RESPONSE_ID,
+    "stream": semconv.REQUEST_STREAM,
+    "own_status": semconv.STATUS,
+    "error_type": semconv.ERROR_TYPE,
+    "finish_reasons": semconv.FINISH_REASONS,
+    "time_to_first_chunk": semconv.TIME_TO_FIRST_CHUNK,
+    "stated_usage_source": semconv.USAGE_SOURCE,
+    "module": semconv.MODULE,
+    "user_id": semconv.USER_ID,
+    "session_id": semconv.SESSION_ID,
+    "conversation_id": semconv.CONVERSATION_ID,
+    "request_id": semconv.REQUEST_ID,
+    "agent_name": semconv.AGENT_NAME,
+    "workflow_name": semconv.WORKFLOW_NAME,
+    "profile": semconv.PROFILE,
+    "server_address": semconv.SERVER_ADDRESS,
+    "recorded_by": semconv.RECORDED_BY,
+    "attempts": semconv.ATTEMPTS,
+    "input_messages": semconv.INPUT_MESSAGES,
+    "output_messages": semconv.OUTPUT_MESSAGES,
+    "cache_hit": semconv.CACHE_HIT,
+    "not_sent": semconv.NOT_SENT,
+    "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
+    "invocation": semconv.INVOCATION_PARAMETERS,
+}
+
+_KINDS: Final = {f"kind_{number}": name for number, name in enumerate(semconv.FOREIGN_KINDS)}
+
+
+def _names(attribute: str) -> tuple[str, ...]:
+    return (attribute, *semconv.ALIASES.get(attribute, ()))
+
+
+def _read_attributes() -> str:
+    """Columns with the text of each attribute, or of the first of its older names that is there."""
+    columns = []
+    for column, attribute in (_READ | _KINDS).items():
+        read = [f'v."{name}"' for name in _names(attribute)]
+        text = read[0] if len(read) == 1 else f"coalesce({', '.join(read)})"
+        columns.append(f"{text} AS {column}")
+    return ", ".join(columns)
+
+
+def _attribute_spec() -> str:
+    """What `from_json` is to read: every attribute, in all its names, as text."""
+    names = [name for attribute in (_READ | _KINDS).values() for name in _names(attribute)]
+    return literal(json.dumps(dict.fromkeys(names, "VARCHAR")))
+
+
+def _operation() -> str:
+    """What was done: the convention's name, else the other dialects' kinds in ours, else their own word in lower case."""
+    known = []
+    for column, kind in _KINDS.items():
+        cases = " ".join(
+            f"WHEN {literal(theirs.lower())} THEN {literal(ours)}"
+            for theirs, ours in semconv.FOREIGN_KINDS[kind].items()
+        )
+        known.append(f"CASE lower({column}) {cases} ELSE lower({column}) END")
+    theirs = " ".join(f"WHEN {literal(name)} THEN {literal(ours)}" for name, ours in semconv.FOREIGN_OPERATIONS.items())
+    return f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
+
+
+def _model_call() -> str:
+    """Whether a span is a model call. Where nobody says what was done, a model or a token count must be there."""
+    tree = ", ".join(literal(name) for name in sorted(semconv.TREE_OPERATIONS))
+    known = sorted({literal(name) for values in semconv.FOREIGN_KINDS.values() for name in values.values()})
+    return f"""coalesce(operation NOT IN ({tree}), true) AND (
+        operation_name IS NOT NULL OR coalesce(operation IN ({", ".join(known)}), false)
+        OR (coalesce(operation, provider_name) IS NOT NULL
+            AND coalesce(request_model, input_tokens, output_tokens) IS NOT NULL))"""
+
+
+def _tokens(column: str) -> str:
+    number = f"TRY_CAST({column} AS BIGINT)"
+    return f"CASE WHEN {number} BETWEEN 0 AND {MAX_TOKENS} THEN {number} END"
+
+
+def _json(column: str) -> str:
+    """Content is an attribute that holds JSON as text, or is JSON; anything else becomes a JSON string."""
+    return f"CASE WHEN json_valid({column}) THEN CAST({column} AS JSON) ELSE to_json({column}) END"
+
+
+def _texts(column: str) -> str:
+    """A list of texts from a JSON array, or from one text."""
+    return f"""CASE WHEN {column} LIKE '[%' THEN coalesce(TRY(from_json({column}, '["VARCHAR"]')), [{column}])
+                    WHEN {column} IS NOT NULL THEN [{column}] END"""
+
+
+def _first_chunk_ms() -> str:
+    """The time to the first chunk: as it is said, or told by an event that others add."""
+    names = ", ".join(map(literal, semconv.FIRST_CHUNK_EVENTS))
+    events = """from_json(e, '[{"name": "VARCHAR", "time_unix_nano": "BIGINT"}]')"""
+    return f"""coalesce(TRY_CAST(time_to_first_chunk AS DOUBLE) * 1000,
+        CASE WHEN json_extract_string(e, '$[0].name') IN ({names})
+             THEN ([event.time_unix_nano FOR event IN {events} IF event.name IN ({names})][1] - st) / 1e6 END)"""
+
+
+def _tags() -> str:
+    prefix = semconv.TAG_PREFIX
+    names = f"[key FOR key IN json_keys(a) IF starts_with(key, {literal(prefix)})]"
+    pointer = "'/' || replace(replace(key, '~', '~0'), '/', '~1')"
+    return f"""CASE WHEN contains(CAST(a AS VARCHAR), {literal('"' + prefix)}) THEN map(
+        [key[{len(prefix) + 1}:] FOR key IN {names}], [json_extract_string(a, {pointer}) FOR key IN {names}]) END"""
+
+
+_READ_AS_IT_IS: Final = """format = 'newline_delimited', records = 'true', compression = 'uncompressed',
+    auto_detect = false, hive_partitioning = false, union_by_name = false, ignore_errors = false"""
+"""What DuckDB would guess from the first lines or from the path: below a directory `k=1` it would read a column `k`."""
+
+
+def load_lines(files: Iterable[str], longest_line: int) -> str:
+    """Reads journal lines into the table `line`. Each file begins with its segment's header line."""
+    columns = ", ".join(f"{name}: '{kind}'" for name, kind in _LINE.items())
+    paths = ", ".join(literal(_no_pattern(path)) for path in files)
+    names = ", ".join((*_LINE, "filename"))
+    return f"""INSERT INTO line ({names}) SELECT {names} FROM read_json([{paths}], {_READ_AS_IT_IS}, filename = true,
+        columns = {{{columns}}}, maximum_object_size = {max(longest_line * 2, 2**20)})"""
+
+
+def _no_pattern(path: str) -> str:
+    """`path` as a pattern that matches it alone: DuckDB's readers take the name of a file for one."""
+    return re.sub(r"([*?[])", r"[\1]", path)
+
+
+def _fill_batch() -> str:
+    """A row of `batch` for each record in `line`: the columns of `spans`, those of `llm_usage` but the cost, and what the
+    price depends on."""
+    return f"""
+INSERT INTO batch BY NAME
+WITH header AS (
+    SELECT filename, any_value(r) AS resource FROM line WHERE k = 'h' GROUP BY filename
+), parsed AS (
+    SELECT line.* REPLACE (
+            coalesce(TRY_CAST(st AS BIGINT), TRY_CAST(et AS BIGINT), 0) AS st,
+            TRY_CAST(et AS BIGINT) AS et,
+            TRY_CAST(f AS UTINYINT) AS f),
+        coalesce(line.r, header.resource) AS resource, from_json(line.a, {_attribute_spec()}) AS v
+    FROM line LEFT JOIN header USING (filename)
+    WHERE k IN ('e', 's') AND t IS NOT NULL AND s IS NOT NULL
+), named AS MATERIALIZED (
+    SELECT * EXCLUDE (v), {_read_attributes()} FROM parsed
+), judged AS (
+    SELECT * REPLACE (coalesce(TRY_CAST(invocation AS JSON) ->> '$.model', request_model) AS request_model),
+        TRY_CAST(invocation AS JSON) AS asked, request_model AS named_model, {_operation()} AS operation,
+        CASE WHEN k = 's' THEN 'interrupted'
+             WHEN own_status IN ({", ".join(map(literal, _STATUSES))}) THEN own_status
+             WHEN error_type IS NOT NULL OR sts = 'ERROR' THEN 'error'
+             ELSE 'ok' END AS status
+    FROM named
+)
+SELECT
+    t AS trace_id, s AS span_id, p AS parent_span_id, n AS name, kd AS kind, st AS start_ns, et AS end_ns,
+    make_timestamptz(st // 1000) AS started_at,
+    CASE WHEN et >= st THEN (et - st) / 1e6 END AS duration_ms,
+    sts AS status_code, std AS status_message, status, operation,
+    json_extract_string(resource, '$."{semconv.SERVICE_NAME}"') AS service_name,
+    a AS attributes, e AS events, l AS links, resource, sc AS scope_name, scv AS scope_version, f AS trace_flags,
+    x IS NULL AND {_model_call()} AS model_call,
+    {_first_chunk_ms()} AS time_to_first_chunk_ms,
+    lower(provider_name) AS provider, request_model,
+    coalesce(response_model, CASE WHEN asked ->> '$.model' IS NOT NULL AND status <> 'error' THEN named_model END)
+        AS response_model,
+    response_id,
+    coalesce(TRY_CAST(stream AS BOOLEAN), TRY_CAST(asked ->> '$.stream' AS BOOLEAN), false) AS stream,
+    CASE WHEN error_type IS NULL AND status = 'error' AND contains(CAST(e AS VARCHAR), 'exception.type')
+         THEN json_extract_string(e, '$[*].attributes."exception.type"')[1] ELSE error_type END AS error_type,
+    {_texts("finish_reasons")} AS finish_reasons,
+    {", ".join(f"{_tokens(column)} AS {column}" for column in TOKENS)},
+    stated_usage_source, module, user_id, session_id, conversation_id, request_id,
+    {_tags()} AS tags,
+    coalesce(agent_name, ag) AS agent_name, coalesce(workflow_name, wf) AS workflow_name,
+    profile, server_address, coalesce(recorded_by, sc) AS instrumentation,
+    TRY_CAST(attempts AS INTEGER) AS attempts,
+    {_json("input_messages")} AS input_messages,
+    {_json("output_messages")} AS output_messages,
+    service_tier, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
+    status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
+    st // {SLOT_NS} AS price_slot
+FROM judged"""
+
+
+_REFUSALS: Final = "|".join(
+    (
+        "BadRequest",
+        "Authentication",
+        "PermissionDenied",
+        "NotFound",
+        "Conflict",
+        "UnprocessableEntity",
+        "RateLimit",
+        "InternalServer",
+    )
+)
+"""What the clients call the statuses from 400 on, for instrumentations that record the class."""
+
+
+def _is_refusal() -> str:
+    """Whether `error_type` says that the provider answered with a status from 400 on."""
+    return f"coalesce(regexp_full_match(error_type, '[45][0-9][0-9]|(.*[.])?({_REFUSALS})Error'), false)"
+
+
+OURS: Final = "otel_llm."
+"""What the scopes of our own instrumentors begin with."""
+
+_MEASURE_BATCH: Final = f"""
+SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
+    min(start_ns) // 1000, max(start_ns) // 1000,
+    coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
+        OR NOT starts_with(coalesce(instrumentation, ''), {literal(OURS)}))), false)
+FROM batch
+"""
+"""Rows, rows that never ended, different spans, the microseconds of the first start and the last, and whether there are calls
+that others may have reported too (see `duplicates.py`)."""
+
+DROP_REPEATED: Final = """
+DELETE FROM batch WHERE rowid IN (
+    SELECT rowid FROM batch
+    QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY status = 'interrupted', end_ns DESC) > 1)
+"""
+"""Leaves each span of the batch once, its end before its start."""
+
+
+def _same_span(table: str, first_us: int, last_us: int) -> str:
+    """The batch's spans in `table`. The batch's time range is spelled out so that older row groups are not read."""
+    return f"""{table}.trace_id = batch.trace_id AND {table}.span_id = batch.span_id
+        AND {table}.started_at BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"""
+
+
+def any_known(first_us: int, last_us: int) -> str:
+    """Whether any span of the batch is stored already. The account keeps calls whose spans retention has removed."""
+    identity = "SELECT trace_id, span_id, started_at"
+    stored = f"({identity} FROM spans UNION ALL {identity} FROM llm_usage) AS stored"
+    return f"SELECT exists(FROM {stored}, batch WHERE {_same_span('stored', first_us, last_us)})"
+
+
+def drop_interrupted(table: str, first_us: int, last_us: int) -> str:
+    """Removes what was recorded as interrupted from `table`, where the batch brings its end after all."""
+    return f"""DELETE FROM {table} USING batch
+        WHERE {_same_span(table, first_us, last_us)} AND {table}.status = 'interrupted' AND batch.status <> 'interrupted'"""
+
+
+def drop_known(stored: str, first_us: int, last_us: int, *, but_interrupted: bool = False) -> str:
+    """Removes from the batch what is in `stored` already.
+
+    `but_interrupted`: an end in the batch counts more than a stored `interrupted`, which could not be removed.
+    """
+    exception = "AND (stored.status <> 'interrupted' OR batch.status = 'interrupted')" if but_interrupted else ""
+    return f"DELETE FROM batch USING {stored} AS stored WHERE {_same_span('stored', first_us, last_us)} {exception}"
+
+
+def insert_spans(table: str) -> str:
+    columns = ", ".join(SPAN_COLUMNS)
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM batch"
+
+
+_PRICE: Final = {
+    "provider": "VARCHAR",
+    "request_model": "VARCHAR",
+    "response_model": "VARCHAR",
+    "service_tier": "VARCHAR",
+    "price_slot": "BIGINT",
+    "above": "BIGINT",
+    "up_to": "BIGINT",
+    "per_call": "DECIMAL(18, 9)",
+    **{f"per_{column}": "DECIMAL(18, 15)" for column in TOKENS},
+    "prices_output": "BOOLEAN",
+    "price_basis": "VARCHAR",
+}
+"""A price: for one key and tier (`above < input tokens <= up_to`) the USD per call and per token of each kind."""
+
+
+def insert_prices(rows: int) -> str:
+    """Puts that many rows of parameters, as `PriceBook.rows` gives them, into the table `price`."""
+    hole = "(" + ", ".join("?" * len(_PRICE)) + ")"
+    return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
+
+
+_PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
+
+
+def _fill_usage() -> str:
+    """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0."""
+    cost = " + ".join(f"coalesce({column}, 0)::DECIMAL(19, 0) * per_{column}" for column in TOKENS)
+    computed = {
+        "usage_source": f"""coalesce(stated_usage_source,
+            CASE WHEN coalesce({", ".join(TOKENS)}) IS NOT NULL THEN 'reported' END)""",
+        "cost_usd": f"""CASE WHEN cache_hit THEN 0
+            WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {cost}, 0) AS DECIMAL(18, 9)) END""",
+        "price_source": "coalesce(unpriced, price_basis)",
+    }
+    values = ", ".join(computed.get(column, column) for column in USAGE_COLUMNS)
+    join = " AND ".join(f"price.{column} IS NOT DISTINCT FROM batch.{column}" for column in PRICE_KEY)
+    return f"""
+INSERT INTO usage_batch ({", ".join(USAGE_COLUMNS)})
+SELECT {values} FROM (
+    SELECT *, {_unpriced()} AS unpriced FROM (
+        SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)})
+        FROM batch LEFT JOIN price ON {join}
+            AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
+        WHERE model_call
+    )
+)"""
+
+
+def _unpriced() -> str:
+    """Why a call has no cost; NULL where it has one."""
+    inputs = ", ".join(f"coalesce({part}, 0)" for part in TOKENS if part.startswith(("cache", "audio_in", "image_in")))
+    outputs = ", ".join(
+        f"coalesce({part}, 0)" for part in TOKENS if part.startswith(("reason", "audio_out", "image_out"))
+    )
+    written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
+    return f"""CASE
+        WHEN cache_hit THEN {literal(CACHE_HIT)}
+        WHEN refused AND coalesce({", ".join(TOKENS)}) IS NULL THEN {literal(REFUSED)}
+        WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
+        WHEN input_tokens IS NULL THEN 'no input usage reported'
+        WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
+        WHEN greatest({inputs}) > input_tokens OR greatest({outputs}) > coalesce(output_tokens, 0)
+            THEN 'reported parts exceed their whole'
+        WHEN per_input_tokens IS NULL THEN coalesce(price_basis, 'no price')
+        WHEN output_tokens > 0 AND NOT prices_output
+            THEN 'no output price for ' || coalesce(response_model, request_model)
+        END"""
+
+
+def calls_again(wanted: str) -> str:
+    """Puts stored calls into the table `batch`, with all that their price depends on, to be priced again.
+
+    `wanted` is a condition with the parameters $1 and $2; $3 and $4 are times as text, from and to before. What older versions
+    did not keep of a call is read from its span, where that is there still.
+    """
+    columns = ", ".join(
+        ("trace_id", "span_id", "started_at", "operation", "provider", "request_model", "response_model")
+    )
+    tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
+    return f"""INSERT INTO batch BY NAME
+    SELECT {columns}, {", ".join(TOKENS)}, true AS model_call,
+        coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
+            WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
+        coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
+        status = 'error' AND ({_is_refusal()} OR coalesce(price_source = {literal(REFUSED)}, false)) AS refused,
+        epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot
+    FROM llm_usage AS calls
+    WHERE {wanted} AND ($3 IS NULL OR started_at >= $3::TIMESTAMPTZ) AND ($4 IS NULL OR started_at < $4::TIMESTAMPTZ)"""
+
+
+def insert_usage(table: str) -> str:
+    columns = ", ".join(USAGE_COLUMNS)
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM usage_batch"
+
+
+# --- the tables that a batch goes through -----------------------------------------------------------------------------
+
+_SPAN_TYPES: Final = {
+    **dict.fromkeys(SPAN_COLUMNS, "VARCHAR"),
+    **dict.fromkeys(("start_ns", "end_ns"), "BIGINT"),
+    **dict.fromkeys(("attributes", "events", "links", "resource"), "JSON"),
+    "started_at": "TIMESTAMPTZ",
+    "duration_ms": "DOUBLE",
+    "trace_flags": "UTINYINT",
+}
+USAGE_TYPES: Final = {
+    **dict.fromkeys(USAGE_COLUMNS, "VARCHAR"),
+    **dict.fromkeys(TOKENS, "BIGINT"),
+    **dict.fromkeys(("duration_ms", "time_to_first_chunk_ms"), "DOUBLE"),
+    **dict.fromkeys(("input_messages", "output_messages"), "JSON"),
+    "started_at": "TIMESTAMPTZ",
+    "stream": "BOOLEAN",
+    "finish_reasons": "VARCHAR[]",
+    "cost_usd": "DECIMAL(18, 9)",
+    "tags": "MAP(VARCHAR, VARCHAR)",
+    "attempts": "INTEGER",
+}
+_COMPUTED: Final = ("usage_source", "cost_usd", "price_source")
+_BATCH_TYPES: Final = {
+    **_SPAN_TYPES,
+    **{name: kind for name, kind in USAGE_TYPES.items() if name not in _COMPUTED},
+    "model_call": "BOOLEAN",
+    "stated_usage_source": "VARCHAR",
+    "cache_hit": "BOOLEAN",
+    "refused": "BOOLEAN",
+    "price_slot": "BIGINT",
+}
+TABLES: Final = {
+    "line": {**_LINE, "filename": "VARCHAR"},
+    "batch": _BATCH_TYPES,
+    "price": _PRICE,
+    "usage_batch": USAGE_TYPES,
+}
+"""Temporary tables, and the types of their columns."""
+
+STATEMENTS: Final = {
+    "fill_batch": _fill_batch(),
+    "measure_batch": _MEASURE_BATCH,
+    "price_keys": _PRICE_KEYS,
+    "fill_usage": _fill_usage(),
+}
+"""Prepared once: planning them takes longer than running them on a small batch."""
+
+
+def create_table(name: str, types: Mapping[str, str]) -> str:
+    columns = ", ".join(f"{column} {kind}" for column, kind in types.items())
+    return f"CREATE TEMP TABLE {name} ({columns})"
