@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from otel_llm.conventions import semconv
+from otel_llm.conventions import dialects, semconv
 from tests.collector_schema import COLLECTOR, COMPONENTS, JAEGER, unknown_keys
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "collector-config"
@@ -217,7 +217,7 @@ def test_redaction_leaves_our_own_attributes_alone() -> None:
     # But the texts of errors: an app may have them recorded, and the gateway of a team takes them out again.
     assert {name for name in OUR_NAMES if masked_key(name)} == {semconv.EXCEPTION_MESSAGE, semconv.EXCEPTION_STACKTRACE}
     # Under the current names and the older ones.
-    assert [name for names in semconv.ALIASES.values() for name in names if masked_key(name)] == []
+    assert [name for names in dialects.ALIASES.values() for name in names if masked_key(name)] == []
 
 
 @pytest.mark.parametrize(

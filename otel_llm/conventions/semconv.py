@@ -1,8 +1,8 @@
-"""Every attribute name that otel-llm reads or writes, once.
+"""Every attribute name that otel-llm writes, once, and the operations.
 
 The GenAI names follow the OpenTelemetry semantic conventions for generative AI (`semantic-conventions-genai`,
 status Development). The constants of `opentelemetry-semantic-conventions` are marked deprecated and lag behind, so the
-project keeps its own. Older names that other instrumentations still write are in `ALIASES`.
+project keeps its own. Names that only others write are in `dialects`.
 """
 
 from typing import Final
@@ -96,9 +96,9 @@ PROFILE: Final = "otel_llm.profile"
 DEPLOYMENT: Final = TAG_PREFIX + "deployment"
 """The deployment of the profile that was asked: `tags['deployment']`."""
 CACHE_HIT: Final = "otel_llm.cache_hit"
+"""True where a client-side cache answered and the provider was not asked: nothing was billed."""
 NOT_SENT: Final = "otel_llm.not_sent"
 """True where the request never reached anybody: no connection was made."""
-"""True where a client-side cache answered and the provider was not asked: nothing was billed."""
 RECORDED_BY: Final = "otel_llm.recorded_by"
 """Scope of the instrumentor that finished the call, where it is not the span's own scope."""
 REQUESTED_TOOL_IDS: Final = "otel_llm.response.tool_call_ids"
@@ -142,6 +142,9 @@ CREATE_AGENT: Final = "create_agent"
 INVOKE_WORKFLOW: Final = "invoke_workflow"
 RETRIEVAL: Final = "retrieval"
 STEP: Final = "step"
+RERANKER: Final = "reranker"
+GUARDRAIL: Final = "guardrail"
+EVALUATOR: Final = "evaluator"
 IMAGE_GENERATION: Final = "image_generation"
 TRANSCRIPTION: Final = "transcription"
 TRANSLATION: Final = "translation"
@@ -170,74 +173,11 @@ CONTENT: Final = frozenset(
 CHAIN_OPERATIONS: Final = frozenset({INVOKE_WORKFLOW, INVOKE_AGENT, CREATE_AGENT})
 """Operations that are a run of several others."""
 
+STEP_OPERATIONS: Final = frozenset({STEP, RETRIEVAL, GUARDRAIL, EVALUATOR})
+"""Operations that are a step of a run: neither a run, nor a tool, nor a model call as such."""
+
 TREE_OPERATIONS: Final = frozenset({EXECUTE_TOOL, INVOKE_AGENT, CREATE_AGENT, INVOKE_WORKFLOW, RETRIEVAL, STEP})
 """Operations that run no model themselves: they are in `spans`, never in `llm_usage`. Any other operation is a model call."""
 
-# --- names that only others write ------------------------------------------------------------------------------------
-INVOCATION_PARAMETERS: Final = "llm.invocation_parameters"
-"""OpenInference: the request without its messages, as JSON."""
-OUTPUT_VALUE: Final = "output.value"
-"""OpenInference: the whole answer, as JSON."""
-FIRST_CHUNK_EVENTS: Final = (
-    "First Token Stream Event",
-    "gen_ai.content.completion.chunk",
-    "llm.content.completion.chunk",
-)
-"""Events of others whose first one tells when the first chunk came."""
-FOREIGN_OPERATIONS: Final[dict[str, str]] = {"execute_task": STEP}
-"""Values of `gen_ai.operation.name` that are none of the convention's, in ours."""
-
-# --- names that others write, newest first ---------------------------------------------------------------------------
-ALIASES: Final[dict[str, tuple[str, ...]]] = {
-    PROVIDER: ("gen_ai.system", "llm.provider", "llm.system"),
-    REQUEST_MODEL: ("llm.model_name", "embedding.model_name", "llm.request.model"),
-    RESPONSE_MODEL: ("llm.response.model",),
-    INPUT_TOKENS: ("gen_ai.usage.prompt_tokens", "llm.token_count.prompt", "llm.usage.prompt_tokens"),
-    OUTPUT_TOKENS: ("gen_ai.usage.completion_tokens", "llm.token_count.completion", "llm.usage.completion_tokens"),
-    FINISH_REASONS: ("llm.finish_reason",),
-    OPENAI_RESPONSE_SERVICE_TIER: ("gen_ai.openai.response.service_tier",),
-    INVOCATION_PARAMETERS: ("embedding.invocation_parameters",),
-    CACHE_READ_TOKENS: (
-        "gen_ai.usage.cache_read_input_tokens",
-        "llm.token_count.prompt_details.cache_read",
-        "llm.usage.cache_read_input_tokens",
-    ),
-    CACHE_WRITE_TOKENS: (
-        "gen_ai.usage.cache_creation.input_tokens",
-        "gen_ai.usage.cache_creation_input_tokens",
-        "llm.token_count.prompt_details.cache_write",
-        "llm.usage.cache_creation_input_tokens",
-    ),
-    REASONING_TOKENS: (
-        "gen_ai.usage.reasoning_tokens",
-        "llm.token_count.completion_details.reasoning",
-        "llm.usage.reasoning_tokens",
-    ),
-    AUDIO_INPUT_TOKENS: ("llm.token_count.prompt_details.audio",),
-    AUDIO_OUTPUT_TOKENS: ("llm.token_count.completion_details.audio",),
-    REQUEST_STREAM: ("llm.is_streaming", "gen_ai.is_streaming"),
-    CONVERSATION_ID: ("traceloop.association.properties.conversation_id",),
-    USER_ID: ("enduser.id", "traceloop.association.properties.user_id"),
-    SESSION_ID: ("traceloop.association.properties.session_id",),
-    WORKFLOW_NAME: ("traceloop.workflow.name",),
-}
-
-FOREIGN_KINDS: Final[dict[str, dict[str, str]]] = {
-    # attribute that tells the operation in other dialects -> its values -> ours
-    "openinference.span.kind": {
-        "LLM": CHAT,
-        "EMBEDDING": EMBEDDINGS,
-        "CHAIN": INVOKE_WORKFLOW,
-        "AGENT": INVOKE_AGENT,
-        "TOOL": EXECUTE_TOOL,
-        "RETRIEVER": RETRIEVAL,
-        "PROMPT": STEP,
-    },
-    "llm.request.type": {"chat": CHAT, "completion": TEXT_COMPLETION, "embedding": EMBEDDINGS},
-    "traceloop.span.kind": {
-        "workflow": INVOKE_WORKFLOW,
-        "task": STEP,
-        "agent": INVOKE_AGENT,
-        "tool": EXECUTE_TOOL,
-    },
-}
+PERHAPS_CALLS: Final = frozenset({RERANKER, GUARDRAIL, EVALUATOR})
+"""Operations that are model calls only where they name a model or count tokens."""

@@ -20,11 +20,12 @@ from otel_llm import context
 from otel_llm.calls import model_call as calls
 from otel_llm.calls.tracing import Given, hear
 from otel_llm.conventions import semconv
+from otel_llm.conventions.dialects import is_genai, operation_of
+from otel_llm.conventions.spans import attributes_of
 from otel_llm.conventions.token_usage import Usage
 from otel_llm.lifecycle import event as kinds
 from otel_llm.lifecycle.event import Event, ToolCall
 from otel_llm.lifecycle.hub import SCOPE, hub
-from otel_llm.store.spans import attributes_of, is_genai, operation_of
 from otel_llm.support import faults
 
 _MAX_PARTS: Final = 20_000
@@ -89,7 +90,7 @@ class LifecycleProcessor(SpanProcessor):
         own = span.get_span_context()
         parent = self._above(span)
         told = hear(own.span_id, parent_context)
-        attributes = attributes_of(span, told)
+        attributes = attributes_of(span, None if told is None else told.attributes)
         if len(self._parts) >= _MAX_PARTS:
             self._parts.pop(next(iter(self._parts)), None)
         if not is_genai(attributes):
@@ -136,7 +137,8 @@ class LifecycleProcessor(SpanProcessor):
         assert own is not None
         self._forget_what_is_out_of_date()
         part = self._parts.pop(own.span_id, None)
-        attributes = attributes_of(span, None if part is None or part.span_id != own.span_id else part.given)
+        given = None if part is None or part.span_id != own.span_id else part.given
+        attributes = attributes_of(span, None if given is None else given.attributes)
         if is_genai(attributes):
             if part is None:
                 part = _Part(own.span_id, self._above(span), is_chain=True)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otel_llm.conventions.dialects import is_genai
+from otel_llm.conventions.spans import attributes_of
 from otel_llm.settings import announce_store, settings, store_path
-from otel_llm.store.spans import attributes_of, end_record, is_genai
+from otel_llm.store.span_record import end_record
 from otel_llm.store.store import Store
 from otel_llm.store.usage_processor import MARK
 

@@ -11,7 +11,9 @@ from opentelemetry.trace import SpanContext
 from otel_llm.calls import model_call as calls
 from otel_llm.calls.tracing import Given, backstage, hear
 from otel_llm.conventions import semconv
-from otel_llm.store.spans import Attributes, attributes_of, end_record, is_genai, is_model_call, recorded, start_record
+from otel_llm.conventions.dialects import is_genai, is_model_call
+from otel_llm.conventions.spans import Attributes, attributes_of, is_ours
+from otel_llm.store.span_record import end_record, recorded, start_record
 from otel_llm.store.store import Store
 from otel_llm.support import faults
 
@@ -70,7 +72,7 @@ class UsageSpanProcessor(SpanProcessor):
                 self._forget_oldest()
             nodes[context.span_id] = node
             node.given = told = hear(context.span_id, parent_context)
-            attributes = attributes_of(span, told)
+            attributes = attributes_of(span, None if told is None else told.attributes)
             if is_genai(attributes):
                 self._started(span, context, attributes, node)
         except Exception as error:
@@ -89,7 +91,7 @@ class UsageSpanProcessor(SpanProcessor):
             above = above.parent
         if is_model_call(attributes):
             node.model_call = True
-            node.is_ours = record.get("sc", "").startswith("otel_llm.")
+            node.is_ours = is_ours(record.get("sc"))
             _count_once(node)
             if not node.is_ours and _OPENAI in record.get("sc", "") and calls.is_aside():
                 node.covered = True  # see `deny`
@@ -104,11 +106,9 @@ class UsageSpanProcessor(SpanProcessor):
             context = span.get_span_context()
             node = self._nodes.get(context.span_id)
             if node is not None and node.started is not None:
-                record = {
-                    **node.started,
-                    "n": span.name,
-                    "a": recorded(attributes_of(span, node.given), node.started.get("sc", "")),
-                }
+                given = None if node.given is None else node.given.attributes
+                kept = recorded(attributes_of(span, given), node.started.get("sc", ""))
+                record = {**node.started, "n": span.name, "a": kept}
                 self._store.write(record, start_of=context.span_id)
         except Exception as error:
             faults.report("journal a span", error)
@@ -127,7 +127,7 @@ class UsageSpanProcessor(SpanProcessor):
             context = span.context
             node = self._nodes.get(context.span_id)
             told = None if node is None else node.given
-            attributes = attributes_of(span, told)
+            attributes = attributes_of(span, None if told is None else told.attributes)
             if not (node is not None and node.keep) and not is_genai(attributes):
                 self._nodes.pop(context.span_id, None)
                 return

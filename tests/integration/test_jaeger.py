@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from otel_llm.conventions import semconv
+from otel_llm.conventions import dialects, semconv
 from tests.conftest import EXAMPLES, ROOT, Run
 from tests.integration.otlp_receiver import PROTOCOLS, OtlpReceiver, Protocol, ReceivedSpan
 from tests.integration.ports import free_ports
@@ -174,7 +174,7 @@ def test_the_names_that_jaeger_reads_are_ours() -> None:
     assert ours >= READ_LATER
     # An older name is one that others write too, so the account knows it.
     for name, older in READ_ELSEWHERE.items():
-        assert older in semconv.ALIASES[name]
+        assert older in dialects.ALIASES[name]
 
 
 def test_model_calls_carry_what_jaeger_shows(receiver: OtlpReceiver, run_instrumented: Run) -> None:

@@ -20,7 +20,7 @@ import openai
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanContext
 
-from otel_llm.store.spans import is_genai
+from otel_llm.conventions.dialects import is_genai
 from tests.matrix.provider import Provider
 
 MODEL = "gpt-4o-mini"

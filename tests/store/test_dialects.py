@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from otel_llm.conventions import semconv
 from otel_llm.store import Store
 from otel_llm.store.exporter import DuckDBSpanExporter
-from otel_llm.store.spans import recorded as as_kept
+from otel_llm.store.span_record import recorded as as_kept
 from otel_llm.store.usage_processor import UsageSpanProcessor
 from tests.store.conftest import NOON, query
 

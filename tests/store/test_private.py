@@ -10,7 +10,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from otel_llm.settings import reload
 from otel_llm.store import Store, connect
-from otel_llm.store.spans import recorded
+from otel_llm.store.span_record import recorded
 from otel_llm.store.usage_processor import UsageSpanProcessor
 
 MARKER = "do-not-keep-me"

@@ -134,8 +134,8 @@ def _types(names: str | None) -> set[str]:
 
 def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row]:
     """The events that a journal record tells of: a start or an end, or both for a `whole` one."""
+    from otel_llm.conventions.dialects import is_genai, operation_of
     from otel_llm.store.journal.follow import INTERRUPTED
-    from otel_llm.store.spans import is_genai, operation_of
 
     attributes = record.get("a") or {}
     if not is_genai(attributes) or record.get("x"):

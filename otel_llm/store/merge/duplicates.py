@@ -23,8 +23,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.conventions import semconv
+from otel_llm.conventions.spans import OUR_SCOPES
 from otel_llm.prices.billing import CACHE_HIT, literal
-from otel_llm.store.merge.rows import OURS, SLOT_NS, TOKENS, USAGE_COLUMNS, USAGE_TYPES
+from otel_llm.store.merge.rows import SLOT_NS, TOKENS, USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -111,7 +112,7 @@ def _same(one: str, other: str) -> str:
 
 def _may_be_shared(table: str, since: str) -> str:
     return f"""SELECT exists(FROM {table} WHERE started_at >= {since}
-        AND (operation = {literal(semconv.RETRIEVE)} OR NOT starts_with(coalesce(instrumentation, ''), {literal(OURS)})))"""
+        AND (operation = {literal(semconv.RETRIEVE)} OR NOT starts_with(coalesce(instrumentation, ''), {literal(OUR_SCOPES)})))"""
 
 
 def _seen(tables: list[str], since: str, older: str) -> str:
@@ -127,7 +128,7 @@ def _seen(tables: list[str], since: str, older: str) -> str:
         for table in tables
     )
     return f"""INSERT INTO seen BY NAME
-    SELECT *, CASE WHEN starts_with(scope, {literal(OURS)}) THEN 2
+    SELECT *, CASE WHEN starts_with(scope, {literal(OUR_SCOPES)}) THEN 2
                    WHEN regexp_matches(scope, {literal(_FRAMEWORKS)}) THEN 0 ELSE 1 END AS level
     FROM (SELECT true AS is_new, cache_hit, {columns} FROM batch WHERE model_call UNION ALL {stored})"""
 

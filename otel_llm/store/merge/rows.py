@@ -1,4 +1,4 @@
-"""The SQL that turns journal lines into rows, generated from `semconv` so that every attribute name lives there alone."""
+"""The SQL that turns journal lines into rows, generated from `conventions`, so that every attribute name lives there alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from otel_llm.conventions import semconv
+from otel_llm.conventions import dialects, semconv
+from otel_llm.conventions.spans import OUR_SCOPES
 from otel_llm.prices.billing import CACHE_HIT, REFUSED, literal
 
 MAX_TOKENS: Final = 10**12
@@ -105,21 +106,19 @@ _READ: Final[dict[str, str]] = TOKENS | {
     "cache_hit": semconv.CACHE_HIT,
     "not_sent": semconv.NOT_SENT,
     "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
-    "invocation": semconv.INVOCATION_PARAMETERS,
+    "invocation": dialects.INVOCATION_PARAMETERS,
 }
 
-_KINDS: Final = {f"kind_{number}": name for number, name in enumerate(semconv.FOREIGN_KINDS)}
-
-
-def _names(attribute: str) -> tuple[str, ...]:
-    return (attribute, *semconv.ALIASES.get(attribute, ()))
+_KINDS: Final = {f"kind_{number}": name for number, name in enumerate(dialects.KINDS)}
+_NO_SPANS: Final = {f"no_span_{number}": name for number, (name, _) in enumerate(dialects.NO_SPANS)}
+_ALL_READ: Final = _READ | _KINDS | _NO_SPANS
 
 
 def _read_attributes() -> str:
     """Columns with the text of each attribute, or of the first of its older names that is there."""
     columns = []
-    for column, attribute in (_READ | _KINDS).items():
-        read = [f'v."{name}"' for name in _names(attribute)]
+    for column, attribute in _ALL_READ.items():
+        read = [f'v."{name}"' for name in dialects.names(attribute)]
         text = read[0] if len(read) == 1 else f"coalesce({', '.join(read)})"
         columns.append(f"{text} AS {column}")
     return ", ".join(columns)
@@ -127,31 +126,37 @@ def _read_attributes() -> str:
 
 def _attribute_spec() -> str:
     """What `from_json` is to read: every attribute, in all its names, as text."""
-    names = [name for attribute in (_READ | _KINDS).values() for name in _names(attribute)]
+    names = [name for attribute in _ALL_READ.values() for name in dialects.names(attribute)]
     return literal(json.dumps(dict.fromkeys(names, "VARCHAR")))
 
 
 def _operation() -> str:
-    """What was done: the convention's name, else the other dialects' kinds in ours, else their own word in lower case."""
+    """What was done, as `dialects.operation_of` has it."""
     known = []
     for column, kind in _KINDS.items():
         cases = " ".join(
-            f"WHEN {literal(theirs.lower())} THEN {literal(ours)}"
-            for theirs, ours in semconv.FOREIGN_KINDS[kind].items()
+            f"WHEN {literal(theirs)} THEN {literal(ours)}" for theirs, ours in dialects.KINDS[kind].items()
         )
         known.append(f"CASE lower({column}) {cases} ELSE lower({column}) END")
-    theirs = " ".join(f"WHEN {literal(name)} THEN {literal(ours)}" for name, ours in semconv.FOREIGN_OPERATIONS.items())
-    return f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
+    theirs = " ".join(f"WHEN {literal(name)} THEN {literal(ours)}" for name, ours in dialects.OPERATIONS.items())
+    told = f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
+    return f"CASE WHEN {_is_span()} THEN {told} END"
+
+
+def _is_span() -> str:
+    """Whether it is none of those that a dialect writes beside the span of a call."""
+    pairs = zip(_NO_SPANS, dialects.NO_SPANS, strict=True)
+    return " AND ".join(f"{column} IS DISTINCT FROM {literal(value)}" for column, (_, value) in pairs)
 
 
 def _model_call() -> str:
     """Whether a span is a model call. Where nobody says what was done, a model or a token count must be there."""
-    tree = ", ".join(literal(name) for name in sorted(semconv.TREE_OPERATIONS))
-    known = sorted({literal(name) for values in semconv.FOREIGN_KINDS.values() for name in values.values()})
+    tree, calls = (", ".join(map(literal, sorted(names))) for names in (semconv.TREE_OPERATIONS, dialects.CALLS))
+    columns = {attribute: column for column, attribute in _READ.items()}
+    marks = ", ".join(columns[attribute] for attribute in dialects.CALL_MARKS)
     return f"""coalesce(operation NOT IN ({tree}), true) AND (
-        operation_name IS NOT NULL OR coalesce(operation IN ({", ".join(known)}), false)
-        OR (coalesce(operation, provider_name) IS NOT NULL
-            AND coalesce(request_model, input_tokens, output_tokens) IS NOT NULL))"""
+        operation_name IS NOT NULL OR coalesce(operation IN ({calls}), false)
+        OR (coalesce(operation, provider_name) IS NOT NULL AND coalesce({marks}) IS NOT NULL)) AND {_is_span()}"""
 
 
 def _tokens(column: str) -> str:
@@ -172,7 +177,7 @@ def _texts(column: str) -> str:
 
 def _first_chunk_ms() -> str:
     """The time to the first chunk: as it is said, or told by an event that others add."""
-    names = ", ".join(map(literal, semconv.FIRST_CHUNK_EVENTS))
+    names = ", ".join(map(literal, dialects.FIRST_CHUNK_EVENTS))
     events = """from_json(e, '[{"name": "VARCHAR", "time_unix_nano": "BIGINT"}]')"""
     return f"""coalesce(TRY_CAST(time_to_first_chunk AS DOUBLE) * 1000,
         CASE WHEN json_extract_string(e, '$[0].name') IN ({names})
@@ -283,14 +288,11 @@ def _is_refusal() -> str:
     return f"coalesce(regexp_full_match(error_type, '[45][0-9][0-9]|(.*[.])?({_REFUSALS})Error'), false)"
 
 
-OURS: Final = "otel_llm."
-"""What the scopes of our own instrumentors begin with."""
-
 _MEASURE_BATCH: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000,
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
-        OR NOT starts_with(coalesce(instrumentation, ''), {literal(OURS)}))), false)
+        OR NOT starts_with(coalesce(instrumentation, ''), {literal(OUR_SCOPES)}))), false)
 FROM batch
 """
 """Rows, rows that never ended, different spans, the microseconds of the first start and the last, and whether there are calls

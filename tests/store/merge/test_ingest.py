@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from otel_llm.conventions import semconv
+from otel_llm.conventions import dialects, semconv
 from otel_llm.store import StoreBusy, StoreError
 from otel_llm.store.file import database
 from otel_llm.store.journal import record, segments
@@ -167,7 +167,7 @@ def test_absurd_token_counts_are_unknown(journal: Journal, store_path: Path, val
     assert row(store_path, "input_tokens", "output_tokens") == {"input_tokens": None, "output_tokens": 5}
 
 
-@pytest.mark.parametrize("name", [semconv.INPUT_TOKENS, *semconv.ALIASES[semconv.INPUT_TOKENS]])
+@pytest.mark.parametrize("name", [semconv.INPUT_TOKENS, *dialects.ALIASES[semconv.INPUT_TOKENS]])
 def test_older_names_are_read(journal: Journal, store_path: Path, name: str) -> None:
     write_call(journal, {name: 7})
     assert row(store_path, "input_tokens") == {"input_tokens": 7}

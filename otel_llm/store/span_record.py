@@ -1,45 +1,29 @@
-"""OpenTelemetry spans as journal records, and which of them are about generative AI.
-
-This is the work that the app's thread does at the start and the end of every model call. Where the SDK's public properties
-copy, the plain field behind them is read.
-"""
+"""OpenTelemetry spans as journal records: what of them is kept, and in which fields."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode
 
 from otel_llm.calls.tracing import Given
-from otel_llm.conventions import semconv
+from otel_llm.conventions import dialects, semconv
+from otel_llm.conventions.spans import Attributes, is_ours
 from otel_llm.settings import settings
 
-_LEGACY_MARK: Final = "gen_ai.system"
-_FOREIGN_MARKS: Final = frozenset((*semconv.FOREIGN_KINDS, _LEGACY_MARK))
 _STATUS_NAMES: Final = {code.value: code.name for code in StatusCode}
 
-Attributes = Mapping[str, Any]
-
-_CONTENT: Final = re.compile(
-    r"gen_ai\.(prompt|completion)(\.\d.*)?|gen_ai\.(input|output)\.messages|gen_ai\.system_instructions"
-    r"|gen_ai\.tool\.(definitions|call\.(arguments|result))|gen_ai\.retrieval\.(documents|query\.text)"
-    r"|gen_ai\.(user|system|assistant|tool|choice)\.message.*|content|message"
-    r"|(input|output)\.value|llm\.(input_messages|output_messages|prompts|completions|tools|prompt_template|function_call)(\..*)?"
-    r"|traceloop\.entity\.(input|output)|gen_ai\.task\.(input|output)|retrieval\.documents(\..*)?|(embedding\.(text|embeddings).*)|tool\.parameters"
-    r"|exception\.(message|stacktrace)"
-)
-"""Attributes, ours and others', that hold what was said. An exception's text can quote the prompt."""
+_CONTENT: Final = re.compile(dialects.CONTENT)
 _SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)\..*")
 """Attributes that can hold keys. Kept by no mode of content capture."""
 _DROPPED: Final = re.compile(f"{_CONTENT.pattern}|{_SECRET.pattern}")
 _URLS: Final = ("url.full", "http.url", "http.target")
 """Attributes whose query can hold what a user asked."""
-_INVOCATION: Final = (semconv.INVOCATION_PARAMETERS, *semconv.ALIASES[semconv.INVOCATION_PARAMETERS])
+_INVOCATION: Final = dialects.names(dialects.INVOCATION_PARAMETERS)
 _NAMES: Final = frozenset(("model", "service_tier"))
 _IN_THE_ANSWER: Final = {
     semconv.RESPONSE_ID: re.compile(r'"id": ?"((?:chatcmpl|cmpl|resp)[-_][\w-]{1,200})"'),
@@ -49,69 +33,13 @@ _IN_THE_ANSWER: Final = {
 _THEIR_TOKENS: Final = "llm.token_count."
 
 
-def attributes_of(span: ReadableSpan, given: Given | None = None) -> Attributes:
-    """The span's attributes, without a copy where the SDK is as we know it.
-
-    Where its limits have cut them, what a span of ours was `given` is whole again.
-    """
-    held = span._attributes
-    plain: Attributes = getattr(held, "_dict", None)  # type: ignore[assignment]
-    if type(plain) is not dict:
-        plain = span.attributes or {}
-    if given is None:
-        return plain
-    longest = getattr(held, "max_value_len", None)
-    if longest is None and not getattr(held, "dropped", 0) and len(plain) >= len(given.attributes):
-        return plain
-    whole = dict(BoundedAttributes(attributes=given.attributes))
-    for name, value in plain.items():
-        # What differs and was not cut is what the app has set there since.
-        if name not in whole or not _is_cut(value, longest):
-            whole[name] = value
-    return whole
-
-
-def _is_cut(value: Any, longest: int | None) -> bool:
-    """Whether a value may be the beginning of a longer one. Those in a list are cut one by one."""
-    if isinstance(value, str | bytes):
-        return len(value) == longest
-    return isinstance(value, Sequence | Mapping) and longest is not None
-
-
-def is_genai(attributes: Attributes) -> bool:
-    """Whether attributes are those of a model, agent, tool, retriever or workflow span, in any dialect that we read."""
-    found = semconv.OPERATION in attributes or not _FOREIGN_MARKS.isdisjoint(attributes)
-    return found and attributes.get(_LOGFIRE_KIND) != _LOGFIRE_LOG
-
-
-_LOGFIRE_KIND: Final = "logfire.span_type"
-_LOGFIRE_LOG: Final = "log"
-"""Logfire's message that a stream has ended is a span, beside the one of the call itself."""
-
-
-def operation_of(attributes: Attributes) -> str | None:
-    """What a GenAI span does, as far as its start tells; None where nobody says."""
-    operation: str | None = attributes.get(semconv.OPERATION)
-    operation = semconv.FOREIGN_OPERATIONS.get(str(operation), operation)
-    if operation is None:
-        for kind, operations in semconv.FOREIGN_KINDS.items():
-            if kind in attributes:
-                return operations.get(str(attributes[kind]), semconv.STEP)
-    return operation
-
-
-def is_model_call(attributes: Attributes) -> bool:
-    """Whether the attributes of a GenAI span say that it runs a model, as far as the start of a span tells."""
-    return operation_of(attributes) not in semconv.TREE_OPERATIONS
-
-
 def recorded(attributes: Attributes, scope: str = "") -> Attributes:
     """The attributes as the store keeps them: without prompts, answers, tool arguments, headers and error texts.
 
     Our own instrumentors (`scope`) put nothing there that was not asked for; others capture content by default. Where it is asked
     for, theirs is redacted like ours.
     """
-    if scope.startswith("otel_llm."):
+    if is_ours(scope):
         return attributes
     if not settings().capture.in_span:
         kept = {name: value for name, value in attributes.items() if not _DROPPED.fullmatch(name)}
@@ -129,7 +57,7 @@ def recorded(attributes: Attributes, scope: str = "") -> Attributes:
     for name in _INVOCATION:
         if name in kept:
             kept[name] = _without_texts(kept[name])
-    if isinstance(answer := attributes.get(semconv.OUTPUT_VALUE), str):
+    if isinstance(answer := attributes.get(dialects.OUTPUT_VALUE), str):
         for name, pattern in _IN_THE_ANSWER.items():
             if name not in kept and (found := pattern.search(answer)) is not None:
                 kept[name] = found[1]
@@ -221,7 +149,7 @@ def end_record(
     # What the app itself adds to a span of ours is not ours: it counts as ours only where content is captured.
     own = record.get("sc", "") if settings().capture.in_span else ""
     if status.description and settings().capture.in_span:
-        told = status.description if own.startswith("otel_llm.") else _redacted(status.description)
+        told = status.description if is_ours(own) else _redacted(status.description)
         if told is not None:
             record["std"] = told
     if span._events:
