@@ -28,7 +28,6 @@ ROOMS = (
     "store.errors",
     "store.paths",
     "store.place",
-    "store.spans",
     "store.journal",
     "store.file",
     "store.merge",
