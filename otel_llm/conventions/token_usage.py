@@ -12,7 +12,9 @@ from typing import Any, Final, NamedTuple
 from otel_llm.conventions import semconv
 from otel_llm.support import faults
 
-_LARGEST = 2**63 - 1
+MAX_TOKENS: Final = 10**12
+"""A token count beyond this is a fault of whoever wrote it: the account takes it as unknown."""
+_LARGEST: Final = 2**63 - 1
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -31,12 +33,12 @@ class Usage(NamedTuple):
 
     def attributes(self) -> dict[str, int]:
         """The span attributes of the counts that are known."""
-        return {name: count for name, count in zip(_ATTRIBUTES, self, strict=True) if count is not None}
+        return {name: count for name, count in zip(TOKEN_COLUMNS.values(), self, strict=True) if count is not None}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Usage:
         """The counts that a span has, in the names of the conventions."""
-        return cls(*map(count, map(attributes.get, _ATTRIBUTES)))
+        return cls(*map(count, map(attributes.get, TOKEN_COLUMNS.values())))
 
     def plus(self, other: Usage) -> Usage:
         """The sum of what is known of both."""
@@ -47,17 +49,16 @@ class Usage(NamedTuple):
         return any(count is not None for count in self)
 
 
-_ATTRIBUTES = (
-    semconv.INPUT_TOKENS,
-    semconv.OUTPUT_TOKENS,
-    semconv.CACHE_READ_TOKENS,
-    semconv.CACHE_WRITE_TOKENS,
-    semconv.REASONING_TOKENS,
-    semconv.AUDIO_INPUT_TOKENS,
-    semconv.AUDIO_OUTPUT_TOKENS,
-    semconv.IMAGE_INPUT_TOKENS,
-    semconv.IMAGE_OUTPUT_TOKENS,
-)
+TOKEN_COLUMNS: Final[Mapping[str, str]] = {
+    f"{name}_tokens": getattr(semconv, f"{name.upper()}_TOKENS") for name in Usage._fields
+}
+"""The columns of the counts in `llm_usage` -> the attributes that they come from. A new count goes into `Usage` and `semconv`."""
+WHOLE_OF: Final[Mapping[str, str]] = {
+    column: attribute.rpartition(".")[2]
+    for column, attribute in TOKEN_COLUMNS.items()
+    if column not in ("input_tokens", "output_tokens")
+}
+"""The column of a part -> that of the whole which it is counted in: input or output, as its attribute ends with."""
 
 
 def from_openai(payload: object) -> Usage | None:

@@ -31,7 +31,6 @@ from otel_llm.support import faults
 _MAX_PARTS: Final = 20_000
 """Spans that run, as far as they are remembered; those that never end must not fill the memory."""
 _MAX_COMPLETED: Final = 100
-_USAGE: Final = Usage._fields
 
 
 class _Part:

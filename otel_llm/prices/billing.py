@@ -18,3 +18,5 @@ BILLED: Final = f"price_source IS DISTINCT FROM {literal(CACHE_HIT)}"
 """The condition on `llm_usage` for what was a call to a provider. The views have it too."""
 UNPRICED: Final = f"cost_usd IS NULL AND price_source IS DISTINCT FROM {literal(REFUSED)}"
 """The condition on `llm_usage` for what is missing in a sum of costs. The views have it too."""
+SLOT_NS: Final = 30 * 60 * 10**9
+"""Prices may change with the hour of the day; half an hour is the finest step that price data has."""

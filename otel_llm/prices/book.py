@@ -34,7 +34,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_llm.store.merge.rows import MAX_TOKENS, SLOT_NS, TOKENS
+from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
+from otel_llm.prices.billing import SLOT_NS
 from otel_llm.support import faults
 
 if TYPE_CHECKING:
@@ -67,18 +68,14 @@ _PROVIDERS: Final = {
     "fireworks_ai": "fireworks",
 }
 
-_USAGE_KEYS: Final = {
-    "input_tokens": "input_tokens",
-    "output_tokens": "output_tokens",
-    "cache_read_tokens": "cache_read_tokens",
-    "cache_write_tokens": "cache_write_tokens",
+_LIBRARY_KINDS: Final = {
     "reasoning_tokens": "output_reasoning_tokens",
     "audio_input_tokens": "input_audio_tokens",
     "audio_output_tokens": "output_audio_tokens",
     "image_input_tokens": "input_image_tokens",
     "image_output_tokens": "output_image_tokens",
 }
-"""Our token columns in genai-prices' words."""
+"""Our token columns in genai-prices' words, where it has others."""
 
 _OWN_PRICE: Final = {
     "batch": {"processing": "batch"},
@@ -87,14 +84,6 @@ _OWN_PRICE: Final = {
     "fast": {"service_tier": "fast"},
 }
 """Service tiers that cost less or more, in genai-prices' words. Where it has no price for one, the standard price is not it."""
-
-_WHOLE_OF: Final = {
-    column: "output_tokens"
-    if column in ("reasoning_tokens", "audio_output_tokens", "image_output_tokens")
-    else "input_tokens"
-    for column in TOKENS
-    if column not in ("input_tokens", "output_tokens")
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +126,13 @@ class PriceBook:
     _table_read: object = field(default=None)
 
     def rows(self, keys: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Rows of the table `price` in `sql.py`, for rows of its statement `price_keys`."""
+        """Rows of the table `price` of a merge, for rows of its statement `price_keys`."""
         self._read_overrides()
         rows: list[tuple[Any, ...]] = []
         for provider, request_model, response_model, tier, slot in keys:
             quote = self.quote(provider, request_model, response_model, tier, slot * SLOT_NS)
             for rate in quote.rates:
-                amounts = [rate.per_token.get(column, Decimal(0)) for column in TOKENS]
+                amounts = [rate.per_token.get(column, Decimal(0)) for column in TOKEN_COLUMNS]
                 size = (rate.above, rate.up_to, rate.per_call)
                 rows.append(
                     (
@@ -159,7 +148,7 @@ class PriceBook:
                     )
                 )
             if not quote.rates:
-                unknown = [None] * (len(TOKENS) + 2)
+                unknown = [None] * (len(TOKEN_COLUMNS) + 2)
                 rows.append(
                     (provider, request_model, response_model, tier, slot, -1, MAX_TOKENS, *unknown, quote.source)
                 )
@@ -224,7 +213,7 @@ def _parse_overrides(path: Path) -> tuple[_Override, ...]:
 
 
 def _override(table: Mapping[str, Any]) -> _Override:
-    known = {column.removesuffix("_tokens"): column for column in TOKENS}
+    known = {column.removesuffix("_tokens"): column for column in TOKEN_COLUMNS}
     unknown = sorted(set(table) - set(known) - {"provider", "model", "tier", "call"})
     if unknown:
         raise ValueError(f"unknown key {unknown[0]}")
@@ -233,7 +222,7 @@ def _override(table: Mapping[str, Any]) -> _Override:
     prices = {known[key]: _amount(value) / _MILLION for key, value in table.items() if key in known}
     output = prices.setdefault("output_tokens", Decimal(0))
     whole = {"input_tokens": prices["input_tokens"], "output_tokens": output}
-    per_token = whole | {part: prices[part] - whole[_WHOLE_OF[part]] for part in _WHOLE_OF if part in prices}
+    per_token = whole | {part: prices[part] - whole[WHOLE_OF[part]] for part in WHOLE_OF if part in prices}
     rate = Rate(per_token, per_call=_amount(table.get("call", 0)), prices_output="output" in table)
     tier = table.get("tier")
     return _Override(str(table.get("provider", "*")), str(table["model"]), None if tier is None else str(tier), rate)
@@ -319,7 +308,7 @@ def _linear(price: ModelPrice, above: int, up_to: int, prices_output: bool) -> R
     from genai_prices.types import Usage
 
     def cost(*columns: str) -> Decimal:
-        usage = Usage(**{_USAGE_KEYS[column]: 1_000_000 for column in columns})
+        usage = Usage(**{_LIBRARY_KINDS.get(column, column): 1_000_000 for column in columns})
         return Decimal(price.calc_price(usage)["total_price"])
 
     per_call = cost()
@@ -327,7 +316,7 @@ def _linear(price: ModelPrice, above: int, up_to: int, prices_output: bool) -> R
         "input_tokens": (cost("input_tokens") - per_call) / _MILLION,
         "output_tokens": (cost("output_tokens") - per_call) / _MILLION,
     }
-    for part, whole in _WHOLE_OF.items():
+    for part, whole in WHOLE_OF.items():
         beyond = (cost(whole, part) - cost(whole)) / _MILLION
         if beyond:
             per_token[part] = beyond

@@ -15,15 +15,15 @@ from otel_llm.cli.options import when
 from otel_llm.cli.options.access import locate, nothing_yet, reading
 from otel_llm.cli.options.common import output_options, store_option
 from otel_llm.cli.screen.output import Column, Format, count, text, write_data, write_line, write_table
+from otel_llm.conventions.token_usage import TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
     from otel_llm.prices.book import PriceBook, Quote, Rate
 
 _KINDS: Final = {
-    "input": "", "output": "", "cache_read": "input", "cache_write": "input", "reasoning": "output",
-    "audio_input": "input", "audio_output": "output", "image_input": "input", "image_output": "output",
-}  # fmt: skip
+    column.removesuffix("_tokens"): WHOLE_OF.get(column, "").removesuffix("_tokens") for column in TOKEN_COLUMNS
+}
 """The kinds of tokens, and the one that a kind is part of."""
 _COLUMNS: Final = ("model", "provider", "since", "above", *_KINDS, "call", "source")
 _DEFAULT_PROVIDER: Final = "openai"

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.spans import OUR_SCOPES
-from otel_llm.prices.billing import CACHE_HIT, literal
-from otel_llm.store.merge.rows import SLOT_NS, TOKENS, USAGE_COLUMNS, USAGE_TYPES
+from otel_llm.conventions.token_usage import TOKEN_COLUMNS
+from otel_llm.prices.billing import CACHE_HIT, SLOT_NS, literal
+from otel_llm.store.merge.rows import USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -38,7 +39,7 @@ _CACHES: Final = "langchain|langgraph"
 """Scopes that can report an answer out of a cache that we know of, which is LangChain's."""
 _NEVER: Final = 2**62
 
-_RESULT: Final = ("response_model", "status", "error_type", "finish_reasons", *TOKENS, "service_tier")
+_RESULT: Final = ("response_model", "status", "error_type", "finish_reasons", *TOKEN_COLUMNS, "service_tier")
 """What only the result of a background response tells."""
 _OF_THE_CALL: Final = tuple(
     column for column in USAGE_COLUMNS if column not in (*_RESULT, "usage_source", "cost_usd", "price_source")

@@ -9,29 +9,11 @@ from typing import Final
 
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.spans import OUR_SCOPES
-from otel_llm.prices.billing import CACHE_HIT, REFUSED, literal
-
-MAX_TOKENS: Final = 10**12
-"""A token count beyond this is a fault of whoever wrote it, and is taken as unknown."""
-
-TOKENS: Final[dict[str, str]] = {
-    "input_tokens": semconv.INPUT_TOKENS,
-    "output_tokens": semconv.OUTPUT_TOKENS,
-    "cache_read_tokens": semconv.CACHE_READ_TOKENS,
-    "cache_write_tokens": semconv.CACHE_WRITE_TOKENS,
-    "reasoning_tokens": semconv.REASONING_TOKENS,
-    "audio_input_tokens": semconv.AUDIO_INPUT_TOKENS,
-    "audio_output_tokens": semconv.AUDIO_OUTPUT_TOKENS,
-    "image_input_tokens": semconv.IMAGE_INPUT_TOKENS,
-    "image_output_tokens": semconv.IMAGE_OUTPUT_TOKENS,
-}
-"""The token columns of `llm_usage` and the attributes they come from."""
+from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
+from otel_llm.prices.billing import CACHE_HIT, REFUSED, SLOT_NS, literal
 
 PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
 """What a price depends on, beside the number of tokens."""
-
-SLOT_NS: Final = 30 * 60 * 10**9
-"""Prices may change with the hour of the day; half an hour is the finest step that price data has."""
 
 # Numbers are read as text: one that is out of range must not make the whole batch fail.
 _LINE: Final = {
@@ -66,7 +48,7 @@ SPAN_COLUMNS: Final = (
 USAGE_COLUMNS: Final = (
     "started_at", "duration_ms", "time_to_first_chunk_ms", "trace_id", "span_id", "parent_span_id", "service_name",
     "operation", "provider", "request_model", "response_model", "response_id", "stream", "status", "error_type",
-    "finish_reasons", *TOKENS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
+    "finish_reasons", *TOKEN_COLUMNS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
     "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
     "instrumentation", "attempts", "input_messages", "output_messages", "service_tier",
 )  # fmt: skip
@@ -78,7 +60,8 @@ _STATUSES: Final = ("ok", "error", "cancelled", "partial", "interrupted")
 # The query reads every attribute once, into a column that is named after it; what follows works on those columns. Written
 # out in place, DuckDB would spend more time on planning a small merge than on the merge.
 
-_READ: Final[dict[str, str]] = TOKENS | {
+_READ: Final[dict[str, str]] = {
+    **TOKEN_COLUMNS,
     "operation_name": semconv.OPERATION,
     "provider_name": semconv.PROVIDER,
     "request_model": semconv.REQUEST_MODEL,
@@ -254,7 +237,7 @@ SELECT
     CASE WHEN error_type IS NULL AND status = 'error' AND contains(CAST(e AS VARCHAR), 'exception.type')
          THEN json_extract_string(e, '$[*].attributes."exception.type"')[1] ELSE error_type END AS error_type,
     {_texts("finish_reasons")} AS finish_reasons,
-    {", ".join(f"{_tokens(column)} AS {column}" for column in TOKENS)},
+    {", ".join(f"{_tokens(column)} AS {column}" for column in TOKEN_COLUMNS)},
     stated_usage_source, module, user_id, session_id, conversation_id, request_id,
     {_tags()} AS tags,
     coalesce(agent_name, ag) AS agent_name, coalesce(workflow_name, wf) AS workflow_name,
@@ -348,7 +331,7 @@ _PRICE: Final = {
     "above": "BIGINT",
     "up_to": "BIGINT",
     "per_call": "DECIMAL(18, 9)",
-    **{f"per_{column}": "DECIMAL(18, 15)" for column in TOKENS},
+    **{f"per_{column}": "DECIMAL(18, 15)" for column in TOKEN_COLUMNS},
     "prices_output": "BOOLEAN",
     "price_basis": "VARCHAR",
 }
@@ -366,10 +349,10 @@ _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE m
 
 def _fill_usage() -> str:
     """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0."""
-    cost = " + ".join(f"coalesce({column}, 0)::DECIMAL(19, 0) * per_{column}" for column in TOKENS)
+    cost = " + ".join(f"coalesce({column}, 0)::DECIMAL(19, 0) * per_{column}" for column in TOKEN_COLUMNS)
     computed = {
         "usage_source": f"""coalesce(stated_usage_source,
-            CASE WHEN coalesce({", ".join(TOKENS)}) IS NOT NULL THEN 'reported' END)""",
+            CASE WHEN coalesce({", ".join(TOKEN_COLUMNS)}) IS NOT NULL THEN 'reported' END)""",
         "cost_usd": f"""CASE WHEN cache_hit THEN 0
             WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {cost}, 0) AS DECIMAL(18, 9)) END""",
         "price_source": "coalesce(unpriced, price_basis)",
@@ -390,14 +373,14 @@ SELECT {values} FROM (
 
 def _unpriced() -> str:
     """Why a call has no cost; NULL where it has one."""
-    inputs = ", ".join(f"coalesce({part}, 0)" for part in TOKENS if part.startswith(("cache", "audio_in", "image_in")))
-    outputs = ", ".join(
-        f"coalesce({part}, 0)" for part in TOKENS if part.startswith(("reason", "audio_out", "image_out"))
+    inputs, outputs = (
+        ", ".join(f"coalesce({part}, 0)" for part, whole in WHOLE_OF.items() if whole == side)
+        for side in ("input_tokens", "output_tokens")
     )
     written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
     return f"""CASE
         WHEN cache_hit THEN {literal(CACHE_HIT)}
-        WHEN refused AND coalesce({", ".join(TOKENS)}) IS NULL THEN {literal(REFUSED)}
+        WHEN refused AND coalesce({", ".join(TOKEN_COLUMNS)}) IS NULL THEN {literal(REFUSED)}
         WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
         WHEN input_tokens IS NULL THEN 'no input usage reported'
         WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
@@ -420,7 +403,7 @@ def calls_again(wanted: str) -> str:
     )
     tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
     return f"""INSERT INTO batch BY NAME
-    SELECT {columns}, {", ".join(TOKENS)}, true AS model_call,
+    SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, true AS model_call,
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
@@ -447,7 +430,7 @@ _SPAN_TYPES: Final = {
 }
 USAGE_TYPES: Final = {
     **dict.fromkeys(USAGE_COLUMNS, "VARCHAR"),
-    **dict.fromkeys(TOKENS, "BIGINT"),
+    **dict.fromkeys(TOKEN_COLUMNS, "BIGINT"),
     **dict.fromkeys(("duration_ms", "time_to_first_chunk_ms"), "DOUBLE"),
     **dict.fromkeys(("input_messages", "output_messages"), "JSON"),
     "started_at": "TIMESTAMPTZ",

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from otel_llm.conventions import semconv
+from otel_llm.conventions.token_usage import TOKEN_COLUMNS
 from otel_llm.prices import book
+from otel_llm.prices.billing import SLOT_NS
 from otel_llm.prices.book import PriceBook
 from otel_llm.settings import reload
 from otel_llm.store.journal.writer import Journal
-from otel_llm.store.merge.rows import SLOT_NS, TOKENS
 from tests.store.conftest import NOON, query, write_call
 
 genai_prices = pytest.importorskip("genai_prices")
@@ -71,7 +72,7 @@ def test_the_same_as_the_library_says(provider: str, library_provider: str, mode
     quote = PriceBook().quote(provider, model, None, None, at)
     tokens = usage[semconv.INPUT_TOKENS]
     (rate,) = [rate for rate in quote.rates if rate.above < tokens <= rate.up_to]
-    columns = {attribute: column for column, attribute in TOKENS.items()}
+    columns = {attribute: column for column, attribute in TOKEN_COLUMNS.items()}
     ours = rate.per_call + sum(rate.per_token.get(columns[name], 0) * number for name, number in usage.items())
     theirs = genai_prices.calc_price(
         genai_prices.Usage(**{LIBRARY_KEYS[name]: number for name, number in usage.items()}),
@@ -320,7 +321,7 @@ def test_the_kinds_of_tokens_by_hand(
     monkeypatch.setenv("OTEL_LLM_PRICES", str(table))
     reload()
     named = {semconv.REQUEST_MODEL: "m"}
-    parts = {name: 1_000 for column, name in TOKENS.items() if column not in ("input_tokens", "output_tokens")}
+    parts = {name: 1_000 for column, name in TOKEN_COLUMNS.items() if column not in ("input_tokens", "output_tokens")}
     usage = {semconv.INPUT_TOKENS: 10_000, semconv.OUTPUT_TOKENS: 10_000} | parts
     by_hand = (6_000 * 1 + 7_000 * 2 + 1_000 * (3 + 5 + 7 + 11 + 13 + 17 + 19)) / Decimal(1_000_000)
     assert cost(journal, store_path, named | usage) == (by_hand, "override")
