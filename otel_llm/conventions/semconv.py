@@ -7,6 +7,9 @@ project keeps its own. Names that only others write are in `dialects`.
 
 from typing import Final
 
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
+"""The version of the conventions that our spans, metrics and events follow."""
+
 # --- what is called --------------------------------------------------------------------------------------------------
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"

@@ -34,6 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_llm.conventions.hosts import price_list_name
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.prices.billing import SLOT_NS
 from otel_llm.support import faults
@@ -44,29 +45,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_llm")
 
 _MILLION: Final = Decimal(1_000_000)
-
-# OpenTelemetry's provider names, and older ones, where genai-prices calls them something else.
-_PROVIDERS: Final = {
-    "azure.ai.openai": "azure",
-    "azure.ai.inference": "azure",
-    "az.ai.openai": "azure",
-    "az.ai.inference": "azure",
-    "aws.bedrock": "aws",
-    "bedrock": "aws",
-    "gcp.gemini": "google",
-    "gcp.vertex_ai": "google",
-    "gcp.gen_ai": "google",
-    "gemini": "google",
-    "vertex_ai": "google",
-    "vertexai": "google",
-    "x_ai": "x-ai",
-    "xai": "x-ai",
-    "mistral_ai": "mistral",
-    "mistralai": "mistral",
-    "moonshot_ai": "moonshotai",
-    "together_ai": "together",
-    "fireworks_ai": "fireworks",
-}
 
 _LIBRARY_KINDS: Final = {
     "reasoning_tokens": "output_reasoning_tokens",
@@ -241,7 +219,7 @@ def _library_quote(provider: str | None, model: str, tier: str | None, at_ns: in
     import genai_prices
     from genai_prices.data_snapshot import get_snapshot
 
-    library_provider = _PROVIDERS.get(provider, provider) if provider else None
+    library_provider = price_list_name(provider) if provider else None
     try:
         provider_info, model_info = get_snapshot().find_provider_model(model, None, library_provider, None)
     except LookupError:
@@ -328,7 +306,7 @@ def library_dates(provider: str | None, model: str) -> tuple[str | None, tuple[d
     from genai_prices.data_snapshot import get_snapshot
     from genai_prices.types import StartDateConstraint
 
-    library_provider = _PROVIDERS.get(provider, provider) if provider else None
+    library_provider = price_list_name(provider) if provider else None
     try:
         provider_info, model_info = get_snapshot().find_provider_model(model, None, library_provider, None)
     except LookupError:

@@ -9,31 +9,10 @@ from otel_llm.calls import model_call as calls
 from otel_llm.calls.model_call import ModelCall, Place
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
+from otel_llm.conventions.hosts import provider_name
 from otel_llm.instrumentation.langchain._answer import Answer
 from otel_llm.settings import settings
 
-PROVIDERS = {
-    # LangChain's `ls_provider` -> gen_ai.provider.name, where the two differ
-    "azure": "azure.ai.openai",
-    "azure_openai": "azure.ai.openai",
-    "azure_ai": "azure.ai.inference",
-    "google_genai": "gcp.gemini",
-    "google": "gcp.gemini",
-    "google_vertexai": "gcp.vertex_ai",
-    "vertexai": "gcp.vertex_ai",
-    "amazon_bedrock": "aws.bedrock",
-    "aws_bedrock": "aws.bedrock",
-    "bedrock": "aws.bedrock",
-    "bedrock_converse": "aws.bedrock",
-    "mistral": "mistral_ai",
-    "mistralai": "mistral_ai",
-    "xai": "x_ai",
-    "together": "together_ai",
-    "fireworks": "fireworks_ai",
-    "ibm": "ibm.watsonx.ai",
-    "watsonx": "ibm.watsonx.ai",
-    "moonshot": "moonshot_ai",
-}
 _MODEL_KEYS = ("model", "model_name", "model_id")
 _NUMBER = (int, float)
 _TOLD = (
@@ -179,4 +158,4 @@ def _provider(metadata: Mapping[str, Any], serialized: Mapping[str, Any] | None)
     if not isinstance(provider, str) or not provider:
         path = (serialized or {}).get("id") or ["unknown"]
         provider = str(path[-1]).removeprefix("Chat").lower() or "unknown"
-    return PROVIDERS.get(provider, provider)
+    return provider_name(provider)

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakKeyDictionary
 
 from otel_llm.conventions import semconv
+from otel_llm.conventions.hosts import is_at, provider_at
 from otel_llm.conventions.token_usage import fields
 from otel_llm.conventions.tool_calls import returned_in_chat, returned_in_input
 
@@ -78,52 +79,13 @@ class Server(NamedTuple):
     @property
     def takes_usage(self) -> bool:
         """Whether `stream_options` is known to be taken, without asking: by OpenAI itself."""
-        return self.provider == "openai" and _is_at(self.address, "openai.com")
+        return self.provider == "openai" and is_at(self.address, "openai.com")
 
     @property
     def tells_unasked(self) -> bool:
         """Whether streams end with their usage, asked or not: then the chunk with it is the app's."""
         return self.provider in _TELLS_UNASKED
 
-
-_HOSTS = (
-    # suffix of the host -> gen_ai.provider.name; well-known values of the GenAI conventions where they have one
-    ("openai.com", "openai"),
-    ("openai.azure.com", "azure.ai.openai"),
-    ("openai.azure.us", "azure.ai.openai"),
-    ("openai.azure.cn", "azure.ai.openai"),
-    ("cognitiveservices.azure.com", "azure.ai.openai"),
-    ("cognitiveservices.azure.us", "azure.ai.openai"),
-    ("cognitiveservices.azure.cn", "azure.ai.openai"),
-    ("api.cognitive.microsoft.com", "azure.ai.openai"),
-    ("api.cognitive.microsoft.us", "azure.ai.openai"),
-    ("api.cognitive.azure.cn", "azure.ai.openai"),
-    ("services.ai.azure.com", "azure.ai.inference"),
-    ("services.ai.azure.us", "azure.ai.inference"),
-    ("services.ai.azure.cn", "azure.ai.inference"),
-    ("models.ai.azure.com", "azure.ai.inference"),
-    ("anthropic.com", "anthropic"),
-    ("generativelanguage.googleapis.com", "gcp.gemini"),
-    ("aiplatform.googleapis.com", "gcp.vertex_ai"),
-    ("amazonaws.com", "aws.bedrock"),
-    ("cohere.com", "cohere"),
-    ("cohere.ai", "cohere"),
-    ("deepseek.com", "deepseek"),
-    ("groq.com", "groq"),
-    ("mistral.ai", "mistral_ai"),
-    ("perplexity.ai", "perplexity"),
-    ("x.ai", "x_ai"),
-    ("openrouter.ai", "openrouter"),
-    ("together.xyz", "together_ai"),
-    ("together.ai", "together_ai"),
-    ("fireworks.ai", "fireworks_ai"),
-    ("cerebras.ai", "cerebras"),
-    ("huggingface.co", "huggingface"),
-    ("moonshot.ai", "moonshot_ai"),
-    ("moonshot.cn", "moonshot_ai"),
-)
-
-"""The one list of hosts: what is known of a provider is told by the name that this gives it."""
 
 _TELLS_UNASKED = frozenset({"openrouter"})
 
@@ -159,16 +121,8 @@ def server_at(host: str | None, port: int | None, *, azure_client: bool = False)
     """Who answers at a host."""
     # A host that is not known serves the OpenAI protocol under a name of its own: the conventions keep `openai` there, and
     # `server.address` tells it apart.
-    provider = "azure.ai.openai" if azure_client else "openai"
-    for suffix, name in _HOSTS:
-        if _is_at(host, suffix):
-            provider = name
-            break
+    provider = provider_at(host) or ("azure.ai.openai" if azure_client else "openai")
     return Server(provider, host, port)
-
-
-def _is_at(host: str | None, domain: str) -> bool:
-    return host is not None and (host == domain or host.endswith("." + domain))
 
 
 def sent_body(options: Any) -> Mapping[str, Any]:
