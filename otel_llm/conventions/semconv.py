@@ -9,6 +9,10 @@ from typing import Final
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 """The version of the conventions that our spans, metrics and events follow."""
+SCOPE: Final = "otel_llm"
+"""The instrumentation scope of our metrics and events."""
+SPAN_SCOPES: Final = SCOPE + "."
+"""What the scopes of our spans begin with: `otel_llm.instrumentation.openai`, say."""
 
 # --- what is called --------------------------------------------------------------------------------------------------
 OPERATION: Final = "gen_ai.operation.name"

@@ -6,20 +6,19 @@ Where the SDK's public properties copy, the plain field behind them is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
 
-Attributes = Mapping[str, Any]
+from otel_llm.conventions import semconv
 
-OUR_SCOPES: Final = "otel_llm."
-"""What the names of our own instrumentation scopes begin with."""
+Attributes = Mapping[str, Any]
 
 
 def is_ours(scope: str | None) -> bool:
-    """Whether an instrumentation scope is one of ours."""
-    return scope is not None and scope.startswith(OUR_SCOPES)
+    """Whether an instrumentation scope is one of our spans'."""
+    return scope is not None and scope.startswith(semconv.SPAN_SCOPES)
 
 
 def attributes_of(span: ReadableSpan, given: Attributes | None = None) -> Attributes:

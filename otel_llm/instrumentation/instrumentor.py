@@ -10,13 +10,12 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from otel_llm.calls.tracing import Tracer
+from otel_llm.conventions import semconv
 from otel_llm.settings import settings
 from otel_llm.signals import providers
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
-
-_SCHEMA_URL = "https://opentelemetry.io/schemas/1.40.0"
 
 
 class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -44,7 +43,7 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
         if settings().sdk_disabled:
             return
         providers.use(self, meter_provider, logger_provider)
-        self._install(Tracer(self.scope, tracer_provider, _SCHEMA_URL))
+        self._install(Tracer(self.scope, tracer_provider, semconv.SCHEMA_URL))
 
     def _uninstrument(self, **_: Any) -> None:
         self._remove()

@@ -6,7 +6,7 @@ Emitted only in the event modes of content capture, and only where a LoggerProvi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from opentelemetry import context as otel
 from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber, get_logger
@@ -17,9 +17,6 @@ from otel_llm.conventions import semconv
 from otel_llm.settings import settings
 from otel_llm.support import faults
 from otel_llm.version import __version__
-
-SCOPE: Final = "otel_llm"
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 _given: LoggerProvider | None = None
 _loggers: dict[LoggerProvider | None, Logger] = {}
@@ -35,7 +32,7 @@ def use(provider: LoggerProvider | None) -> None:
 def _logger() -> Logger:
     logger = _loggers.get(_given)
     if logger is None:
-        logger = _loggers[_given] = get_logger(SCOPE, __version__, _given, SCHEMA_URL)
+        logger = _loggers[_given] = get_logger(semconv.SCOPE, __version__, _given, semconv.SCHEMA_URL)
     return logger
 
 

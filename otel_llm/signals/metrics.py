@@ -26,9 +26,6 @@ from otel_llm.signals.instruments import CallFacts, Current, Legacy
 from otel_llm.support import faults
 from otel_llm.version import __version__
 
-SCOPE: Final = "otel_llm"
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
-
 _COMMON: Final = (
     semconv.OPERATION,
     semconv.PROVIDER,
@@ -216,7 +213,7 @@ def _instruments() -> list[Current | Legacy]:
     names = settings().metrics
     made = _made
     if made is None or made[0] is not provider or made[1] != names:
-        meter = provider.get_meter(SCOPE, __version__, SCHEMA_URL)
+        meter = provider.get_meter(semconv.SCOPE, __version__, semconv.SCHEMA_URL)
         instruments: list[Current | Legacy] = []
         if names in ("current", "both"):
             instruments.append(Current(meter))

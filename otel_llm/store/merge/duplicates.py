@@ -23,10 +23,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.conventions import semconv
-from otel_llm.conventions.spans import OUR_SCOPES
 from otel_llm.conventions.token_usage import TOKEN_COLUMNS
 from otel_llm.prices.billing import CACHE_HIT, SLOT_NS, literal
-from otel_llm.store.merge.rows import USAGE_COLUMNS, USAGE_TYPES
+from otel_llm.store.merge.rows import IS_OURS, USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -113,7 +112,7 @@ def _same(one: str, other: str) -> str:
 
 def _may_be_shared(table: str, since: str) -> str:
     return f"""SELECT exists(FROM {table} WHERE started_at >= {since}
-        AND (operation = {literal(semconv.RETRIEVE)} OR NOT starts_with(coalesce(instrumentation, ''), {literal(OUR_SCOPES)})))"""
+        AND (operation = {literal(semconv.RETRIEVE)} OR NOT {IS_OURS}))"""
 
 
 def _seen(tables: list[str], since: str, older: str) -> str:
@@ -129,7 +128,7 @@ def _seen(tables: list[str], since: str, older: str) -> str:
         for table in tables
     )
     return f"""INSERT INTO seen BY NAME
-    SELECT *, CASE WHEN starts_with(scope, {literal(OUR_SCOPES)}) THEN 2
+    SELECT *, CASE WHEN starts_with(scope, {literal(semconv.SPAN_SCOPES)}) THEN 2
                    WHEN regexp_matches(scope, {literal(_FRAMEWORKS)}) THEN 0 ELSE 1 END AS level
     FROM (SELECT true AS is_new, cache_hit, {columns} FROM batch WHERE model_call UNION ALL {stored})"""
 

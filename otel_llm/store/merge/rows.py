@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from otel_llm.conventions import dialects, semconv
-from otel_llm.conventions.spans import OUR_SCOPES
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.prices.billing import CACHE_HIT, REFUSED, SLOT_NS, literal
 
@@ -271,11 +270,14 @@ def _is_refusal() -> str:
     return f"coalesce(regexp_full_match(error_type, '[45][0-9][0-9]|(.*[.])?({_REFUSALS})Error'), false)"
 
 
+IS_OURS: Final = f"starts_with(coalesce(instrumentation, ''), {literal(semconv.SPAN_SCOPES)})"
+"""The condition on `instrumentation` for what our own instrumentors have recorded."""
+
 _MEASURE_BATCH: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000,
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
-        OR NOT starts_with(coalesce(instrumentation, ''), {literal(OUR_SCOPES)}))), false)
+        OR NOT {IS_OURS})), false)
 FROM batch
 """
 """Rows, rows that never ended, different spans, the microseconds of the first start and the last, and whether there are calls
