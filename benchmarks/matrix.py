@@ -52,10 +52,10 @@ _PATIENCE = 60.0
 
 def _otel_llm(provider: Any) -> Callable[[], None]:
     import otel_llm
-    from otel_llm.calls import model_call
+    from otel_llm.calls import abandoned
 
     otel_llm.instrument(tracer_provider=provider)
-    return model_call.finish_abandoned  # what `otel_llm.flush()` and the store's thread call
+    return abandoned.finish_abandoned  # what `otel_llm.flush()` and the store's thread call
 
 
 def _official(provider: Any) -> None:

@@ -569,7 +569,7 @@ def _sdk() -> Any:
 def _model_calls(provider: Any, number: int) -> Iterator[None]:
     """Makes `number` model calls, as an instrumentation does that talks to nobody; yields after each."""
     from otel_llm import llm_context
-    from otel_llm.calls import model_call as life
+    from otel_llm.calls import ending, model_call
     from otel_llm.conventions import semconv
     from otel_llm.conventions.token_usage import Usage
 
@@ -578,7 +578,7 @@ def _model_calls(provider: Any, number: int) -> Iterator[None]:
     for index in range(number):
         model = _MODELS[index % len(_MODELS)]
         with llm_context("soak", user_id=f"user-{index % 50}"):
-            call = life.ModelCall(
+            call = model_call.ModelCall(
                 tracer,
                 semconv.CHAT,
                 model,
@@ -587,7 +587,7 @@ def _model_calls(provider: Any, number: int) -> Iterator[None]:
                 started_ns=first + index * _DAYS // number * _DAY_NS + index * 10**6 % (3600 * 10**9),
             )
         call.finish(
-            life.OK,
+            ending.OK,
             usage=Usage(input=1000 + index % 977, output=index % 511, cache_read=index % 128),
             attributes={
                 semconv.RESPONSE_ID: f"chatcmpl-{index:08x}",
@@ -879,7 +879,7 @@ class _Callers:
         import gc
 
         import otel_llm
-        from otel_llm.calls import model_call as life
+        from otel_llm.calls import abandoned
         from otel_llm.instrumentation.langchain import LangChainInstrumentor
         from otel_llm.instrumentation.openai._observe import background
 
@@ -892,7 +892,7 @@ class _Callers:
         maps = {
             "runs": len(runs),
             "background responses": len(background._calls),
-            "abandoned calls": len(life._abandoned),
+            "abandoned calls": len(abandoned._abandoned),
         }
         ours = ("otel_llm.", "opentelemetry.sdk.trace")
         objects = sum(str(type(one).__module__).startswith(ours) for one in gc.get_objects())

@@ -18,7 +18,7 @@ from opentelemetry.propagators.textmap import (
     default_setter,
 )
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import request
 from otel_llm.support import faults
 
 _logger = getLogger("otel_llm")
@@ -50,7 +50,7 @@ class WithholdingPropagator(TextMapPropagator):
     def inject(
         self, carrier: CarrierT, context: otel.Context | None = None, setter: Setter[CarrierT] = default_setter
     ) -> None:
-        if not calls.withholds(context):
+        if not request.withholds(context):
             self.inner.inject(carrier, context, setter)
 
     @property

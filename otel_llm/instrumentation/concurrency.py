@@ -15,7 +15,6 @@ from typing import Any
 from opentelemetry import context as otel
 
 from otel_llm.calls import carrying
-from otel_llm.calls import model_call as calls
 from otel_llm.instrumentation.patching import Patches
 from otel_llm.support import faults
 
@@ -77,7 +76,7 @@ def _start_thread(wrapped: Callable[..., Any], thread: Any, args: Any, kwargs: A
     own = _MISSING
     changed = False
     try:
-        context, belongings = _current(), calls.belongings()
+        context, belongings = _current(), carrying.carried()
         if (context or belongings) and thread.ident is None and not _serves_all(thread):
             own = thread.__dict__.get("run", _MISSING)
             # On the object: a subclass has a `run` of its own.
@@ -93,7 +92,7 @@ def _start_thread(wrapped: Callable[..., Any], thread: Any, args: Any, kwargs: A
         raise
 
 
-def _run_thread(thread: Any, own: Any, context: otel.Context | None, belongings: calls.Belongings | None) -> None:
+def _run_thread(thread: Any, own: Any, context: otel.Context | None, belongings: carrying.Carried | None) -> None:
     _restore_run(thread, own)
     carrying.run_here(context, belongings, thread.run)
 
@@ -116,7 +115,7 @@ def _submit_to_thread(wrapped: Callable[..., Any], executor: Any, args: Any, kwa
     if not args or type(executor).__module__ == "concurrent.futures.interpreter":
         return wrapped(*args, **kwargs)
     try:
-        context, belongings = _current(), calls.belongings()
+        context, belongings = _current(), carrying.carried()
     except Exception as fault:
         faults.report("carry the context into a pool", fault)
         return wrapped(*args, **kwargs)
@@ -141,7 +140,7 @@ def _start_process(wrapped: Callable[..., Any], process: Any, args: Any, kwargs:
     own = _MISSING
     changed = False
     try:
-        if (otel.get_current() or calls.belongings()) and not _serves_all(process):
+        if (otel.get_current() or carrying.carried()) and not _serves_all(process):
             own = process.__dict__.get("run", _MISSING)
             process.run = partial(
                 carrying.run_there, carrying.message(), _run_process, process, None if own is _MISSING else own
@@ -165,7 +164,7 @@ def _hand_to_pool(wrapped: Callable[..., Any], pool: Any, args: Any, kwargs: Any
     try:
         function = args[0] if args else kwargs["func"]
         if isinstance(pool, sys.modules["multiprocessing.pool"].ThreadPool):
-            carried = partial(carrying.run_here, otel.get_current(), calls.belongings(), function)
+            carried = partial(carrying.run_here, otel.get_current(), carrying.carried(), function)
         else:
             carried = partial(carrying.run_there, carrying.message(), function)
         if args:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, StatusCode
 
 from otel_llm import context
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending
 from otel_llm.calls.tracing import Given, hear
 from otel_llm.conventions import semconv
 from otel_llm.conventions.dialects import is_genai, operation_of
@@ -151,7 +151,7 @@ class LifecycleProcessor(SpanProcessor):
         status = _text(attributes, semconv.STATUS)
         if status is None:
             failed = error_type is not None or span.status.status_code is StatusCode.ERROR
-            status = calls.ERROR if failed else calls.OK
+            status = ending.ERROR if failed else ending.OK
         kind = kinds.ended(operation, status)
         ended_ns = span.end_time or time.time_ns()
         details: dict[str, Any] = {
@@ -227,11 +227,11 @@ def _note(
 ) -> None:
     """Adds what has ended to the chains that it was in."""
     if above is not None:
-        above.failed = where if status in (calls.ERROR, calls.CANCELLED) else None
+        above.failed = where if status in (ending.ERROR, ending.CANCELLED) else None
     while above is not None:
         chain = above.chain
         if chain is not None:
-            if status == calls.OK:
+            if status == ending.OK:
                 chain.completed.append(name)
             chain.model_calls += is_call
             if usage is not None:

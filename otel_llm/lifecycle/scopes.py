@@ -16,10 +16,11 @@ from typing import Any, Final, ParamSpec, Self, TypeVar, cast, overload
 
 from opentelemetry import context as otel
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, set_span_in_context
 
 from otel_llm import context
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned, ending, parent
+from otel_llm.calls.parent import inherit
 from otel_llm.calls.tracing import Tracer
 from otel_llm.context.generators import generator_function
 from otel_llm.conventions import semconv
@@ -32,8 +33,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 INSTRUMENTATION: Final = "otel_llm.lifecycle"
-_ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
-_FAILED: Final = (calls.ERROR, calls.CANCELLED)
 
 _ENTRY: Final = otel.create_key("otel-llm-scope-entry")
 _SPAN: Final = next(iter(set_span_in_context(trace.INVALID_SPAN, otel.Context())))
@@ -67,7 +66,7 @@ class _Entry:
         self.facts = facts
         """What the span was told."""
         self.stopwatch = stopwatch
-        self.process = calls.process()
+        self.process = abandoned.process()
         self._outer = outer
         self._home = _here()
         self._is_left = False
@@ -204,18 +203,12 @@ class Scope:
 
     def _begin(self, current: otel.Context) -> _Entry:
         """Starts the span, in the current context."""
-        calls.finish_abandoned()
+        abandoned.finish_abandoned()
         above = current
         attributes = {**self._attributes, **context.attributes(current)}
-        place = calls.find_place()
-        if place is not None:  # inside a run of LangChain's, which is not in the context
-            above = set_span_in_context(place.span, current)
-            if place.agent_name is not None:
-                attributes.setdefault(semconv.AGENT_NAME, place.agent_name)
-            if place.workflow_name is not None:
-                attributes.setdefault(semconv.WORKFLOW_NAME, place.workflow_name)
-            if place.conversation_id is not None:
-                attributes.setdefault(semconv.CONVERSATION_ID, place.conversation_id)
+        if (run := parent.find_parent()) is not None:  # of LangChain's, which is not in the context
+            above = set_span_in_context(run.span, current)
+            inherit(attributes, run)
         if hub.subscriptions:
             above = otel.set_value(SCOPE, self, above)
         name = self._name
@@ -228,14 +221,14 @@ class Scope:
     def _end(self, entry: _Entry, error: BaseException | None) -> None:
         """Ends the span as `error` says."""
         span = entry.span
-        if entry.process is not calls.process():
+        if entry.process is not abandoned.process():
             return  # a forked child: the span is its parent's to end
         was_recorded = span.is_recording()
         if isinstance(error, GeneratorExit):
             # Perhaps inside the garbage collector, and so inside a lock that ending a span needs.
             if entry.stopwatch is not None:
                 entry.stopwatch.halt()
-            calls.later(partial(_finish, entry, error, time.time_ns()))
+            abandoned.later(partial(_finish, entry, error, time.time_ns()))
         else:
             _finish(entry, error)
         if hub.subscriptions and not was_recorded:
@@ -327,28 +320,11 @@ class _Body:
 
 
 def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = None) -> None:
-    span = entry.span
-    status = calls.OK if calls.is_control_flow(error) else calls.status_of(error)
-    error_type = calls.error_type_of(error) if error is not None and status in _FAILED else None
-    try:
-        at_end = {semconv.STATUS: status}
-        if error_type is not None:
-            at_end[semconv.ERROR_TYPE] = error_type
-        entry.facts.update(at_end)
-        span.set_attributes(at_end)
-        if error_type is not None:
-            span.set_status(_ERROR if error is None or not settings().captures_content else _failed(span, error))
-        span.end(ended_ns)
-    except Exception as fault:  # a span processor of the app's that raises
-        faults.report("end a span", fault)
+    status = ending.OK if ending.is_control_flow(error) else ending.status_of(error)
+    error_type = ending.error_type_of(error) if error is not None and status in ending.FAILED else None
+    ending.end_span(entry.span, entry.facts, status, error=error, error_type=error_type, end_ns=ended_ns)
     if entry.stopwatch is not None:
-        entry.stopwatch.stop(error_type, span)
-
-
-def _failed(span: Span, error: BaseException) -> Status:
-    from otel_llm.content import capture  # only with capture
-
-    return capture.failed(span, error)
+        entry.stopwatch.stop(error_type, entry.span)
 
 
 def _named(operation: str, name: str | None) -> dict[str, str]:

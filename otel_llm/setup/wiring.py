@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
-from otel_llm.calls import model_call as calls
-from otel_llm.calls import stream_usage, tracing, withholding
+from otel_llm.calls import abandoned, stream_usage, tracing, withholding
+from otel_llm.calls.listeners import listeners
 from otel_llm.conventions import semconv
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class _Wiring:
         stage.keeps_account = True
         if provider is not None:
             provider.add_span_processor(self.processor)
-        calls.watchers.append(self.processor.update)
-        calls.end_watchers.append(self.processor.end_untold)
-        calls.deniers.append(self.processor.deny)
+        listeners.append(self.processor)
 
 
 class _Other:
@@ -150,8 +148,8 @@ def wire(provider: Any, path: Path) -> Store:
         wiring = _wired.get(key)
         if wiring is None:
             store = Store.open(path)
-            if calls.finish_abandoned not in store.before_flush:
-                store.before_flush.append(calls.finish_abandoned)
+            if abandoned.finish_abandoned not in store.before_flush:
+                store.before_flush.append(abandoned.finish_abandoned)
                 store.before_flush.append(stream_usage.save)
             stream_usage.keep_at(store.paths.stream_usage)
             wiring = _wired[key] = _Wiring(taking_processors(provider), _stages[key], store)
@@ -173,9 +171,7 @@ def unwire() -> None:
         tracing.stages.clear()
         for provider, wiring in list(_wired.items()):
             _remove_processor(provider, wiring.processor)
-            calls.watchers.remove(wiring.processor.update)
-            calls.end_watchers.remove(wiring.processor.end_untold)
-            calls.deniers.remove(wiring.processor.deny)
+            listeners.remove(wiring.processor)
             wiring.processor.shutdown()
         _wired.clear()
         stream_usage.keep_at(None)

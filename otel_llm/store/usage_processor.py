@@ -8,7 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import request
 from otel_llm.calls.tracing import Given, backstage, hear
 from otel_llm.conventions import semconv
 from otel_llm.conventions.dialects import is_genai, is_model_call
@@ -93,7 +93,7 @@ class UsageSpanProcessor(SpanProcessor):
             node.model_call = True
             node.is_ours = is_ours(record.get("sc"))
             _count_once(node)
-            if not node.is_ours and _OPENAI in record.get("sc", "") and calls.is_aside():
+            if not node.is_ours and _OPENAI in record.get("sc", "") and request.is_unrecorded():
                 node.covered = True  # see `deny`
             if node.covered:
                 record["x"] = 1

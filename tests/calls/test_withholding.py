@@ -13,8 +13,9 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_llm import llm_context
-from otel_llm.calls import model_call as calls
-from otel_llm.calls.model_call import Aside, ModelCall
+from otel_llm.calls import ending, request
+from otel_llm.calls.model_call import ModelCall
+from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.withholding import WithholdingPropagator, _warn_of_header
 from otel_llm.context import LONGEST_VALUE, MOST_TAGS, attributes
 from otel_llm.conventions import semconv
@@ -151,25 +152,25 @@ def sent() -> dict[str, str]:
     return carrier
 
 
-@pytest.mark.parametrize("kind", ["call", "aside"])
+@pytest.mark.parametrize("kind", ["call", "unrecorded"])
 def test_a_request_to_a_provider_carries_nothing(kind):
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
-    request = ModelCall(tracer, semconv.CHAT, "m", {}) if kind == "call" else Aside(propagates=False)
+    made = ModelCall(tracer, semconv.CHAT, "m", {}) if kind == "call" else UnrecordedRequest(propagates=False)
     with llm_context("m"):
         assert sent()
         outside = otel.get_current()
-        calls.enter(request)
+        request.enter(made)
         assert not sent()
-        request.propagates = True
+        made.propagates = True
         assert sent()
-        request.propagates = False
-        calls.leave(request, outside)
+        made.propagates = False
+        request.leave(made, outside)
         assert sent()
         # A thread that was started meanwhile may keep the context for good.
-        calls.enter(request)
-        if isinstance(request, Aside):
-            request.finished = True
+        request.enter(made)
+        if isinstance(made, UnrecordedRequest):
+            made.finished = True
         else:
-            request.finish(calls.OK)
+            made.finish(ending.OK)
         assert sent()
-        calls.leave(request, outside)
+        request.leave(made, outside)

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
@@ -28,7 +28,7 @@ class Spans:
 
     def all(self) -> list[ReadableSpan]:
         gc.collect()  # a stream refers to itself, so only the collector notices that it was dropped
-        calls.finish_abandoned()
+        abandoned.finish_abandoned()
         return list(self._memory.get_finished_spans())
 
     def one(self) -> ReadableSpan:

@@ -22,7 +22,6 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from otel_llm import llm_context
 from otel_llm.calls import carrying
-from otel_llm.calls import model_call as calls
 from otel_llm.context import attributes
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation import concurrency
@@ -180,11 +179,11 @@ def test_afterwards_the_thread_is_as_it_was(inside):
         with llm_context(user_id="worker"):
             before = otel.get_current()
             try:
-                carrying.run_here(carried, calls.Belongings(lambda: None, ()), task)
+                carrying.run_here(carried, carrying.Carried(lambda: None, ()), task)
             except ZeroDivisionError:
                 pass
             assert otel.get_current() is before
-            assert calls.belongings() is None
+            assert carrying.carried() is None
 
 
 def test_only_our_context_is_carried(inside):

@@ -24,8 +24,7 @@ from langchain_core.language_models import FakeListChatModel
 from opentelemetry import context as otel
 from opentelemetry.sdk.trace import TracerProvider
 
-import otel_llm
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from otel_llm.instrumentation.langchain._runs import Runs
@@ -33,9 +32,9 @@ from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.setup import wiring
 from otel_llm.support import faults, fork_guard
 from tests.instrumentation.openai.clients import http
+from tests.stopping import OURS, Stop
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
-OURS = str(Path(otel_llm.__file__).parent)
 
 
 class TimeLimit(Exception):
@@ -47,30 +46,10 @@ class Tried(TimeoutError):
 
 
 # --- at each line ------------------------------------------------------------------------------------------------------
-class Alarm:
-    """Sends a signal at the n-th line of ours that runs.
-
-    Not in finalizers (those of generators too), whose exceptions Python prints, whoever's they are.
-    """
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-        self.where = ""
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(OURS) or frame.f_code.co_name == "__del__":
-            return None
-        if event == "line" and not isinstance(sys.exc_info()[1], GeneratorExit):
-            self.left -= 1
-            if not self.left and in_finalizer(frame):
-                self.left = 1
-            elif not self.left:
-                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                signal.raise_signal(signal.SIGALRM)
-        return self
-
-
-def in_finalizer(frame: FrameType | None) -> bool:
+def in_finalizer(frame: FrameType | None, _: str) -> bool:
+    """Those of generators too: Python prints what is raised there, whoever's it is."""
+    if isinstance(sys.exc_info()[1], GeneratorExit):
+        return True
     while frame is not None:
         if frame.f_code.co_name == "__del__":
             return True
@@ -159,25 +138,22 @@ def test_the_app_gets_its_time_limit_and_the_call_its_row(way, error, raises, tm
     store._stopping.set()  # what is in the journal stays there to be read
     instrumentor = OpenAIInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
-    before, server, outside = sys.gettrace(), Provider(), otel.get_current()
+    server, outside = Provider(), otel.get_current()
     api = server.client()
     seen: dict[str, dict[str, Any]] = {}
     try:
         WAYS[way](api)  # what is done once is done
-        at, alarm = 1, Alarm(0)
         for at in range(1, 100_000, STRIDE):
             server.billed, came = 0, False
-            alarm = Alarm(at)
-            sys.settrace(alarm)
+            alarm = Stop(at, partial(signal.raise_signal, signal.SIGALRM), spared=in_finalizer)
             try:
-                WAYS[way](api)
+                with alarm:
+                    WAYS[way](api)
             except error:
                 came = True
-            finally:
-                sys.settrace(before)
             gc.collect()
-            calls.finish_abandoned()
-            if alarm.left > 0:
+            abandoned.finish_abandoned()
+            if not alarm.where:
                 break
             assert came, alarm.where
             assert otel.get_current() == outside, alarm.where

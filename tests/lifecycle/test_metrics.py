@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from otel_llm import chain, step, tool
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.conventions import semconv
 from otel_llm.lifecycle.scopes import tracer
 from otel_llm.signals import metrics
@@ -97,7 +97,7 @@ def test_a_generator_that_is_left_is_as_long_as_it_ran(
     now = 5 * 10**9
     numbers.close()
     now = 1_000 * 10**9
-    calls.finish_abandoned()
+    abandoned.finish_abandoned()
     data = reader.get_metrics_data()
     assert data is not None
     (point,) = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points

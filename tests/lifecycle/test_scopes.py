@@ -20,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode, get_current_span
 
 from otel_llm import chain, context, llm_context, step, tool
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned, ending
 from otel_llm.conventions import semconv
 from otel_llm.lifecycle import Scope, scopes
 from tests.instrumentation.conftest import Spans
@@ -98,7 +98,7 @@ def test_what_is_raised_passes_through(spans: Spans, error: BaseException, statu
     assert (span.attributes or {})[semconv.STATUS] == status
     assert span.status.status_code is code
     if status != "partial":
-        assert (span.attributes or {})[semconv.ERROR_TYPE] == calls.error_type_of(error)
+        assert (span.attributes or {})[semconv.ERROR_TYPE] == ending.error_type_of(error)
     assert "secret" not in span.to_json()
     assert current() == 0
 
@@ -563,4 +563,4 @@ def test_a_forked_child_leaves_the_span_to_its_parent(spans: Spans) -> None:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(spans.all()) == 1
-    calls.finish_abandoned()
+    abandoned.finish_abandoned()

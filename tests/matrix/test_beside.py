@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("langchain.agents", reason="the matrix has cells of langchain 1.x")
 pytest.importorskip("websockets")
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.setup import distro, wiring
 from tests.matrix import cell as cells
 from tests.matrix import test_matrix as plain
@@ -37,7 +37,7 @@ def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The matrix with something else in the process. Judged is what the account is told."""
     path = tmp_path_factory.mktemp("matrix") / "usage.duckdb"
     name = request.param
-    with cells.matrix(BESIDE[name], settle=calls.finish_abandoned) as (matrix, provider), ExitStack() as others:
+    with cells.matrix(BESIDE[name], settle=abandoned.finish_abandoned) as (matrix, provider), ExitStack() as others:
         if name.startswith("logfire"):
             pytest.importorskip("logfire", reason="Logfire is not installed: `.ci/beside` has it")
         if name == "logfire-first":

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("langchain.agents", reason="the matrix has cells of langchain 1.x")
 pytest.importorskip("websockets")
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.setup import distro
 from otel_llm.store.reader import connect
 from otel_llm.support import faults
@@ -56,7 +56,7 @@ class Account:
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """Its rows are checked when all cells have run (in this process: pytest-xdist gives each worker some of them)."""
     path = tmp_path_factory.mktemp("matrix") / "usage.duckdb"
-    with cells.matrix(settle=calls.finish_abandoned) as (matrix, provider):
+    with cells.matrix(settle=abandoned.finish_abandoned) as (matrix, provider):
         distro.instrument(tracer_provider=provider, store=path)
         account = Account(matrix, path)
         try:

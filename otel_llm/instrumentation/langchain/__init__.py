@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, Final
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import parent
 from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
@@ -48,8 +48,7 @@ class LangChainInstrumentor(Instrumentor):
         handler = Handler(runs)
         patches = patching.Patches()
         self._installed = (runs, handler, patches)
-        calls.finders.append(runs.find_place)
-        calls.guides.append(runs.guide)
+        parent.sources.append(runs)
 
         def patch(module: str, *wrapped: tuple[str, str, Any]) -> None:
             def apply(imported: Any) -> None:
@@ -98,7 +97,6 @@ class LangChainInstrumentor(Instrumentor):
         patches.undo()
         runs.stop()
         tell_to_the_end(runs, handler)
-        if runs.find_place in calls.finders:
-            calls.finders.remove(runs.find_place)
-            calls.guides.remove(runs.guide)
+        if runs in parent.sources:
+            parent.sources.remove(runs)
         del self._installed

@@ -8,8 +8,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 from uuid import UUID
 
-from otel_llm.calls import model_call as calls
-from otel_llm.calls import tracing
+from otel_llm.calls import abandoned, ending, tracing
 from otel_llm.conventions import semconv
 from otel_llm.conventions.tool_calls import returned_by_tool, returned_in_chat
 from otel_llm.instrumentation.langchain._models import Request
@@ -92,7 +91,7 @@ class Handler:
     @_safe
     def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
         said = self._said_at_end(run_id, inputs, outputs)
-        self._runs.end(run_id, calls.OK, attributes=None if said is None else said())
+        self._runs.end(run_id, ending.OK, attributes=None if said is None else said())
 
     @_safe
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
@@ -143,9 +142,9 @@ class Handler:
         if identity is not None:
             said[semconv.TOOL_CALL_ID] = identity  # older LangChains do not tell it at the start
         if has_failed:  # a tool that handles its own errors says so
-            self._runs.end(run_id, calls.ERROR, "tool_error", attributes=said)
+            self._runs.end(run_id, ending.ERROR, "tool_error", attributes=said)
         else:
-            self._runs.end(run_id, calls.OK, attributes=said)
+            self._runs.end(run_id, ending.OK, attributes=said)
 
     @_safe
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -174,7 +173,7 @@ class Handler:
     @_safe
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
         said = _said(semconv.RETRIEVAL_DOCUMENTS, documents) if settings().captures_content else None
-        self._runs.end(run_id, calls.OK, attributes=said)
+        self._runs.end(run_id, ending.OK, attributes=said)
 
     @_safe
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -241,31 +240,31 @@ class Handler:
 
     @_safe
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        run = self._runs.end(run_id, calls.OK)
+        run = self._runs.end(run_id, ending.OK)
         if run is not None and (model := self._runs.model_of(run)) is not None:
             model.end(response)
 
     @_safe
     def on_llm_error(self, error: BaseException, *, run_id: UUID, response: Any = None, **kwargs: Any) -> None:
-        run = self._runs.end(run_id, calls.ERROR)
+        run = self._runs.end(run_id, ending.ERROR)
         if run is not None and (model := self._runs.model_of(run)) is not None:
             model.fail(error, response)
 
     # --- ends --------------------------------------------------------------------------------------------------------
     def _fail(self, run_id: UUID, error: BaseException, said: _Said | None = None) -> None:
         runs = self._runs
-        status, error_type = calls.status_of(error), calls.error_type_of(error)
+        status, error_type = ending.status_of(error), ending.error_type_of(error)
         if (
-            status == calls.PARTIAL
+            status == ending.PARTIAL
         ):  # a generator that is closed, perhaps by the garbage collector: no place for a redactor
             runs.end_later(run_id, status, None)
             return
         attributes = None if said is None else said()
-        if calls.is_control_flow(error):
-            runs.end(run_id, calls.OK, attributes=attributes)
+        if ending.is_control_flow(error):
+            runs.end(run_id, ending.OK, attributes=attributes)
             return
         run = runs.end(run_id, status, error_type, error=error, attributes=attributes)
-        if run is not None and status == calls.CANCELLED:
+        if run is not None and status == ending.CANCELLED:
             runs.end_under(run, error_type)
 
 
@@ -309,7 +308,7 @@ def _run_said(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
 
 
 def _is_wanted(runs: Runs) -> bool:
-    calls.finish_abandoned()
+    abandoned.finish_abandoned()
     return runs.active and not tracing.is_off()
 
 

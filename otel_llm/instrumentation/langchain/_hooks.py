@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending, hand_over
 from otel_llm.instrumentation.langchain._models import ModelRun
 from otel_llm.instrumentation.langchain._runs import Run, Runs
 from otel_llm.instrumentation.langchain._tree import conversation_of, graph_of
@@ -123,14 +123,14 @@ class Hooks:
         if shared and waiting:
             first = waiting[0]
             assert first.request is not None
-            call = first.request.begin(self._runs.tracer, self._runs.nearest_place(first.parent), first.started_ns)
+            call = first.request.begin(self._runs.tracer, self._runs.nearest_parent_in(first.parent), first.started_ns)
             model = ModelRun(call, [run.request for run in waiting if run.request is not None])
             for run in waiting:
                 run.request, run.model = None, model
         else:
             for run in waiting:
                 self._runs.begin_call(run, may_adopt=False)
-        calls.offer(*dict.fromkeys(run.model.call for run in begun if run.model is not None))
+        hand_over.offer(*dict.fromkeys(run.model.call for run in begun if run.model is not None))
 
     def _offer(self, kwargs: Any) -> Run | None:
         """Offers the call of the run whose manager is among the arguments, and makes it the innermost run here."""
@@ -139,7 +139,7 @@ class Hooks:
             run = None if manager is None else self._runs.get(manager.run_id)
             if run is None or run.model is None:
                 return None
-            calls.offer(run.model.call)
+            hand_over.offer(run.model.call)
             self._runs.enter(run)
             return run
         except Exception as fault:
@@ -151,7 +151,7 @@ class Hooks:
         try:
             if run.model is not None:
                 run.model.fail(error)
-            self._runs.end(kwargs["run_manager"].run_id, calls.CANCELLED)
+            self._runs.end(kwargs["run_manager"].run_id, ending.CANCELLED)
         except Exception as fault:
             faults.report("record a cancelled run", fault)
 

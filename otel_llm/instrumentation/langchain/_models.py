@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from otel_llm.calls import model_call as calls
-from otel_llm.calls.model_call import ModelCall, Place
+from otel_llm.calls import ending, hand_over
+from otel_llm.calls.model_call import ModelCall
+from otel_llm.calls.parent import Parent
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
 from otel_llm.conventions.hosts import provider_name
@@ -56,36 +57,36 @@ class ModelRun:
     def chunk(self) -> None:
         """Takes note of a piece of a stream, unless the client's hook does."""
         call = self.call
-        if calls.is_claimed(call):
+        if hand_over.is_claimed(call):
             return
         if call.first_chunk_ns is None:
-            call.facts[semconv.REQUEST_STREAM] = True
+            call.attributes[semconv.REQUEST_STREAM] = True
             call.span.set_attribute(semconv.REQUEST_STREAM, True)
         call.chunk()
 
     def end(self, result: object) -> None:
         """One of the runs has ended; the last one finishes the call, unless the client's hook does."""
-        if calls.is_claimed(self.call):
+        if hand_over.is_claimed(self.call):
             return
         answer = self._answer
         answer.see(result)
         self._left -= 1
         if self._left <= 0:
             ended = self.call.last_chunk_ns
-            self.call.finish(calls.OK, usage=answer.usage, attributes=self._attributes(), ended_perf_ns=ended)
+            self.call.finish(ending.OK, usage=answer.usage, attributes=self._attributes(), ended_perf_ns=ended)
 
     def fail(self, error: BaseException, result: object = None) -> None:
         """A run failed, and with it the call, unless the client's hook finishes it."""
-        if calls.is_claimed(self.call):
+        if hand_over.is_claimed(self.call):
             return
         answer = self._answer
         answer.see(result)
         if isinstance(error, GeneratorExit):  # perhaps inside the garbage collector
-            self.call.abandon(calls.PARTIAL, answer.usage, self._attributes())
+            self.call.abandon(ending.PARTIAL, answer.usage, self._attributes())
             return
         status_code = getattr(error, "status_code", None)
         self.call.finish(
-            calls.status_of(error),
+            ending.status_of(error),
             usage=answer.usage,
             error=error,
             error_type=str(status_code) if isinstance(status_code, int) else None,
@@ -94,8 +95,8 @@ class ModelRun:
 
     def abandon(self) -> None:
         """The run can never end: whoever could end it is gone."""
-        if not calls.is_claimed(self.call):
-            self.call.abandon(calls.CANCELLED, self._answer.usage, self._answer.attributes())
+        if not hand_over.is_claimed(self.call):
+            self.call.abandon(ending.CANCELLED, self._answer.usage, self._answer.attributes())
 
 
 class Request:
@@ -132,8 +133,8 @@ class Request:
                 [stop] if isinstance(stop, str) else [str(s) for s in stop]
             )
 
-    def begin(self, tracer: Tracer, place: Place | None, started_ns: int | None = None) -> ModelCall:
-        return ModelCall(tracer, self.operation, self.model, self.attributes, place=place, started_ns=started_ns)
+    def begin(self, tracer: Tracer, under: Parent | None, started_ns: int | None = None) -> ModelCall:
+        return ModelCall(tracer, self.operation, self.model, self.attributes, under=under, started_ns=started_ns)
 
 
 def _content_wanted() -> bool:

@@ -6,28 +6,25 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from opentelemetry import context as otel
-from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, set_span_in_context
 
 from otel_llm import context
-from otel_llm.calls import model_call as calls
-from otel_llm.calls import tracing
-from otel_llm.calls.model_call import Place
+from otel_llm.calls import abandoned, ending, hand_over, tracing
+from otel_llm.calls.ending import end_span
+from otel_llm.calls.parent import Find, Parent, inherit, innermost
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
-from otel_llm.settings import settings
 from otel_llm.signals import metrics
-from otel_llm.support import faults, forks
-
-_ERROR = Status(StatusCode.ERROR)  # without a description: error texts can echo the prompt
+from otel_llm.support import forks
 
 _innermost: ContextVar[Run | None] = ContextVar("otel_llm_innermost_run", default=None)
 """The retriever or model run that goes on here: LangChain's own variable does not tell of these. Never reset: a run that has
@@ -39,11 +36,11 @@ class Run:
 
     __slots__ = (
         "agent_name",
+        "attributes",
         "context",
         "conversation_configured",
         "conversation_id",
         "conversation_told",
-        "facts",
         "hidden_nodes",
         "in_agent",
         "is_open",
@@ -66,7 +63,7 @@ class Run:
         self.name: str | None = None
         self.operation: str | None = None
         self.span: Span | None = None
-        self.facts: dict[str, Any] = {}
+        self.attributes: dict[str, Any] = {}
         """What its span was told."""
         self.request: Request | None = None
         """What a model run asks for, until its call has begun."""
@@ -190,17 +187,11 @@ class Runs:
         """Starts the span of a run, under the nearest one above it."""
         current = otel.get_current() if run.context is None else run.context
         at_start: dict[str, Any] = {semconv.OPERATION: operation, **attributes, **context.attributes(current)}
-        if run.agent_name is not None:
-            at_start[semconv.AGENT_NAME] = run.agent_name
-        if run.workflow_name is not None:
-            at_start[semconv.WORKFLOW_NAME] = run.workflow_name
-        if run.conversation_id is not None:
-            at_start.setdefault(semconv.CONVERSATION_ID, run.conversation_id)
-        place = self.place(run.parent)
-        if place is not None:
-            current = set_span_in_context(calls.nearer(place.span, current), current)
+        inherit(at_start, run)
+        if (above := self.parent_in(run.parent)) is not None:
+            current = set_span_in_context(innermost(above.span, current), current)
         run.operation = operation
-        run.facts = at_start
+        run.attributes = at_start
         run.span = self.tracer.start_span(
             f"{operation} {name}" if name else operation,
             current,
@@ -219,15 +210,15 @@ class Runs:
         request, run.request = run.request, None
         if request is None:
             return
-        call = calls.adopt() if may_adopt else None
+        call = hand_over.adopt() if may_adopt else None
         if call is None:
             if run.conversation_id is not None:
                 request.attributes.setdefault(semconv.CONVERSATION_ID, run.conversation_id)
-            call = request.begin(self.tracer, self.nearest_place(run.parent), run.started_ns or None)
+            call = request.begin(self.tracer, self.nearest_parent_in(run.parent), run.started_ns or None)
         else:
             call.describe(request.operation, request.model, request.attributes)
         run.model = ModelRun(call, [request])
-        calls.offer(call)
+        hand_over.offer(call)
 
     def model_of(self, run: Run) -> ModelRun | None:
         """The call of a model run, begun if nobody has."""
@@ -235,24 +226,22 @@ class Runs:
             self.begin_call(run, may_adopt=False)
         return run.model
 
-    # --- the place of what begins under a run ------------------------------------------------------------------------
-    def place(self, run: Run | None) -> Place | None:
-        """The place of what begins in `run`: the nearest span above it."""
-        if run is None:
-            return None
-        above: Run | None = run
-        while above is not None:
+    # --- the parent of what begins under a run ------------------------------------------------------------------------
+    def parent_in(self, run: Run | None) -> Parent | None:
+        """The parent of what begins in `run`: the nearest span above it."""
+        above = run
+        while run is not None and above is not None:
             if above.pending is not None:
                 self._open_pending(above)
             if above.span is not None:
-                return Place(above.span, run.agent_name, run.workflow_name, run.conversation_id)
+                return Parent(above.span, run.agent_name, run.workflow_name, run.conversation_id)
             above = above.parent
         return None
 
-    def nearest_place(self, run: Run | None) -> Place | None:
-        """Like `place`, and below any span that was opened by hand inside it."""
-        place = self.place(run)
-        return None if place is None else place._replace(span=calls.nearer(place.span))
+    def nearest_parent_in(self, run: Run | None) -> Parent | None:
+        """Like `parent_in`, and below any span that was opened by hand inside it."""
+        found = self.parent_in(run)
+        return None if found is None else found._replace(span=innermost(found.span))
 
     def _open_pending(self, run: Run) -> None:
         with self._opening:
@@ -267,14 +256,14 @@ class Runs:
         run.outer = _still_open(_innermost.get())
         _innermost.set(run)
 
-    def find_place(self) -> Place | None:
-        """For a call that no model run offered: the place in the run that encloses it."""
-        return self.place(self._enclosing())
+    def find_parent(self) -> Parent | None:
+        """For a call that no model run offered: the parent in the run that encloses it."""
+        return self.parent_in(self._enclosing())
 
-    def guide(self) -> Callable[[], Place | None] | None:
-        """What `find_place` says here, for use in another thread. Asked then: a place that nothing is recorded in is not shown."""
+    def capture_parent(self) -> Find | None:
+        """What `find_parent` says here, for use in another thread. Asked then: a run that nothing is recorded in is not shown."""
         run = self._enclosing()
-        return None if run is None else partial(self.place, run)
+        return None if run is None else partial(self.parent_in, run)
 
     def _enclosing(self) -> Run | None:
         """The run that encloses this place in the program, by LangChain's own context variable."""
@@ -304,7 +293,7 @@ class Runs:
                 None  # nothing of ours runs when the manager goes: what a signal handler raised there would be lost
             )
             if attributes and run.span is not None:
-                run.facts.update(attributes)
+                run.attributes.update(attributes)
                 run.span.set_attributes(attributes)
             self._close(run, status, error_type, error=error)
         return run
@@ -317,7 +306,7 @@ class Runs:
             if run.stopwatch is not None:
                 run.stopwatch.halt()
             if run.span is not None:
-                calls.later(partial(self._close, run, status, error_type, time.time_ns()))
+                abandoned.later(partial(self._close, run, status, error_type, time.time_ns()))
         return run
 
     def _close(
@@ -334,33 +323,20 @@ class Runs:
         span = run.span
         if span is None:
             return
-        if span.is_recording():
-            try:
-                at_end = {semconv.STATUS: status}
-                if error_type is not None:
-                    at_end[semconv.ERROR_TYPE] = error_type
-                run.facts.update(at_end)
-                span.set_attributes(at_end)
-                if status in (calls.ERROR, calls.CANCELLED):
-                    span.set_status(
-                        _ERROR if error is None or not settings().captures_content else _failed(span, error)
-                    )
-                span.end(ended_ns)
-            except Exception as fault:  # a span processor of the app's that raises
-                faults.report("end a span", fault)
+        end_span(span, run.attributes, status, error=error, error_type=error_type, end_ns=ended_ns)
         if run.stopwatch is not None:
-            run.stopwatch.stop(error_type if status in (calls.ERROR, calls.CANCELLED) else None, span)
+            run.stopwatch.stop(error_type, span)
 
     def _close_if_ended(self, run: Run) -> None:
         """For a span that was opened while another thread, which may not have seen it, ended the run."""
         if not run.is_open:
-            self._close(run, calls.OK)
+            self._close(run, ending.OK)
 
     def end_under(self, ancestor: Run, error_type: str | None) -> None:
         """Ends the tools and retrievers under a cancelled run: LangChain tells them nothing. Chains and models end themselves."""
         for run_id, run in list(self._runs.items()):
             if run.operation in (semconv.EXECUTE_TOOL, semconv.RETRIEVAL) and run.is_under(ancestor):
-                self.end(run_id, calls.CANCELLED, error_type)
+                self.end(run_id, ending.CANCELLED, error_type)
 
     def watch(self, run_id: UUID, manager: Any) -> None:
         """Ties a run to the manager that can end it."""
@@ -377,7 +353,7 @@ class Runs:
         # Called by the garbage collector, perhaps inside a lock that ending a span needs.
         if (run := self._runs.get(run_id)) is None or run.manager is not manager:
             return
-        run = self.end_later(run_id, calls.CANCELLED, None)
+        run = self.end_later(run_id, ending.CANCELLED, None)
         if run is not None and run.model is not None:
             run.model.abandon()
 
@@ -395,12 +371,6 @@ class Runs:
             run.stopwatch = None
             if run.span is not None:
                 run.span = NonRecordingSpan(run.span.get_span_context())
-
-
-def _failed(span: Span, error: BaseException) -> Status:
-    from otel_llm.content import capture  # only with capture
-
-    return capture.failed(span, error)
 
 
 def _still_open(run: Run | None) -> Run | None:

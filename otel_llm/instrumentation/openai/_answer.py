@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from otel_llm.calls import model_call
+from otel_llm.calls import ending
 from otel_llm.conventions import semconv
 from otel_llm.conventions.finish_reasons import INCOMPLETE
 from otel_llm.conventions.token_usage import Usage, fields, from_openai
@@ -204,8 +204,8 @@ class Answer:
     @property
     def status(self) -> str:
         if self.error_type is not None:
-            return model_call.ERROR
-        return model_call.CANCELLED if self._state == "cancelled" else model_call.OK
+            return ending.ERROR
+        return ending.CANCELLED if self._state == "cancelled" else ending.OK
 
     @property
     def is_running(self) -> bool:

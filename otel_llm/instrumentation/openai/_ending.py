@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer, error_code
 from otel_llm.instrumentation.openai._observe import Observer, background
@@ -57,9 +57,9 @@ def _conclude(
 
 def fail(call: ModelCall | Observer, error: BaseException, answer: Answer | None = None) -> None:
     """Ends a call that raised, with what had arrived by then."""
-    status = calls.status_of(error)
-    if status == calls.PARTIAL:  # a coroutine that was dropped while it waited for the answer: there is no part of one
-        status = calls.CANCELLED
+    status = ending.status_of(error)
+    if status == ending.PARTIAL:  # a coroutine that was dropped while it waited for the answer: there is no part of one
+        status = ending.CANCELLED
     conclude(call, Answer() if answer is None else answer, status, error)
 
 

@@ -10,9 +10,10 @@ import wrapt
 from opentelemetry import context as otel
 from opentelemetry import trace
 
-from otel_llm.calls import model_call as calls
-from otel_llm.calls import tracing
-from otel_llm.calls.model_call import Aside, ModelCall
+from otel_llm.calls import abandoned, hand_over, request, tracing
+from otel_llm.calls.listeners import listeners
+from otel_llm.calls.model_call import ModelCall
+from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.openai import _asking
@@ -102,7 +103,7 @@ class Hooks:
     @staticmethod
     def retry(wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
         """Around what the client calls once before every further try."""
-        call = calls.in_flight()
+        call = request.in_flight()
         if call is not None and call.attempts is not None:
             call.attempts += 1
             try:
@@ -119,7 +120,7 @@ class Hooks:
                 return None
             if endpoint is None:
                 return self._look_on(client, options, args, stream=bool(kwargs.get("stream")))
-            calls.finish_abandoned()
+            abandoned.finish_abandoned()
             body = sent_body(options)
             server = server_of(client, options.url)
             stream = bool(kwargs.get("stream"))
@@ -141,7 +142,7 @@ class Hooks:
                     faults.report("ask a stream for its usage", fault)
             propagates = _propagates(server)
             # From here on there is a span, which only the return ends.
-            call = calls.claim(endpoint.operation)
+            call = hand_over.claim(endpoint.operation)
             if call is None:
                 call = ModelCall(self._tracer, endpoint.operation, model, known)
             else:
@@ -161,8 +162,8 @@ class Hooks:
             model = body.get("model")
             return model if isinstance(model, str) else None, attributes(UNKNOWN, server, body, stream)
 
-        for deny in calls.deniers:
-            deny(trace.get_current_span())
+        for listener in listeners:
+            listener.deny(trace.get_current_span())
         observer = observer_of(options.method, options.url, self._tracer, known)
         return None if observer is None else _Begun(observer, args, None, propagates=_propagates(server))
 
@@ -177,21 +178,21 @@ class _Unrecorded:
     __slots__ = ("_outside", "_request")
 
     def __init__(self, client: Any) -> None:
-        self._request: Aside | None = None
+        self._request: UnrecordedRequest | None = None
         try:
-            self._request = Aside(_propagates(server_of(client)))
+            self._request = UnrecordedRequest(_propagates(server_of(client)))
         except Exception as fault:
             faults.report("withhold the context from a request", fault)
 
     def __enter__(self) -> None:
         if self._request is not None:
             self._outside = otel.get_current()
-            calls.enter(self._request)
+            request.enter(self._request)
 
     def __exit__(self, *_: object) -> None:
         if self._request is not None:
             self._request.finished = True
-            calls.leave(self._request, self._outside)
+            request.leave(self._request, self._outside)
 
 
 class _Begun:
@@ -204,23 +205,23 @@ class _Begun:
         self.args = args if asking is None or asking.options is None else (args[0], asking.options, *args[2:])
         self._asking = asking
         self._outside: otel.Context | None = None
-        self._request = Aside(propagates) if isinstance(call, Observer) else call
+        self._request = UnrecordedRequest(propagates) if isinstance(call, Observer) else call
 
     @property
     def _is_stream(self) -> bool:
-        return isinstance(self.call, ModelCall) and semconv.REQUEST_STREAM in self.call.facts
+        return isinstance(self.call, ModelCall) and semconv.REQUEST_STREAM in self.call.attributes
 
     def attach(self) -> None:
         """Makes the call's span current for the request; an observer has none."""
         self._outside = otel.get_current()
-        calls.enter(self._request)
+        request.enter(self._request)
 
     def detach(self) -> None:
         """Undoes `attach`; once more changes nothing."""
-        if isinstance(self._request, Aside):
+        if isinstance(self._request, UnrecordedRequest):
             self._request.finished = True
         if self._outside is not None:
-            calls.leave(self._request, self._outside)
+            request.leave(self._request, self._outside)
 
     def is_sent_again(self, error: BaseException) -> bool:
         """Whether the server has refused what we asked with the request, which now goes as the app made it."""

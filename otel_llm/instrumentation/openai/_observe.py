@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry import context as otel
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending, parent
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
@@ -96,7 +96,7 @@ class Background:
 
     @staticmethod
     def _give_up(call: ModelCall) -> None:
-        call.finish(calls.PARTIAL, ended_perf_ns=call.last_chunk_ns)
+        call.finish(ending.PARTIAL, ended_perf_ns=call.last_chunk_ns)
 
 
 background = Background()
@@ -157,7 +157,7 @@ class Unknown(Observer):
         self._started_ns = time.time_ns()
         self._first_perf_ns: int | None = None
         self._context = otel.get_current()
-        self._place = calls.find_place()
+        self._under = parent.find_parent()
 
     def chunk(self, response_model: str | None = None) -> None:
         self.last_chunk_ns = time.perf_counter_ns()
@@ -174,7 +174,7 @@ class Unknown(Observer):
                 self._operation,
                 self._model,
                 self._attributes,
-                place=self._place,
+                under=self._under,
                 started_ns=self._started_ns,
             )
         finally:
@@ -279,7 +279,7 @@ class _JobAnswer(Answer):
         call.finish(
             status,
             usage=answer.usage,
-            error_type=state if status == calls.ERROR else None,
+            error_type=state if status == ending.ERROR else None,
             attributes=answer.attributes(),
             ended_perf_ns=ended_perf_ns,
         )
@@ -287,9 +287,9 @@ class _JobAnswer(Answer):
 
 _JOB_OPERATIONS: Final[Mapping[str, str]] = {"batch": semconv.BATCH, "thread.run": semconv.CHAT}
 _JOB_STATUSES: Final[Mapping[str, str]] = {
-    "completed": calls.OK,
-    "failed": calls.ERROR,
-    "expired": calls.PARTIAL,
-    "incomplete": calls.PARTIAL,
-    "cancelled": calls.CANCELLED,
+    "completed": ending.OK,
+    "failed": ending.ERROR,
+    "expired": ending.PARTIAL,
+    "incomplete": ending.PARTIAL,
+    "cancelled": ending.CANCELLED,
 }

@@ -15,7 +15,7 @@ from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from types import FrameType
 from typing import Any, TypeVar
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned, ending
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
@@ -94,12 +94,12 @@ class Follower:
         if not self.call.finished:
             status = self.answer.status if self.answer.final else self._status_if_left
             ended = self.call.last_chunk_ns or time.perf_counter_ns()
-            calls.later(partial(conclude, self.call, self.answer, status, ended_perf_ns=ended))
+            abandoned.later(partial(conclude, self.call, self.answer, status, ended_perf_ns=ended))
 
     @property
     def _status_if_left(self) -> str:
         """An answer that told of its failure has failed, however it is left."""
-        return calls.PARTIAL if self.answer.error_type is None else calls.ERROR
+        return ending.PARTIAL if self.answer.error_type is None else ending.ERROR
 
 
 def _hide_usage(chunk: Any) -> bool:

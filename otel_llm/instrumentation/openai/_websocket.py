@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from otel_llm.calls import model_call as calls
-from otel_llm.calls import tracing
+from otel_llm.calls import abandoned, ending, tracing
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
@@ -151,7 +150,7 @@ async def _close_async(wrapped: Callable[..., Any], connection: Any, args: Any, 
 def _leave(connection: Any) -> None:
     session = connection.__dict__.get(_SESSION)
     if session is not None:
-        session.end(calls.PARTIAL)
+        session.end(ending.PARTIAL)
 
 
 def _lost(connection: Any, error: BaseException) -> None:
@@ -159,7 +158,7 @@ def _lost(connection: Any, error: BaseException) -> None:
     session = connection.__dict__.get(_SESSION)
     if session is not None and type(error).__name__.startswith("ConnectionClosed"):
         is_ours = getattr(connection, "_intentionally_closed", False) is True
-        session.end(calls.PARTIAL if is_ours else calls.ERROR, None if is_ours else error)
+        session.end(ending.PARTIAL if is_ours else ending.ERROR, None if is_ours else error)
 
 
 class Session:
@@ -241,7 +240,7 @@ class Session:
         self._open[answer.id] = call, answer
         if len(self._open) > self.MAX_OPEN:
             oldest, answer = self._open.pop(next(iter(self._open)))
-            oldest.finish(calls.PARTIAL, attributes=answer.attributes())
+            oldest.finish(ending.PARTIAL, attributes=answer.attributes())
         return call
 
     def _end_response(self, event: Mapping[str, Any]) -> None:
@@ -278,10 +277,10 @@ class Session:
         if answer.usage is None or not _counted.first(f"{operation} {identity}"):
             return
         call = self._call(operation, model if isinstance(model, str) else None)
-        call.finish(calls.OK, usage=answer.usage, attributes=answer.attributes())
+        call.finish(ending.OK, usage=answer.usage, attributes=answer.attributes())
 
     def _call(self, operation: str, model: str | None) -> ModelCall:
-        calls.finish_abandoned()
+        abandoned.finish_abandoned()
         known = attributes(Endpoint(operation, self._api), self._server, {}, True)
         if operation != semconv.LIVE_SESSION:  # whose input goes on to its end
             known |= self._asked(operation)
@@ -313,7 +312,7 @@ class Session:
             if isinstance(reason, str):
                 self._live_details[semconv.FINISH_REASONS] = [reason]
             failed = reason in ("content", "connection_lost")
-            self._end_session(calls.ERROR if failed else calls.OK, error_type=str(reason) if failed else None)
+            self._end_session(ending.ERROR if failed else ending.OK, error_type=str(reason) if failed else None)
 
     def _end_session(self, status: str, error: BaseException | None = None, error_type: str | None = None) -> None:
         call, self._live = self._live, None
@@ -342,7 +341,7 @@ class Session:
 
     def __del__(self) -> None:
         for call, answer in self._open.values():
-            call.abandon(calls.PARTIAL, answer.usage, answer.attributes())
+            call.abandon(ending.PARTIAL, answer.usage, answer.attributes())
         if self._live is not None:
             details = self._live_details | self._asked(semconv.LIVE_SESSION)
-            self._live.abandon(calls.PARTIAL, from_openai(self._live_usage), details)
+            self._live.abandon(ending.PARTIAL, from_openai(self._live_usage), details)

@@ -11,7 +11,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from otel_llm.support import faults
@@ -109,7 +109,7 @@ class Traced:
 
 def open_runs() -> int:
     gc.collect()
-    calls.finish_abandoned()
+    abandoned.finish_abandoned()
     return len(LangChainInstrumentor()._installed[0])
 
 

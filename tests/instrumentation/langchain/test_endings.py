@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnableGenerator, RunnableLambda, Runnable
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from tests.conftest import LocalOpenAI
@@ -72,7 +72,7 @@ async def test_errors(way: Any, status: int, traced: Traced, chat_model: Model) 
     with pytest.raises(openai.APIStatusError) as raised:
         await way(PROMPT | chat_model(f"error-{status}-echo"))
     assert _outcomes(traced) == {
-        "invoke_workflow RunnableSequence": ("error", calls.error_type_of(raised.value)),
+        "invoke_workflow RunnableSequence": ("error", ending.error_type_of(raised.value)),
         f"chat error-{status}-echo": ("error", str(status)),
     }
     assert all(span.status.description is None and not span.events for span in traced.all())
@@ -82,7 +82,7 @@ async def test_a_broken_stream(traced: Traced, chat_model: Model) -> None:
     with pytest.raises(Exception) as raised:
         list((PROMPT | chat_model("stream-broken")).stream({"x": "hi"}))
     outcomes = _outcomes(traced)
-    assert outcomes["invoke_workflow RunnableSequence"] == ("error", calls.error_type_of(raised.value))
+    assert outcomes["invoke_workflow RunnableSequence"] == ("error", ending.error_type_of(raised.value))
     assert outcomes["chat stream-broken"][0] == "error"
 
 
@@ -218,10 +218,10 @@ class _ToldOfErrors(BaseCallbackHandler):
         self.told: dict[str, str] = {}
 
     def on_tool_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.told["execute_tool wait"] = calls.error_type_of(error)
+        self.told["execute_tool wait"] = ending.error_type_of(error)
 
     def on_retriever_error(self, error: BaseException, **kwargs: Any) -> None:
-        self.told["retrieval Retriever"] = calls.error_type_of(error)
+        self.told["retrieval Retriever"] = ending.error_type_of(error)
 
 
 async def test_a_cancelled_tool_or_retriever_on_its_own(traced: Traced) -> None:

@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel, BaseLLM, FakeListChatM
 from langchain_core.runnables import RunnableLambda
 
 from otel_llm import settings
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import parent
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import OF_RUNS, STARTS, LangChainInstrumentor, _handler
 from otel_llm.support import faults
@@ -39,14 +39,14 @@ PATCHED = [
 
 def test_uninstrument_leaves_everything_as_it_was(spans: Spans) -> None:
     before = [vars(owner)[name] for owner, name in PATCHED]
-    finders = list(calls.finders)
+    sources = list(parent.sources)
     for _ in range(2):
         instrumentor = LangChainInstrumentor()
         instrumentor.instrument(tracer_provider=spans.provider)
         assert not any(vars(owner)[name] is old for (owner, name), old in zip(PATCHED, before, strict=True))
         instrumentor.uninstrument()
         assert all(vars(owner)[name] is old for (owner, name), old in zip(PATCHED, before, strict=True))
-        assert calls.finders == finders
+        assert parent.sources == sources
         FakeListChatModel(responses=["x"]).invoke("hi")
     assert spans.all() == []
 
@@ -94,8 +94,8 @@ from otel_llm.instrumentation.langchain import LangChainInstrumentor
 LangChainInstrumentor().instrument(skip_dep_check=True)
 heavy = [name for name in sys.modules if name.split(".")[0] in ("langchain_core", "langchain", "langgraph", "langsmith")]
 assert not heavy, heavy
-from otel_llm.calls import model_call
-assert model_call.find_place() is None
+from otel_llm.calls import parent
+assert parent.find_parent() is None
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.callbacks import CallbackManager
 assert type(vars(CallbackManager)["on_chain_start"]).__name__ == "FunctionWrapper"

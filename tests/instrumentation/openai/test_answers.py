@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending
 from otel_llm.conventions import semconv as s
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.openai.clients import http, needs
@@ -149,7 +149,7 @@ def test_a_hook_of_the_http_client_that_raises_when_it_has_read_the_answer(instr
         (LookupError, openai.APIConnectionError)
     ) as raised:  # openai 2 takes any exception for the connection's
         client.chat.completions.create(model=MODEL, messages=HELLO)
-    assert is_billed(instrumented)[s.ERROR_TYPE] == calls.error_type_of(raised.value)
+    assert is_billed(instrumented)[s.ERROR_TYPE] == ending.error_type_of(raised.value)
 
 
 def test_an_answer_without_what_the_client_looks_for(instrumented):
@@ -160,7 +160,7 @@ def test_an_answer_without_what_the_client_looks_for(instrumented):
     except ValueError as error:  # some clients do not look
         raised = error
     found = instrumented.attributes()
-    assert (found[s.STATUS], found[s.INPUT_TOKENS]) == (calls.status_of(raised), 7)
+    assert (found[s.STATUS], found[s.INPUT_TOKENS]) == (ending.status_of(raised), 7)
 
 
 def test_interrupted_while_the_answer_is_parsed(instrumented):

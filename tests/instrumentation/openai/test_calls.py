@@ -12,7 +12,7 @@ from openai.lib.azure import AzureOpenAI
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import BaseModel
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending, model_call
 from otel_llm.conventions import semconv as s
 from tests.instrumentation.openai.clients import http, needs
 
@@ -266,7 +266,7 @@ def test_a_broken_stream_is_an_error_with_what_had_arrived(instrumented, client)
         list(stream)
     found = instrumented.attributes()
     assert found[s.STATUS] == "error"
-    assert found[s.ERROR_TYPE] == calls.error_type_of(raised.value)
+    assert found[s.ERROR_TYPE] == ending.error_type_of(raised.value)
     assert s.RESPONSE_ID in found
 
 
@@ -361,7 +361,7 @@ def test_a_call_finishes_once():
     from opentelemetry.sdk.trace import TracerProvider
 
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
-    call = calls.ModelCall(tracer, s.CHAT, MODEL, {})
+    call = model_call.ModelCall(tracer, s.CHAT, MODEL, {})
     call.finish("ok")
     call.finish("error")
     assert call.span.attributes[s.STATUS] == "ok"

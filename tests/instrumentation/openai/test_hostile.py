@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.conventions import semconv as s
 from otel_llm.conventions.token_usage import from_openai
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
@@ -179,7 +179,7 @@ class Watch:
             result = seen(do)
         finally:
             instrumentor.uninstrument()
-            calls.finish_abandoned()
+            abandoned.finish_abandoned()
         return result, list(self._memory.get_finished_spans())
 
 

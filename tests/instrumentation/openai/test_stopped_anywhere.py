@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import linecache
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -16,12 +13,11 @@ import pytest
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
-import otel_llm
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import abandoned
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
+from tests.stopping import Stop, throw
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
-OURS = str(Path(otel_llm.__file__).parent)
 
 
 class Watch(SpanProcessor):
@@ -34,27 +30,6 @@ class Watch(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         self.ended.append(span)
-
-
-class Stop:
-    """Raises KeyboardInterrupt at the n-th line of ours that runs."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-        self.where = ""
-        self.leaving = False
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(OURS):
-            return None
-        if event == "line":
-            self.left -= 1
-            if not self.left:
-                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-                self.leaving = "detach" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-                self.leaving |= frame.f_code.co_name in ("detach", "leave")
-                raise KeyboardInterrupt
-        return self
 
 
 def client() -> openai.OpenAI:
@@ -86,29 +61,26 @@ def test_no_span_stays_open(way: str) -> None:
     provider.add_span_processor(watch)
     instrumentor = OpenAIInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
-    before = sys.gettrace()
     try:
         api = client()
         WAYS[way](api)  # what is done once is done
         for at in range(1, 100_000, STRIDE):
             watch.started, watch.ended = 0, []
-            stop = Stop(at)
+            stop = Stop(at, partial(throw, KeyboardInterrupt))
             token = context.attach(context.Context())
-            sys.settrace(stop)
             try:
-                WAYS[way](api)
+                with stop:
+                    WAYS[way](api)
             except KeyboardInterrupt:
                 pass
-            finally:
-                sys.settrace(before)
             gc.collect()
-            calls.finish_abandoned()
+            abandoned.finish_abandoned()
             assert watch.started == len(watch.ended), stop.where
             # Only where the detaching itself is stopped does the request's context stay.
-            if not stop.leaving:
+            if "detach" not in stop.line and stop.function not in ("detach", "leave"):
                 assert not trace.get_current_span().get_span_context().is_valid, stop.where
             context.detach(token)
-            if stop.left > 0:
+            if not stop.where:
                 break
         assert at > 100
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from otel_llm.calls import model_call as calls
+from otel_llm.calls import ending
 from otel_llm.conventions import semconv as s
 from otel_llm.support import faults
 
@@ -175,7 +175,7 @@ def test_a_connection_that_is_lost_in_the_middle(end, instrumented, connect):
             list(connection)
     found = instrumented.attributes()
     assert found[s.STATUS] == "error"
-    assert found[s.ERROR_TYPE] == calls.error_type_of(raised.value)
+    assert found[s.ERROR_TYPE] == ending.error_type_of(raised.value)
     assert s.INPUT_TOKENS not in found
 
 

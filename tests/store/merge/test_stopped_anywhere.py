@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from types import FrameType
 
 import duckdb
 import pytest
 
-import otel_llm
 from otel_llm.store import StoreError, reader
 from otel_llm.store.file import handles
 from otel_llm.store.jobs import exclusive, repricing, retention
@@ -24,41 +22,18 @@ from otel_llm.store.merge import duckdb_instance, ingest
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import fork_guard
+from tests.stopping import OURS, Stop, throw
 from tests.store.conftest import NOON, write_call
 
-OURS = str(Path(otel_llm.__file__).parent / "store")
+STORE = str(Path(OURS) / "store")
 STRIDE = 113
 """Not every line: each stop is a merge, and one more."""
 LETTING_GO = ("release", "close", "abandon", "discard", "let_go", "sweep", "detach", "_remove", "if taken")
 
 
-class Stop:
-    """Raises at the n-th line of the store's code."""
-
-    def __init__(self, at: int, error: type[BaseException]) -> None:
-        self.left, self.error, self.where = at, error, ""
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(OURS):
-            return None
-        if event == "line":
-            self.left -= 1
-            if self.left <= 0 and not self.where and not self._lets_go(frame):
-                self.left = 0
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                raise self.error
-        return self
-
-    def _lets_go(self, frame: FrameType) -> bool:
-        """Lines that do nothing else. (`try`, and the end of a `with`, are lines for the tracer alone: no signal comes there.)"""
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        ends = line.startswith("with ") and frame.f_lasti > first_offset(frame.f_code, frame.f_lineno)
-        return ends or line == "try:" or frame.f_code.co_name in LETTING_GO or any(part in line for part in LETTING_GO)
-
-
-def first_offset(code: CodeType, line: int) -> int:
-    """Where the code of a line begins. The end of a `with` is the same line once more, further on."""
-    return min(start for start, _, number in code.co_lines() if number == line)
+def lets_go(frame: FrameType, line: str) -> bool:
+    """Lines that do nothing else."""
+    return frame.f_code.co_name in LETTING_GO or any(part in line for part in LETTING_GO)
 
 
 def descriptors(paths: StorePaths) -> list[str]:
@@ -125,20 +100,18 @@ def test_the_next_merge_is_right(
     for each in WAYS.values():  # what is done once is done
         each(store_path)
     merge(store_path)
-    before, written = sys.gettrace(), 1
+    written = 1
     for at in range(1, 100_000, STRIDE):
         write_call(journal)
         written += 1
         if not at % 3:
             journal.rotate()  # there is a segment to delete, too
-        stop = Stop(at, error)
-        sys.settrace(stop)
+        stop = Stop(at, partial(throw, error), under=STORE, spared=lets_go)
         try:
-            WAYS[way](store_path)
+            with stop:
+                WAYS[way](store_path)
         except (KeyboardInterrupt, MemoryError, StoreError):
             assert stop.where
-        finally:
-            sys.settrace(before)
         require_nothing_held(paths, stop.where)
         caplog.clear()
         assert merge(store_path).complete, stop.where
