@@ -231,19 +231,13 @@ class Output:
         self._images: list[Part] = []
         self._transcript: _Text | None = None
 
-    def see(self, found: Mapping[str, Any]) -> None:
-        """Takes what is new from an answer, a chunk or an event. Raises nothing."""
+    def see(self, kind: str | None, found: Mapping[str, Any]) -> None:
+        """Takes what is new from an answer, a chunk or an event (of this kind) that has no choices. Raises nothing."""
         try:
-            kind = found.get("type")
-            if not isinstance(kind, str):
-                kind = None
             if kind is not None and kind.startswith("response."):
                 self._see_event(kind, found)
             elif found.get("object") == "response":
                 self._see_response(found)
-            elif isinstance(choices := found.get("choices"), list | tuple):
-                for choice in choices:
-                    self._see_choice(fields(choice))
             elif isinstance(data := found.get("data"), list | tuple):
                 self._images += [
                     blob("image", image.get("b64_json"))
@@ -254,6 +248,21 @@ class Output:
                 self._images.append(blob("image", found.get("b64_json")))
             elif kind == "transcript.text.delta" or kind in _TRANSCRIBED:
                 self._see_transcript(found)
+        except Exception as fault:
+            faults.report("read what an OpenAI answer says", fault)
+
+    def see_choice(self, number: int, found: Mapping[str, Any]) -> None:
+        """Takes what is new from a choice of a chat or a completion. Raises nothing."""
+        try:
+            choice = self._choices.get(number)
+            if choice is None:
+                choice = self._choices[number] = _Choice()
+            if (message := found.get("message")) is not None:
+                choice.message = message
+            elif (delta := found.get("delta")) is not None:
+                choice.see_delta(fields(delta), self._longest)
+            elif (text := found.get("text")) is not None:
+                choice.text.add(text, self._longest)
         except Exception as fault:
             faults.report("read what an OpenAI answer says", fault)
 
@@ -282,35 +291,24 @@ class Output:
             self._items = dict(enumerate(output))
             self._texts.clear()
 
-    def _see_choice(self, told: Mapping[str, Any]) -> None:
-        index = told.get("index")
-        number = index if type(index) is int else 0
-        choice = self._choices.get(number)
-        if choice is None:
-            choice = self._choices[number] = _Choice()
-        if (message := told.get("message")) is not None:
-            choice.message = message
-        elif (delta := told.get("delta")) is not None:
-            choice.see_delta(fields(delta), self._longest)
-        elif (text := told.get("text")) is not None:
-            choice.text.add(text, self._longest)
-        if isinstance(reason := told.get("finish_reason"), str):
-            choice.finish_reason = reason
-
-    def messages(self, finish_reason: str | None = None) -> list[Message]:
+    def messages(self, finish_reasons: Mapping[int, str]) -> list[Message]:
         """One message for each choice; empty where nothing was said.
 
-        `finish_reason` is that of a Responses object, whose output is one message. Raises nothing: of an answer that cannot be
-        read, all else is still told.
+        `finish_reasons`: by the number of the choice; a Responses object, whose output is one message, has the first. Raises
+        nothing: of an answer that cannot be read, all else is still told.
         """
         try:
-            return self._messages(finish_reason)
+            return self._messages(finish_reasons)
         except Exception as fault:
             faults.report("read what an OpenAI answer says", fault)
             return []
 
-    def _messages(self, finish_reason: str | None) -> list[Message]:
-        found = [choice.output() for _, choice in sorted(self._choices.items())]
+    def _messages(self, finish_reasons: Mapping[int, str]) -> list[Message]:
+        found: list[Message] = []
+        for number, choice in sorted(self._choices.items()):
+            found.append(choice.output())
+            if (reason := finish_reasons.get(number)) is not None:
+                found[-1]["finish_reason"] = reason
         items: dict[int, list[Part]] = {}
         for number, item in self._items.items():
             if (message := item_message(fields(item))) is not None:
@@ -322,8 +320,8 @@ class Output:
             parts += parts_of(self._transcript.value())
         if parts:
             found.append({"role": "assistant", "parts": parts})
-            if finish_reason is not None:
-                found[-1]["finish_reason"] = finish_reason
+            if (reason := finish_reasons.get(0)) is not None:
+                found[-1]["finish_reason"] = reason
         return [message for message in found if message["parts"]]
 
 
@@ -348,7 +346,7 @@ class _Text:
 class _Choice:
     """One of the answers to a chat or a completion."""
 
-    __slots__ = ("finish_reason", "message", "reasoning", "refusal", "role", "text", "tools", "transcript")
+    __slots__ = ("message", "reasoning", "refusal", "role", "text", "tools", "transcript")
 
     MOST_TOOLS: Final = 256
 
@@ -360,17 +358,23 @@ class _Choice:
         self.refusal = _Text()
         self.transcript = _Text()
         self.tools: dict[int, tuple[dict[str, Any], _Text]] = {}
-        self.finish_reason: str | None = None
 
     def see_delta(self, delta: Mapping[str, Any], longest: int) -> None:
         if isinstance(role := delta.get("role"), str):
             self.role = role
-        self.text.add(delta.get("content"), longest)
-        self.refusal.add(delta.get("refusal"), longest)
-        self.reasoning.add(delta.get("reasoning_content") or delta.get("reasoning"), longest)
+        if content := delta.get("content"):
+            self.text.add(content, longest)
+        if refusal := delta.get("refusal"):
+            self.refusal.add(refusal, longest)
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            self.reasoning.add(thought, longest)
         if audio := delta.get("audio"):
             self.transcript.add(fields(audio).get("transcript"), longest)
-        for call in each(delta.get("tool_calls")):
+        if asked := delta.get("tool_calls"):
+            self._see_tool_calls(asked, longest)
+
+    def _see_tool_calls(self, asked: object, longest: int) -> None:
+        for call in each(asked):
             told = fields(call)
             index = told.get("index")
             number = index if type(index) is int else len(self.tools)
@@ -398,6 +402,4 @@ class _Choice:
                 message["parts"].append({"type": "blob", "modality": "audio", "transcript": transcript})
             for _, (known, arguments) in sorted(self.tools.items()):
                 message["parts"].append(tool_call(known.get("id"), known.get("name"), arguments.value()))
-        if self.finish_reason is not None:
-            message["finish_reason"] = self.finish_reason
         return message

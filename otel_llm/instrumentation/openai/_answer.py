@@ -6,8 +6,8 @@ Servers send anything. What is not what the API documents is passed over, field 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from otel_llm.calls import ending
 from otel_llm.conventions import semconv
@@ -17,12 +17,6 @@ from otel_llm.conventions.tool_calls import ToolRequests
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
-_NOT_TOLD_BY_DELTAS = frozenset(
-    f"response.{state}" for state in ("created", "queued", "completed", "incomplete", "failed", "cancelled", "done")
-)
-_LAST_EVENTS = frozenset(
-    {"image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"}
-)
 _RUNNING = ("queued", "in_progress")
 _ENDED = ("completed", "incomplete", "failed", "cancelled")
 _CODE = re.compile(r"[\w.:/-]{1,100}", re.ASCII)
@@ -85,52 +79,69 @@ class Answer:
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
         found = fields(payload)
-        if not found and type(payload) is list and payload:  # Gemini's errors come in a list
-            found = fields(payload[0])
-        if self.content is not None:
-            # The subtitles and the plain text that a transcription may be asked for are not inside anything.
-            self.content.see({"text": payload} if isinstance(payload, str) else found)
+        if not found:
+            found = _bare(payload)
         kind = found.get("type")
-        if kind is not None and isinstance(kind, str):
-            if kind.startswith("response."):
-                if kind in _NOT_TOLD_BY_DELTAS:
-                    self._see_response(fields(found.get("response")))
-                return
-            if kind == "error":
-                self.error_type = error_code(fields(found.get("error"))) or error_code(found) or _SOME_ERROR
-                return
-            if kind in _LAST_EVENTS:
-                self.final = True
-        if found.get("object") == "response":
+        if kind is None or not isinstance(kind, str):
+            kind = None
+            self._see_object(found)
+        elif (see := _EVENTS.get(kind)) is not None:
+            see(self, found)
+        elif not kind.startswith("response."):
+            self._see_object(found)
+        if self.content is not None and found.get("choices") is None:  # each choice is told of as it is read
+            self.content.see(kind, found)
+
+    def _see_object(self, found: Mapping[str, Any]) -> None:
+        """An answer that is no event, a chunk of one, or an event that holds its facts as an answer does."""
+        whole = found.get("object")
+        if whole == "response":
             self._see_response(found)
             return
         if self.id is None:
             self._see_identity(found)
-        if found.get("error"):
-            self._see_error(found["error"])
-        elif found.get("object") == "error":
+        if error := found.get("error"):
+            self._see_error(error)
+        elif whole == "error":
             self._see_error(found)
-        choices = found.get("choices")
-        if not choices and kind is None and not found.get("object"):
+        if choices := found.get("choices"):
+            for choice in choices if isinstance(choices, list | tuple) else ():
+                self._see_choice(fields(choice))
+        elif not whole and found.get("type") is None:
             self._see_other_failure(found)
-        if choices and isinstance(choices, list | tuple):
-            for choice in choices:
-                told = fields(choice)
-                if (reason := _text(told.get("finish_reason"))) is not None:
-                    index = told.get("index")
-                    self._finish_reasons[index if type(index) is int else 0] = reason
-                if reason == "error" or told.get("error"):  # OpenRouter, of a model that failed in the midst of it
-                    self._see_error(told.get("error"))
-                said = told.get("message") or told.get("delta")
-                asked = said.get("tool_calls") if type(said) is dict else getattr(said, "tool_calls", None)
-                if asked:
-                    self._see_tool_calls(asked)
         if (usage := found.get("usage")) is not None:
-            self.usage = from_openai(usage) or self.usage
-            if self.usage is None and type(seconds := fields(usage).get("seconds")) in (int, float):
-                self.seconds = seconds
+            self._see_usage(usage)
         if (tier := found.get("service_tier")) is not None:
             self.tier = _text(tier)
+
+    def _see_choice(self, found: Mapping[str, Any]) -> None:
+        """One of the choices of a chat or a completion, or what a chunk adds to it."""
+        reason = found.get("finish_reason")
+        if reason is not None and (reason := _text(reason)) is not None:
+            self._finish_reasons[_number(found)] = reason
+        if reason == "error" or found.get("error"):  # OpenRouter, of a model that failed in the midst of it
+            self._see_error(found.get("error"))
+        said = found.get("message") or found.get("delta")
+        asked = said.get("tool_calls") if type(said) is dict else getattr(said, "tool_calls", None)
+        if asked:
+            self._see_tool_calls(asked)
+        if self.content is not None:
+            self.content.see_choice(_number(found), found)
+
+    def _see_usage(self, usage: object) -> None:
+        self.usage = from_openai(usage) or self.usage
+        if self.usage is None and type(seconds := fields(usage).get("seconds")) in (int, float):
+            self.seconds = seconds
+
+    def _see_state(self, event: Mapping[str, Any]) -> None:
+        self._see_response(fields(event.get("response")))
+
+    def _see_last_event(self, event: Mapping[str, Any]) -> None:
+        self.final = True
+        self._see_object(event)
+
+    def _see_error_event(self, event: Mapping[str, Any]) -> None:
+        self.error_type = error_code(fields(event.get("error"))) or error_code(event) or _SOME_ERROR
 
     def _see_error(self, error: object) -> None:
         """An answer that tells of a failure, whatever the HTTP status says. The text of it is not looked at."""
@@ -229,9 +240,38 @@ class Answer:
             found[semconv.OPENAI_SYSTEM_FINGERPRINT] = self.fingerprint
         if self._requested is not None:
             found |= self._requested.attributes()
-        if self.content is not None and (said := self.content.messages(self._finish_reasons.get(0))):
+        if self.content is not None and (said := self.content.messages(self._finish_reasons)):
             found[semconv.OUTPUT_MESSAGES] = said
         return found
+
+
+_EVENTS: Final[Mapping[str, Callable[[Answer, Mapping[str, Any]], None]]] = {
+    "error": Answer._see_error_event,
+    **dict.fromkeys(
+        (
+            f"response.{state}"
+            for state in ("created", "queued", "completed", "incomplete", "failed", "cancelled", "done")
+        ),
+        Answer._see_state,
+    ),
+    **dict.fromkeys(
+        ("image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"),
+        Answer._see_last_event,
+    ),
+}
+"""The events of a stream that tell of more than content. Any other of the Responses API tells a piece of what comes whole later."""
+
+
+def _number(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if type(index) is int else 0
+
+
+def _bare(payload: object) -> Mapping[str, Any]:
+    """What has no fields of its own: the text that a transcription may be asked for, and Gemini's errors, which come in a list."""
+    if issubclass(type(payload), str):
+        return {"text": payload}
+    return fields(payload[0]) if type(payload) is list and payload else {}
 
 
 def error_code(error: Mapping[str, Any]) -> str | None:

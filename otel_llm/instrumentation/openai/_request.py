@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -163,31 +163,91 @@ _LONGEST_READY = 2**20
 """Bytes of a body that the app made itself, so far as it is read for its parameters."""
 
 
-_PARAMETERS = (
-    ("temperature", semconv.REQUEST_TEMPERATURE),
-    ("top_p", semconv.REQUEST_TOP_P),
-    ("top_k", semconv.REQUEST_TOP_K),
-    ("max_tokens", semconv.REQUEST_MAX_TOKENS),
-    ("max_completion_tokens", semconv.REQUEST_MAX_TOKENS),
-    ("max_output_tokens", semconv.REQUEST_MAX_TOKENS),
-    ("frequency_penalty", semconv.REQUEST_FREQUENCY_PENALTY),
-    ("presence_penalty", semconv.REQUEST_PRESENCE_PENALTY),
-    ("seed", semconv.REQUEST_SEED),
-    ("dimensions", semconv.EMBEDDINGS_DIMENSIONS),
-    ("reasoning_effort", semconv.REQUEST_REASONING_LEVEL),
-    ("previous_response_id", semconv.REQUEST_PREVIOUS_RESPONSE),
-)
-_DOUBLES = frozenset(
-    {
-        semconv.REQUEST_TEMPERATURE,
-        semconv.REQUEST_TOP_P,
-        semconv.REQUEST_FREQUENCY_PENALTY,
-        semconv.REQUEST_PRESENCE_PENALTY,
-    }
-)
-"""An attribute has one type, however a caller writes the number."""
-_OUTPUT_TYPES = {"json_object": "json", "json_schema": "json", "text": "text"}
 _SCALARS = (str, int, float, bool)
+
+
+def _scalar(value: Any) -> Any:
+    if not issubclass(type(value), _SCALARS):  # by `type`, here and below: an object may lie about its class
+        return None
+    # A number beyond 64 bits fails the whole batch that an OTLP exporter encodes it in.
+    return str(value) if type(value) is int and not -(2**63) <= value < 2**63 else value
+
+
+def _double(value: Any) -> Any:
+    """An attribute has one type, however a caller writes the number."""
+    value = _scalar(value)
+    return float(value) if type(value) is int else value
+
+
+def _stop_sequences(value: Any) -> list[str] | None:
+    if issubclass(type(value), str):
+        return [value] if value != "" else None
+    # Anything else that can be iterated is the app's, to be read once.
+    texts = [each for each in value if issubclass(type(each), str)] if type(value) in (list, tuple) else None
+    return texts or None
+
+
+def _choice_count(value: Any) -> int | None:
+    return value if type(value) is int and value != 1 else None
+
+
+def _service_tier(value: Any) -> str | None:
+    return value if isinstance(value, str) and value not in ("", "auto") else None
+
+
+def _output_type(value: Any) -> str | None:
+    kind = fields(value).get("type")
+    return _OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
+
+
+def _effort(value: Any) -> str | None:
+    return effort if isinstance(effort := fields(value).get("effort"), str) else None
+
+
+def _conversation_id(value: Any) -> str | None:
+    identity = value if issubclass(type(value), str) else fields(value).get("id")
+    return identity if issubclass(type(identity), str) and identity != "" else None
+
+
+_OUTPUT_TYPES = {"json_object": "json", "json_schema": "json", "text": "text"}
+
+_Parameters = tuple[tuple[str, str, Callable[[Any], Any]], ...]
+
+_PARAMETERS: _Parameters = (
+    # field of the body -> attribute, and what reads it: where that finds nothing, there is none. The last of two counts.
+    ("temperature", semconv.REQUEST_TEMPERATURE, _double),
+    ("top_p", semconv.REQUEST_TOP_P, _double),
+    ("top_k", semconv.REQUEST_TOP_K, _scalar),
+    ("max_tokens", semconv.REQUEST_MAX_TOKENS, _scalar),
+    ("max_completion_tokens", semconv.REQUEST_MAX_TOKENS, _scalar),
+    ("max_output_tokens", semconv.REQUEST_MAX_TOKENS, _scalar),
+    ("frequency_penalty", semconv.REQUEST_FREQUENCY_PENALTY, _double),
+    ("presence_penalty", semconv.REQUEST_PRESENCE_PENALTY, _double),
+    ("seed", semconv.REQUEST_SEED, _scalar),
+    ("dimensions", semconv.EMBEDDINGS_DIMENSIONS, _scalar),
+    ("reasoning_effort", semconv.REQUEST_REASONING_LEVEL, _scalar),
+    ("previous_response_id", semconv.REQUEST_PREVIOUS_RESPONSE, _scalar),
+    ("stop", semconv.REQUEST_STOP_SEQUENCES, _stop_sequences),
+    ("n", semconv.REQUEST_CHOICE_COUNT, _choice_count),
+    ("service_tier", semconv.OPENAI_REQUEST_SERVICE_TIER, _service_tier),
+    ("text", semconv.OUTPUT_TYPE, lambda value: _output_type(fields(value).get("format"))),
+    ("response_format", semconv.OUTPUT_TYPE, _output_type),
+    ("reasoning", semconv.REQUEST_REASONING_LEVEL, _effort),
+    ("conversation", semconv.CONVERSATION_ID, _conversation_id),
+)
+_OF_OPERATION: Mapping[str, _Parameters] = {
+    semconv.EMBEDDINGS: (
+        (
+            "encoding_format",
+            semconv.REQUEST_ENCODING_FORMATS,
+            lambda value: [value] if isinstance(value, str) else None,
+        ),
+    ),
+    semconv.CHAT: (
+        ("input", semconv.RETURNED_TOOL_IDS, lambda value: returned_in_input(value) or None),
+        ("messages", semconv.RETURNED_TOOL_IDS, lambda value: returned_in_chat(value) or None),
+    ),
+}
 
 
 def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stream: bool) -> dict[str, Any]:
@@ -201,43 +261,8 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
         found[semconv.OPENAI_API_TYPE] = endpoint.api_type
     if stream:
         found[semconv.REQUEST_STREAM] = True
-    for key, name in _PARAMETERS:
-        if key in body and issubclass(
-            type(value := body[key]), _SCALARS
-        ):  # by `type`: an object may lie about its class
-            if type(value) is int:
-                # A number beyond 64 bits fails the whole batch that an OTLP exporter encodes it in.
-                if not -(2**63) <= value < 2**63:
-                    value = str(value)
-                elif name in _DOUBLES:
-                    value = float(value)
-            found[name] = value
-    if "stop" in body:
-        stop = body["stop"]
-        if issubclass(type(stop), str):
-            stop = () if stop == "" else (stop,)
-        # Anything else that can be iterated is the app's, to be read once.
-        texts = [item for item in stop if issubclass(type(item), str)] if type(stop) in (list, tuple) else ()
-        if texts:
-            found[semconv.REQUEST_STOP_SEQUENCES] = texts
-    if "n" in body and type(body["n"]) is int and body["n"] != 1:
-        found[semconv.REQUEST_CHOICE_COUNT] = body["n"]
-    if isinstance(tier := body.get("service_tier"), str) and tier and tier != "auto":
-        found[semconv.OPENAI_REQUEST_SERVICE_TIER] = tier
-    if endpoint.operation == semconv.EMBEDDINGS and isinstance(encoding := body.get("encoding_format"), str):
-        found[semconv.REQUEST_ENCODING_FORMATS] = [encoding]
-    output = fields(body.get("response_format")) or fields(fields(body.get("text")).get("format"))
-    if output and isinstance(kind := output.get("type"), str) and kind in _OUTPUT_TYPES:
-        found[semconv.OUTPUT_TYPE] = _OUTPUT_TYPES[kind]
-    if "reasoning" in body and isinstance(effort := fields(body["reasoning"]).get("effort"), str):
-        found[semconv.REQUEST_REASONING_LEVEL] = effort
-    if "conversation" in body:
-        conversation = body["conversation"]
-        conversation_id = conversation if issubclass(type(conversation), str) else fields(conversation).get("id")
-        if issubclass(type(conversation_id), str) and conversation_id != "":
-            found[semconv.CONVERSATION_ID] = conversation_id
-    if endpoint.operation == semconv.CHAT:
-        returned = returned_in_chat(body.get("messages")) or returned_in_input(body.get("input"))
-        if returned:
-            found[semconv.RETURNED_TOOL_IDS] = returned
+    for parameters in (_PARAMETERS, _OF_OPERATION.get(endpoint.operation, ())):
+        for field, attribute, read in parameters:
+            if field in body and (value := read(body[field])) is not None:
+                found[attribute] = value
     return found

@@ -9,10 +9,10 @@ import openai
 import pytest
 
 from otel_llm.content import openai as content_of_openai
-from otel_llm.content.openai import Output
 from otel_llm.content.parts import SLACK
 from otel_llm.conventions import semconv as s
 from otel_llm.conventions.semconv import CONTENT
+from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.support import faults
 from tests.instrumentation.conftest import Capture, Spans
 
@@ -252,10 +252,10 @@ def test_an_errors_text(mode: str, told: bool, instrumented: Spans, client: open
 def test_memory_is_bounded(capture: Capture) -> None:
     """A stream keeps what will be recorded, not all that comes."""
     capture(OTEL_LLM_CONTENT_LIMIT="10")
-    output = Output()
+    answer = Answer()
     for _ in range(1_000):
-        output.see({"choices": [{"index": 0, "delta": {"content": "x" * 100}}]})
-    (message,) = output.messages()
+        answer.see({"choices": [{"index": 0, "delta": {"content": "x" * 100}}]})
+    (message,) = answer.content.messages({})
     assert len(message["parts"][0]["content"]) <= 10 + SLACK + 100
 
 
@@ -277,9 +277,9 @@ def test_memory_is_bounded(capture: Capture) -> None:
 def test_payloads_that_no_api_documents(payload: Any, capture: Capture) -> None:
     capture()
     before = faults.counts()
-    output = Output()
-    output.see(payload)
-    told = output.messages("stop")
+    answer = Answer()
+    answer.see(payload)
+    told = answer.content.messages({0: "stop"})
     assert ["hi" in repr(told), isinstance(told, list)] == ["hi" in repr(payload), True]
     assert faults.counts() == before
 

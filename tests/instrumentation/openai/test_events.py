@@ -121,6 +121,7 @@ def test_without_a_logger_provider_nothing_is_read(
 
     monkeypatch.setattr(reader, "request", read)
     monkeypatch.setattr(reader.Output, "see", read)
+    monkeypatch.setattr(reader.Output, "see_choice", read)
     capture("EVENT_ONLY")
     client.chat.completions.create(model=MODEL, messages=HELLO)
     assert instrumented.one().attributes
