@@ -253,9 +253,11 @@ class ModelCall:
                 at = set_span_in_context(self.span)
                 metrics.record(self.attributes, ending.usage, ending.error_type, seconds, first, at)
             if settings().capture.in_event and (self.event_content or ending.error is not None):
+                from otel_llm.content import capture
                 from otel_llm.signals import events
 
-                events.emit(self.attributes, self.event_content, ending.error, set_span_in_context(self.span), end_ns)
+                error = {} if ending.error is None else capture.error_attributes(ending.error)
+                events.emit(self.attributes, self.event_content, error, set_span_in_context(self.span), end_ns)
         except Exception as fault:
             faults.report("signal the end of a call", fault)
 

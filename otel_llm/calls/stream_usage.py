@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -243,16 +242,12 @@ def _is_time(value: object) -> bool:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file of ours. It may be anything by now: a link, a pipe, somebody else's."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    fd = os.open(path, flags)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or not _owns(found) or found.st_size > MAX_BYTES:
-            return b""
-        return os.read(fd, MAX_BYTES)
-    finally:
-        os.close(fd)
+    """The bytes of a file of ours, unless there are too many. Raises OSError."""
+    from otel_llm.support import files  # not on every system
+
+    with os.fdopen(files.open_own(path), "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    return content if len(content) <= MAX_BYTES else b""
 
 
 def _merged(told: Mapping[str, Server], learned: Mapping[str, Server]) -> dict[str, Server]:
@@ -281,14 +276,12 @@ def _write(path: Path, servers: Mapping[str, Server]) -> None:
     while len(content) > MAX_BYTES and told:
         told.popitem()  # the oldest
         content = json.dumps({"v": 1, "servers": told}).encode()
+    from otel_llm.support import files
+
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
-        try:
-            os.write(fd, content)
-        finally:
-            os.close(fd)
-        beside.chmod(0o600)  # a umask may have taken from the owner as well
+        with os.fdopen(files.create(beside), "wb") as file:
+            file.write(content)
         beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -297,16 +290,13 @@ def _write(path: Path, servers: Mapping[str, Server]) -> None:
 
 
 def _is_ours(directory: Path) -> bool:
-    """Whether nobody else may put files there. It is the journal's to create."""
+    """Whether it is there, and nobody else may put files into it. It is the journal's to create."""
+    from otel_llm.support import files
+
     try:
-        found = directory.lstat()
+        return directory.is_dir() and files.directory_objection(directory) is None
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and _owns(found) and not found.st_mode & 0o022
-
-
-def _owns(found: os.stat_result) -> bool:
-    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
 
 
 def _digest(address: str) -> str:

@@ -178,27 +178,32 @@ def _length(value: Any) -> int:
 
 def failed(span: Span, error: BaseException) -> Status:
     """Records an error's text on the span, as an exception event. Returns the status to give the span."""
+    told: Mapping[str, str] = {}
     try:
         if settings().capture.in_span and (told := error_attributes(error)):
             span.add_event("exception", told)
-            return Status(StatusCode.ERROR, told.get(semconv.EXCEPTION_MESSAGE))
-    except RedactionFailed as failure:
-        fail(failure)
     except Exception as fault:
         faults.report("record an error's text", fault)
-    return Status(StatusCode.ERROR)
+    return Status(StatusCode.ERROR, told.get(semconv.EXCEPTION_MESSAGE))
 
 
 def error_attributes(error: BaseException) -> dict[str, str]:
-    """Class, text and stack trace of an error, redacted. Raises RedactionFailed."""
+    """Class, text and stack trace of an error, redacted; nothing where that fails. Raises nothing."""
     cls = type(error)
     module = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
     found = {semconv.EXCEPTION_TYPE: f"{module}{cls.__qualname__}"}
-    texts = {
-        semconv.EXCEPTION_MESSAGE: str(error),
-        semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
-    }
-    for name, text in texts.items():
-        if (cleaned := clean_text(text)) is not None:
-            found[name] = cleaned
+    try:
+        texts = {
+            semconv.EXCEPTION_MESSAGE: str(error),
+            semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
+        }
+        for name, text in texts.items():
+            if (cleaned := clean_text(text)) is not None:
+                found[name] = cleaned
+    except RedactionFailed as failure:
+        fail(failure)
+        return {}
+    except Exception as fault:
+        faults.report("record an error's text", fault)
+        return {}
     return found

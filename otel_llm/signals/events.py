@@ -11,10 +11,7 @@ from typing import Any
 from opentelemetry import context as otel
 from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber, get_logger
 
-from otel_llm.content import capture
-from otel_llm.content.redaction import RedactionFailed, fail
 from otel_llm.conventions import semconv
-from otel_llm.settings import settings
 from otel_llm.support import faults
 from otel_llm.version import __version__
 
@@ -43,26 +40,26 @@ def wanted() -> bool:
 
 
 def emit(
-    facts: Mapping[str, Any], said: Mapping[str, Any] | None, error: BaseException | None, at: otel.Context, end_ns: int
+    attributes: Mapping[str, Any],
+    content: Mapping[str, Any] | None,
+    error: Mapping[str, Any],
+    at: otel.Context,
+    end_ns: int,
 ) -> None:
     """Emits the events of a model call that has ended. Raises nothing.
 
     Args:
-        facts: the attributes of its span, content apart.
-        said: the content, in structured form.
-        error: what the call raised.
+        attributes: those of its span, content apart.
+        content: in structured form.
+        error: the attributes of what the call raised; empty where it raised nothing.
         at: context with the call's span.
         end_ns: when it ended, nanoseconds since 1970.
     """
     try:
-        if not settings().capture.in_event:
-            return
-        if said:
-            _emit(SeverityNumber.DEBUG, semconv.EVENT_DETAILS, {**facts, **said}, at, end_ns)
-        if error is not None:
-            _emit(SeverityNumber.WARN, semconv.EVENT_EXCEPTION, capture.error_attributes(error), at, end_ns)
-    except RedactionFailed as failure:
-        fail(failure)
+        if content:
+            _emit(SeverityNumber.DEBUG, semconv.EVENT_DETAILS, {**attributes, **content}, at, end_ns)
+        if error:
+            _emit(SeverityNumber.WARN, semconv.EVENT_EXCEPTION, error, at, end_ns)
     except Exception as fault:
         faults.report("emit an event", fault)
 
