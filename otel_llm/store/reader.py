@@ -190,11 +190,11 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
     connection.execute("ALTER TABLE new_llm_usage ADD COLUMN IF NOT EXISTS service_tier VARCHAR")
     connection.execute("CREATE TEMP TABLE hidden (trace_id VARCHAR, span_id VARCHAR)")
     batch.prepare(connection)
-    goals = ingest.sizes(paths)
-    while takes := ingest.plan(paths, offsets, goals):
-        loaded, _ = batch.load(connection, paths, ingest.lines_of(takes))
-        for take in takes:
-            offsets[take.segment.name] = (take.chunk.next, take.finished)
+    snapshot = segments.Snapshot(paths.journal)
+    while chunks := ingest.plan(snapshot, offsets):
+        loaded, _ = batch.load(connection, paths, ingest.lines_of(chunks))
+        for chunk in chunks:
+            offsets[chunk.segment.name] = (chunk.next, chunk.finished)
         if loaded.rows:
             batch.overlay(connection, loaded, stored)
     batch.clear_away(connection)

@@ -45,13 +45,19 @@ def is_held(path: Path) -> bool:
     """Whether a living writer holds `path`. Raises OSError (FileNotFoundError where it is gone)."""
     fd = files.open_own(path)
     try:
+        return is_held_elsewhere(fd)
+    finally:
+        os.close(fd)
+
+
+def is_held_elsewhere(fd: int) -> bool:
+    """Whether a living writer holds the file that is open here, to read, as `fd`. Raises OSError."""
+    try:
         # Shared, so that two probers do not take each other for the writer.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(fd, fcntl.LOCK_UN)
     except BlockingIOError:
         return True
-    finally:
-        os.close(fd)
     return False
 
 

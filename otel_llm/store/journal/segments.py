@@ -33,39 +33,107 @@ class Segment:
 class Chunk:
     """Records of one segment from one offset to another."""
 
+    segment: Segment
     header: bytes = b""
     """The segment's header line; empty where it is not intact."""
     ends: list[bytes] = field(default_factory=list)
+    unfinished: list[bytes] = field(default_factory=list)
+    """Start lines of what will never end."""
     corrupt: list[bytes] = field(default_factory=list)
     start: int = 0
     next: int = 0
     """Offset behind the last line that was read."""
-    torn: int = 0
-    """Bytes of an unfinished last line of a writer that is gone."""
     at_end: bool = False
     """Nothing more to read there, for now."""
+    finished: bool = False
+    """The writer is gone or has gone on to its next segment, and this is the rest."""
+
+
+class Snapshot:
+    """The journal folder at one moment: which segments there are, and how long they were. What comes later is not in it.
+
+    Whether a writer lives is asked when it matters, and once: a dead one stays dead, and for one that lived, what it has
+    written since is left for the next snapshot.
+
+    Raises files.NotOurs where others may have put something into the folder, OSError.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.sizes: dict[Segment, int] = {}
+        """By writer and number; nothing where there is no folder."""
+        self._hidden: list[Path] = []
+        self._live: dict[Segment, bool] = {}
+        try:
+            files.require_own_dir(directory)
+            with os.scandir(directory) as entries:
+                found = [one for entry in entries if (one := self._look_at(entry)) is not None]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        self.sizes = dict(sorted(found))
+
+    def _look_at(self, entry: os.DirEntry[str]) -> tuple[Segment, int] | None:
+        if entry.name.startswith("."):
+            if entry.name.endswith(".tmp"):
+                self._hidden.append(Path(entry.path))
+            return None
+        segment = _parse(Path(entry.path))
+        try:
+            if segment is not None and entry.is_file(follow_symlinks=False):
+                return segment, entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:  # deleted meanwhile
+            pass
+        return None
+
+    def is_live(self, segment: Segment) -> bool:
+        """Whether the process that writes `segment` is alive and still has it open. Raises OSError."""
+        live = self._live.get(segment)
+        if live is None:
+            live = self._live[segment] = is_live(segment)
+        return live
+
+    def read(self, segment: Segment, offset: int, limit: int) -> Chunk:
+        """About `limit` bytes of `segment` from `offset` on, opened once. Raises OSError.
+
+        Whether its writer lives is asked before it is read: what a dead one has written is final then.
+        """
+        with os.fdopen(files.open_own(segment.path), "rb", buffering=0) as file:
+            fd = file.fileno()
+            if segment not in self._live:
+                self._live[segment] = locks.is_held_elsewhere(fd)
+            chunk = _read_chunk(fd, segment, offset, limit, live=self._live[segment])
+        if chunk.at_end and not self._live[segment]:
+            chunk.finished = True
+            if self._latest().get(segment.writer) == segment:
+                header, starts = unfinished(segment)
+                # One that has just gone on to its next segment has let go of this one too, and still runs what it carried over.
+                if starts and Snapshot(self.directory)._latest().get(segment.writer) == segment:
+                    chunk.unfinished = starts
+                    chunk.header = chunk.header or header
+        return chunk
+
+    def _latest(self) -> dict[str, Segment]:
+        """The last segment of each writer."""
+        return {segment.writer: segment for segment in self.sizes}
+
+    def remove_leftovers(self) -> None:
+        """Deletes half-born segments and batch files of processes that died. Raises nothing."""
+        horizon = time.time() - _ORPHAN_SECONDS
+        for path in self._hidden:
+            try:
+                if path.stat().st_mtime < horizon and not locks.is_held(path):
+                    path.unlink()
+            except OSError:
+                continue
 
 
 def list_segments(directory: Path) -> list[Segment]:
-    """The segments in `directory` by writer and number; none where it does not exist.
-
-    Raises files.NotOurs where others may have put them there, OSError.
-    """
-    found = []
-    try:
-        files.require_own_dir(directory)
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                segment = _parse(Path(entry.path))
-                if segment is not None and entry.is_file(follow_symlinks=False):
-                    found.append(segment)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(found)
+    """The segments in `directory` by writer and number; none where it does not exist. Raises files.NotOurs, OSError."""
+    return list(Snapshot(directory).sizes)
 
 
 def _parse(path: Path) -> Segment | None:
-    if path.suffix != _SUFFIX or path.name.startswith("."):
+    if path.suffix != _SUFFIX:
         return None
     writer, _, number = path.stem.rpartition("-")
     if not writer or not number.isdecimal():
@@ -74,7 +142,7 @@ def _parse(path: Path) -> Segment | None:
 
 
 def is_live(segment: Segment) -> bool:
-    """Whether the process that writes `segment` is alive and still has it open."""
+    """Whether the process that writes `segment` is alive and still has it open, now. Raises OSError."""
     try:
         return locks.is_held(segment.path)
     except FileNotFoundError:
@@ -87,18 +155,22 @@ def read_chunk(segment: Segment, offset: int, limit: int, *, live: bool) -> Chun
     The last line of a live writer may still be on its way, so it is left for later; that of a dead one never will be
     whole. Raises OSError.
     """
-    chunk = Chunk(start=offset, next=offset)
     with os.fdopen(files.open_own(segment.path), "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= offset:
-            chunk.at_end = True
-            return chunk
-        if offset:
-            chunk.header = _first_line(file.fileno())
-        block = os.pread(file.fileno(), limit, offset)
-        while b"\n" not in block and offset + len(block) < size:  # one line longer than the limit
-            block += os.pread(file.fileno(), limit, offset + len(block))
-        chunk.at_end = offset + len(block) >= size
+        return _read_chunk(file.fileno(), segment, offset, limit, live=live)
+
+
+def _read_chunk(fd: int, segment: Segment, offset: int, limit: int, *, live: bool) -> Chunk:
+    chunk = Chunk(segment, start=offset, next=offset)
+    size = os.fstat(fd).st_size
+    if size <= offset:
+        chunk.at_end = True
+        return chunk
+    if offset:
+        chunk.header = _first_line(fd)
+    block = os.pread(fd, limit, offset)
+    while b"\n" not in block and offset + len(block) < size:  # one line longer than the limit
+        block += os.pread(fd, limit, offset + len(block))
+    chunk.at_end = offset + len(block) >= size
     whole, newline, tail = block.rpartition(b"\n")
     if newline:
         _sort_lines(whole, chunk)
@@ -107,7 +179,6 @@ def read_chunk(segment: Segment, offset: int, limit: int, *, live: bool) -> Chun
         if record.is_intact(tail):  # only its newline is missing
             _sort_lines(tail, chunk)
         else:
-            chunk.torn = len(tail)
             chunk.corrupt.append(tail)
         chunk.next += len(tail)
     return chunk
@@ -159,11 +230,9 @@ def unfinished(segment: Segment) -> tuple[bytes, list[bytes]]:
 def running_calls(directory: Path) -> list[dict[str, Any]]:
     """The start records of the calls that run right now, in every living process, oldest first.
 
-    Each has the fields of a start record (see `journal.py`) and `pid`. Raises OSError.
+    Each has the fields of a start record (see `writer.py`) and `pid`. Raises OSError.
     """
-    latest: dict[str, Segment] = {}
-    for segment in list_segments(directory):
-        latest[segment.writer] = segment
+    latest = {segment.writer: segment for segment in list_segments(directory)}
     calls = []
     for segment in latest.values():
         try:
@@ -192,20 +261,3 @@ def _identity(line: bytes) -> bytes | None:
     if identity.startswith(b'"t":"') and identity[38:44] == b',"s":"':
         return identity
     return None
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Deletes half-born segments and batch files of processes that died. Raises nothing."""
-    try:
-        entries = list(os.scandir(directory))
-    except OSError:
-        return
-    horizon = time.time() - _ORPHAN_SECONDS
-    for entry in entries:
-        if not entry.name.startswith(".") or not entry.name.endswith(".tmp"):
-            continue
-        try:
-            if entry.stat().st_mtime < horizon and not locks.is_held(Path(entry.path)):
-                Path(entry.path).unlink()
-        except OSError:
-            continue

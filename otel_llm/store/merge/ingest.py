@@ -11,17 +11,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.file import database
 from otel_llm.store.file.waiting import when_free
-from otel_llm.store.journal import follow, locks, segments
-from otel_llm.store.journal.segments import Chunk, Segment
+from otel_llm.store.journal import follow, locks
+from otel_llm.store.journal.segments import Chunk, Snapshot
 from otel_llm.store.merge import batch, duckdb_instance
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, fork_guard, importing
@@ -55,19 +55,9 @@ class MergeResult:
     """Why the merge is not complete."""
 
 
-@dataclass(slots=True)
-class Take:
-    """What is to be taken from one segment."""
-
-    segment: Segment
-    chunk: Chunk
-    unfinished: list[bytes] = field(default_factory=list)
-    finished: bool = False
-    """The writer is gone or has gone on to its next segment, and this is the rest."""
-
-
 Offsets = dict[str, tuple[int, bool]]
 """By segment name: bytes consumed, and whether it is finished."""
+_UNREAD: Final = (0, False)
 
 
 @importing.whole()
@@ -81,13 +71,14 @@ def merge(store: str | os.PathLike[str], *, timeout: float = 5.0) -> MergeResult
     result = MergeResult()
     deadline = time.monotonic() + timeout
     try:
-        if not has_news(paths):
+        snapshot, note = Snapshot(paths.journal), _read_note(paths)
+        if not _has_news(snapshot, note or {}):
             result.complete = True
             return result
-        goals = sizes(paths)
+        work = partial(_merge_now, paths, snapshot, note, result)
         files.make_private_dir(paths.lock.parent)
-        while not _merge_in_turn(paths, min(time.monotonic() + _TURN_SECONDS, deadline), deadline, result):
-            if _reached(paths, goals):  # whoever had the lock took our records too
+        while not _in_turn(paths, work, min(time.monotonic() + _TURN_SECONDS, deadline), deadline):
+            if _reached(paths, snapshot):  # whoever had the lock took our records too
                 result.complete = True
                 return result
             if time.monotonic() >= deadline:
@@ -99,33 +90,30 @@ def merge(store: str | os.PathLike[str], *, timeout: float = 5.0) -> MergeResult
     return result
 
 
-def _merge_in_turn(paths: StorePaths, turn: float, deadline: float, result: MergeResult) -> bool:
-    """Merges, unless another merger has its turn until after `turn` (monotonic seconds)."""
+def _in_turn(paths: StorePaths, work: Callable[[], None], turn: float, deadline: float) -> bool:
+    """Does it, unless another merger has its turn until after `turn` (monotonic seconds)."""
     try:
         with locks.exclusive(paths.lock, turn):
-            when_free(partial(_merge_now, paths, result), deadline)
+            when_free(work, deadline)
     except TimeoutError:
         return False
     return True
 
 
-def _reached(paths: StorePaths, goals: Mapping[str, int]) -> bool:
-    """Whether the last merge took everything up to `goals`; a segment that is gone was taken whole."""
+def _reached(paths: StorePaths, snapshot: Snapshot) -> bool:
+    """Whether the last merge took everything that is in `snapshot`; a segment that is gone was taken whole."""
     known = _read_note(paths) or {}
-    there = sizes(paths)
-    return all(name not in there or known.get(name, (0, False))[0] >= goal for name, goal in goals.items())
+    return all(
+        known.get(segment.name, _UNREAD)[0] >= size or not segment.path.exists()
+        for segment, size in snapshot.sizes.items()
+    )
 
 
-def has_news(paths: StorePaths) -> bool:
+def _has_news(snapshot: Snapshot, known: Offsets) -> bool:
     """Whether a merge would find anything to do. Costs no look at the database: the last merge left a note."""
-    known = _read_note(paths) or {}
-    for segment in segments.list_segments(paths.journal):
-        consumed, finished = known.get(segment.name, (0, False))
-        try:
-            size = segment.path.stat().st_size
-        except FileNotFoundError:
-            continue
-        if size > consumed or finished or not segments.is_live(segment):
+    for segment, size in snapshot.sizes.items():
+        consumed, finished = known.get(segment.name, _UNREAD)
+        if size > consumed or finished or not snapshot.is_live(segment):
             return True
     return False
 
@@ -136,7 +124,7 @@ class _Loaded:
 
     paths: StorePaths
     connection: DuckDBPyConnection
-    takes: list[Take]
+    chunks: list[Chunk]
     batch: batch.Batch
 
 
@@ -144,20 +132,27 @@ _loaded: _Loaded | None = None
 """Kept while somebody has the database open, so that it is not all read again for each attempt."""
 
 
-def _merge_now(paths: StorePaths, result: MergeResult) -> None:
-    """Merges. Raises StoreBusy where somebody else has the database open, StoreError."""
+def _merge_now(paths: StorePaths, snapshot: Snapshot, note: Offsets | None, result: MergeResult) -> None:
+    """Merges what is in `snapshot`, which was taken when `note` was read.
+
+    Raises StoreBusy where somebody else has the database open, StoreError.
+    """
     import duckdb
 
+    before = _read_note(paths)
+    if before is None or before != note:
+        # Somebody has merged since, perhaps from a segment that is not in this snapshot and would be taken for deleted.
+        snapshot = Snapshot(paths.journal)
     # Held for one attempt, not while waiting for the next: a fork waits for it.
     with fork_guard.mutex:
         try:
-            offsets = _take_all(paths, result)
+            offsets = _take_all(paths, snapshot, before, result)
         except duckdb.Error as error:
             if database.is_corruption(error):
                 database.quarantine(paths, str(error))
             raise database.classify(paths, error) from error
     result.complete = True
-    removable = [s for s in segments.list_segments(paths.journal) if offsets.get(s.name, (0, False))[1]]
+    removable = [segment for segment in snapshot.sizes if offsets.get(segment.name, _UNREAD)[1]]
     # What is deleted must be in the database itself: its write-ahead log may turn out to be damaged.
     if removable and not paths.wal.exists():
         unread = follow.unread(paths.journal, removable)
@@ -167,24 +162,21 @@ def _merge_now(paths: StorePaths, result: MergeResult) -> None:
     for segment in removable:
         segment.path.unlink(missing_ok=True)
         result.removed += 1
-    segments.remove_leftovers(paths.journal)
+    snapshot.remove_leftovers()
     _write_note(paths, offsets, {segment.name for segment in removable})
 
 
-def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
-    """Takes in what there is by now, batch by batch; returns how far that went."""
-    offsets = _read_note(paths)
-    # A writer may go on writing for as long as we read: each segment is read up to where it was, not for ever.
-    goals = sizes(paths)
+def _take_all(paths: StorePaths, snapshot: Snapshot, offsets: Offsets | None, result: MergeResult) -> Offsets:
+    """Takes in what is in `snapshot`, batch by batch, from `offsets` on; returns how far that went."""
     while True:
         # All that can be done without the database is done before it is attached: nobody else can open it meanwhile.
-        loaded = None if offsets is None else _load(paths, offsets, goals)
+        loaded = None if offsets is None else _load(paths, snapshot, offsets)
         if offsets is not None and loaded is None:
             return offsets
         with duckdb_instance.attached(paths) as connection:
             known = read_offsets(connection)
-            _forget_removed(connection, paths, known)
-            stored = loaded if loaded is not None and _goes_on_from(loaded.takes, known) else None
+            _forget_removed(connection, snapshot, known)
+            stored = loaded if loaded is not None and _goes_on_from(loaded.chunks, known) else None
             rows = 0 if stored is None else _store(connection, stored)
         if stored is not None:
             result.rows += rows
@@ -193,25 +185,25 @@ def _take_all(paths: StorePaths, result: MergeResult) -> Offsets:
         offsets = known
 
 
-def _load(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int]) -> _Loaded | None:
+def _load(paths: StorePaths, snapshot: Snapshot, offsets: Offsets) -> _Loaded | None:
     """Puts what is to be taken next into the workbench; None where all is taken."""
     global _loaded
     connection = duckdb_instance.get(paths)
     held = _loaded
-    if held and held.paths == paths and held.connection is connection and _goes_on_from(held.takes, offsets):
+    if held and held.paths == paths and held.connection is connection and _goes_on_from(held.chunks, offsets):
         return held
     forget_loaded()
-    takes = plan(paths, offsets, goals)
-    if not takes:
+    chunks = plan(snapshot, offsets)
+    if not chunks:
         return None
     try:
-        ready, refused = batch.load(connection, paths, lines_of(takes))
+        ready, refused = batch.load(connection, paths, lines_of(chunks))
     except BaseException:
         duckdb_instance.discard()  # whatever state it is in, the next attempt begins with another
         raise
-    for take in takes:
-        take.chunk.corrupt += refused.get(take.segment.name, [])
-    _loaded = _Loaded(paths, connection, takes, ready)
+    for chunk in chunks:
+        chunk.corrupt += refused.get(chunk.segment.name, [])
+    _loaded = _Loaded(paths, connection, chunks, ready)
     return _loaded
 
 
@@ -221,20 +213,9 @@ def forget_loaded() -> None:
     _loaded = None
 
 
-def _goes_on_from(takes: list[Take], offsets: Offsets) -> bool:
-    """Whether nobody has taken any of `takes` meanwhile, and nothing before them is missing."""
-    return all(offsets.get(take.segment.name, (0, False)) == (take.chunk.start, False) for take in takes)
-
-
-def sizes(paths: StorePaths) -> dict[str, int]:
-    """The size of each segment, by name, in bytes."""
-    found = {}
-    for segment in segments.list_segments(paths.journal):
-        try:
-            found[segment.name] = segment.path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return found
+def _goes_on_from(chunks: list[Chunk], offsets: Offsets) -> bool:
+    """Whether nobody has taken any of `chunks` meanwhile, and nothing before them is missing."""
+    return all(offsets.get(chunk.segment.name, _UNREAD) == (chunk.start, False) for chunk in chunks)
 
 
 def read_offsets(connection: DuckDBPyConnection) -> Offsets:
@@ -243,9 +224,9 @@ def read_offsets(connection: DuckDBPyConnection) -> Offsets:
     return {name: (consumed, finished) for name, consumed, finished in rows}
 
 
-def _forget_removed(connection: DuckDBPyConnection, paths: StorePaths, offsets: Offsets) -> None:
+def _forget_removed(connection: DuckDBPyConnection, snapshot: Snapshot, offsets: Offsets) -> None:
     """Drops the rows of segments that an earlier merge deleted. Their names are never used again."""
-    there = {segment.name for segment in segments.list_segments(paths.journal)}
+    there = {segment.name for segment in snapshot.sizes}
     gone = [name for name in offsets if name not in there]
     if gone:
         connection.execute("DELETE FROM journal_segments WHERE list_contains(?, segment)", [gone])
@@ -253,45 +234,33 @@ def _forget_removed(connection: DuckDBPyConnection, paths: StorePaths, offsets: 
             del offsets[name]
 
 
-def plan(paths: StorePaths, offsets: Offsets, goals: Mapping[str, int] | None = None) -> list[Take]:
-    """What to take next, about `BATCH_BYTES` of it; nothing where all is taken. `goals` bounds how far to read."""
-    # Whether a writer lives is asked before what it has written: what a dead one has written is final.
-    listed, live = [], {}
-    for segment in segments.list_segments(paths.journal):
-        with suppress(PermissionError):  # another user's: he takes it in, and it must not keep ours out
-            live[segment.name] = segments.is_live(segment)
-            listed.append(segment)
-    latest = {segment.writer: segment for segment in segments.list_segments(paths.journal)}
-    takes: list[Take] = []
+def plan(snapshot: Snapshot, offsets: Offsets) -> list[Chunk]:
+    """What to take next, about `BATCH_BYTES` of it; nothing where all is taken.
+
+    A writer may go on writing for as long as we read: each segment of one that lives is read up to where it was, not for ever.
+    """
+    chunks: list[Chunk] = []
     room = BATCH_BYTES
-    for segment in listed:
-        consumed, finished = offsets.get(segment.name, (0, False))
-        if finished:
-            continue
-        if live[segment.name] and goals is not None and consumed >= goals.get(segment.name, 0):
-            continue
+    for segment, size in snapshot.sizes.items():
+        consumed, finished = offsets.get(segment.name, _UNREAD)
         try:
-            chunk = segments.read_chunk(segment, consumed, room, live=live[segment.name])
-            take = Take(segment, chunk)
-            if not live[segment.name] and chunk.at_end:
-                take.finished = True
-                if latest.get(segment.writer) == segment:
-                    header, take.unfinished = segments.unfinished(segment)
-                    chunk.header = chunk.header or header
-        except FileNotFoundError:
+            if finished or (consumed >= size and snapshot.is_live(segment)):
+                continue
+            chunk = snapshot.read(segment, consumed, room)
+        except (FileNotFoundError, PermissionError):  # another user's: he takes it in, and it must not keep ours out
             continue
-        if chunk.next == consumed and not take.finished:
+        if chunk.next == consumed and not chunk.finished:
             continue
-        takes.append(take)
+        chunks.append(chunk)
         room -= chunk.next - consumed
         if room <= 0:
             break
-    return takes
+    return chunks
 
 
 def _store(connection: DuckDBPyConnection, loaded: _Loaded) -> int:
     """One transaction: rows, and the offsets behind them. Returns the number of rows."""
-    values = [(take.segment.name, take.chunk.next, take.finished, len(take.chunk.corrupt)) for take in loaded.takes]
+    values = [(chunk.segment.name, chunk.next, chunk.finished, len(chunk.corrupt)) for chunk in loaded.chunks]
     with database.transaction(connection):
         rows = batch.store(connection, loaded.batch) if loaded.batch.rows else 0
         connection.execute(
@@ -307,28 +276,28 @@ def _store(connection: DuckDBPyConnection, loaded: _Loaded) -> int:
 def _count(paths: StorePaths, loaded: _Loaded, offsets: Offsets, result: MergeResult) -> None:
     """Notes in `offsets` and `result` what is in the store now, and keeps the bytes of what cannot be."""
     result.interrupted += loaded.batch.interrupted
-    duckdb_instance.count(sum(take.chunk.next - take.chunk.start for take in loaded.takes))
-    for take in loaded.takes:
-        offsets[take.segment.name] = (take.chunk.next, take.finished)
-        if take.chunk.corrupt:
-            result.corrupt += len(take.chunk.corrupt)
-            _put_aside(paths, take)
+    duckdb_instance.count(sum(chunk.next - chunk.start for chunk in loaded.chunks))
+    for chunk in loaded.chunks:
+        offsets[chunk.segment.name] = (chunk.next, chunk.finished)
+        if chunk.corrupt:
+            result.corrupt += len(chunk.corrupt)
+            _put_aside(paths, chunk)
 
 
-def lines_of(takes: list[Take]) -> batch.Lines:
-    """The lines that `takes` brings."""
-    return {take.segment.name: (take.chunk.header, take.chunk.ends + take.unfinished) for take in takes}
+def lines_of(chunks: list[Chunk]) -> batch.Lines:
+    """The lines that `chunks` bring."""
+    return {chunk.segment.name: (chunk.header, chunk.ends + chunk.unfinished) for chunk in chunks}
 
 
-def _put_aside(paths: StorePaths, take: Take) -> None:
+def _put_aside(paths: StorePaths, chunk: Chunk) -> None:
     """Keeps the bytes that could not be read, for whoever wants to look."""
     try:
-        file = paths.corrupt / take.segment.name
-        files.append(file, b"\n".join(take.chunk.corrupt) + b"\n")
+        file = paths.corrupt / chunk.segment.name
+        files.append(file, b"\n".join(chunk.corrupt) + b"\n")
     except OSError as error:
-        _logger.warning("damaged journal lines of %s could not be put aside: %s", take.segment.path, error)
+        _logger.warning("damaged journal lines of %s could not be put aside: %s", chunk.segment.path, error)
         return
-    _logger.warning("%d damaged lines of %s are put aside in %s", len(take.chunk.corrupt), take.segment.path, file)
+    _logger.warning("%d damaged lines of %s are put aside in %s", len(chunk.corrupt), chunk.segment.path, file)
 
 
 # --- the note of the last merge ---------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -459,6 +462,127 @@ def test_the_file_can_be_read_by_duckdb_1_5(journal: Journal, store_path: Path) 
     ((tags,),) = query(store_path, "SELECT tags FROM duckdb_databases() WHERE database_name = current_database()")
     if database._version(duckdb.__version__) >= (2,):
         assert tags["storage_version"].startswith("v1.5.0")
+
+
+# --- one look at the journals -----------------------------------------------------------------------------------------
+
+
+class Looks:
+    """Counts what is asked of the file system about the journal folder `directory` and its segments."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.scans = self.opens = self.probes = 0
+        self._directory = directory
+        monkeypatch.setattr(os, "scandir", partial(self._scandir, os.scandir))
+        monkeypatch.setattr(os, "open", partial(self._open, os.open))
+        monkeypatch.setattr(fcntl, "flock", partial(self._flock, fcntl.flock))
+
+    def _scandir(self, scandir: Callable[..., Any], path: Any = ".") -> Any:
+        self.scans += Path(path) == self._directory if isinstance(path, str | os.PathLike) else False
+        return scandir(path)
+
+    def _open(self, open_file: Callable[..., int], path: Any, *more: Any, **named: Any) -> int:
+        self.opens += str(path).endswith(".jsonl")
+        return open_file(path, *more, **named)
+
+    def _flock(self, flock: Callable[..., None], fd: int, operation: int) -> None:
+        self.probes += operation == fcntl.LOCK_SH | fcntl.LOCK_NB
+        flock(fd, operation)
+
+    def counted(self) -> tuple[int, int, int]:
+        found = self.scans, self.opens, self.probes
+        self.scans = self.opens = self.probes = 0
+        return found
+
+
+def test_one_look_at_the_journals_per_merge(
+    store_path: Path, paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journals = [Journal(paths.journal) for _ in range(4)]
+    for journal in journals:
+        write_call(journal)
+    merge(store_path)
+    looks = Looks(paths.journal, monkeypatch)
+    for journal in journals:
+        write_call(journal)
+    assert merge(store_path).rows == 4
+    assert looks.counted() == (1, 4, 4)
+    write_call(journals[0])
+    assert merge(store_path).rows == 1
+    assert looks.counted() == (1, 4, 4)
+    assert merge(store_path).complete  # nothing new: is anybody dead?
+    assert looks.counted() == (1, 4, 4)
+    for journal in journals:
+        journal.close()
+
+
+def test_a_segment_that_appears_during_a_merge_waits_for_the_next(
+    journal: Journal, store_path: Path, paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start()
+    journal.append(running, start_of=identity(running))
+    write_call(journal)
+    load = batch.load
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(batch, "load", load)
+        journal.rotate()
+        write_call(journal)
+        return load(*arguments)
+
+    monkeypatch.setattr(batch, "load", meanwhile)
+    result = merge(store_path)
+    assert (result.complete, result.rows, result.interrupted, result.removed) == (True, 1, 0, 0)
+    assert len(segments.list_segments(paths.journal)) == 2
+    result = merge(store_path)
+    assert (result.complete, result.rows, result.interrupted, result.removed) == (True, 1, 0, 1)
+
+
+def test_a_writer_that_goes_on_to_its_next_segment_after_the_look_is_not_dead(
+    journal: Journal, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start()
+    journal.append(running, start_of=identity(running))
+    write_call(journal)
+    plan = ingest.plan
+
+    def after_rotation(*arguments: Any) -> Any:
+        monkeypatch.setattr(ingest, "plan", plan)
+        journal.rotate()
+        return plan(*arguments)
+
+    merge(store_path)
+    write_call(journal)
+    monkeypatch.setattr(ingest, "plan", after_rotation)
+    result = merge(store_path)
+    assert (result.rows, result.interrupted, result.removed) == (1, 0, 1)
+    journal.append(end(running), end_of=identity(running))
+    assert query(store_path, "SELECT DISTINCT status FROM spans") == [("ok",)]
+
+
+def test_another_merge_after_the_look_calls_for_another_look(
+    journal: Journal, store_path: Path, paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it took of a segment that this one has not seen must not be forgotten: it would be taken again."""
+    write_call(journal)
+    merge(store_path)
+    write_call(journal)
+    other = Journal(paths.journal)
+    in_turn = ingest._in_turn
+
+    def after_another(*arguments: Any) -> bool:
+        monkeypatch.setattr(ingest, "_in_turn", in_turn)
+        write_call(other)
+        assert merge(store_path).rows == 2
+        write_call(other)
+        return in_turn(*arguments)
+
+    monkeypatch.setattr(ingest, "_in_turn", after_another)
+    assert merge(store_path).rows == 1
+    with duckdb.connect(str(store_path), read_only=True) as connection:
+        known = set(ingest.read_offsets(connection))
+    assert known == {segment.name for segment in segments.list_segments(paths.journal)}
+    other.close()
 
 
 # --- calls that never end ---------------------------------------------------------------------------------------------
