@@ -156,7 +156,7 @@ class Store:
         if _exiting:
             # Whoever flushes after us, as a tracer provider's own exit does, is the last to: leave nothing behind.
             self.journal.close()
-            self.journal.tell_lost()
+            self.journal.log_lost()
         return self._merge(max(deadline - time.monotonic(), 0.0)) and written
 
     def write_out(self) -> bool:
@@ -326,7 +326,7 @@ def _close_all() -> None:
         try:
             store.close()
             store.closed_after = store.journal.records
-            store.journal.tell_lost()
+            store.journal.log_lost()
         except Exception:
             _logger.debug("closing %s failed", store.path, exc_info=True)
 

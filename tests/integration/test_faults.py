@@ -29,7 +29,7 @@ APP = """
 import json, os, resource, sys, time
 from openai import OpenAI
 from otel_llm.store import Store, flush
-from otel_llm.store.journal import writer
+from otel_llm.store.journal import unwritten
 
 client = OpenAI()
 store = Store.open(os.environ["OTEL_LLM_STORE"])
@@ -277,11 +277,11 @@ def test_memory_is_bounded_while_nothing_can_be_written(start_app: Callable[...,
     blocker = tmp_path / "file"
     blocker.touch()
     app = start_app(OTEL_LLM_STORE=str(blocker / "usage.duckdb"))
-    app.do("setattr(writer, 'MAX_WAITING', 10_000)")
+    app.do("setattr(unwritten, 'MAX_BYTES', 10_000)")
     app.do("[ask() for _ in range(50)] and None")
     stats = app.stats()
     assert stats["waiting"] + stats["dropped"] == 50 and stats["dropped"] > 0
-    assert app.do("store.journal._waiting_size") <= 10_000
+    assert app.do("store.journal._unwritten._size") <= 10_000
     # What is left can be kept as soon as there is a place for it.
     blocker.unlink()
     assert app.flush()

@@ -162,10 +162,11 @@ class Follower:
         if identity in self._ended:
             return None
         one["pid"] = position.pid
+        known = self._begun.get(identity)
+        record.completed(one, {} if known is None else known[1].get("a") or {})
         if kind == "s":
-            known = identity in self._begun
             _remember(self._begun, identity, (writer, one))
-            return None if known else one
+            return one if known is None else None
         self._begun.pop(identity, None)
         _remember(self._ended, identity, None)
         return one

@@ -22,6 +22,9 @@ Record = Mapping[str, Any]
 _PREFIX: Final = b'{"c":"'
 _BODY: Final = 16  # length of `{"c":"xxxxxxxx",`
 _MAX_DEPTH: Final = 32
+_LONG: Final = 512
+"""Characters of a text that is not said twice."""
+_LEFT_OUT: Final = b',"m":['
 
 
 def encode(record: Record) -> bytes:
@@ -54,6 +57,37 @@ def decode(line: bytes) -> dict[str, Any]:
     record = orjson.loads(line)
     if not isinstance(record, dict):
         raise ValueError("a journal line is a JSON object")
+    return record
+
+
+# --- texts that are said once -----------------------------------------------------------------------------------------
+
+
+def long_texts(record: Record) -> dict[str, str]:
+    """The attributes of a record that later ones of the same span leave out while they stay the same."""
+    attributes = record.get("a") or {}
+    return {name: value for name, value in attributes.items() if type(value) is str and len(value) >= _LONG}
+
+
+def shortened(record: Record, texts: Mapping[str, str]) -> Record:
+    """`record` without those of its attributes that are in `texts`, by name and to the letter; itself where there are none."""
+    attributes = record.get("a") or {}
+    left_out = [name for name, text in texts.items() if type(own := attributes.get(name)) is str and own == text]
+    if not left_out:
+        return record
+    return {**record, "a": {name: attributes[name] for name in attributes if name not in left_out}, "m": left_out}
+
+
+def is_shortened(line: bytes) -> bool:
+    """Whether an intact line leaves something out. (One that does not may look like it; `completed` tells.)"""
+    return _LEFT_OUT in line
+
+
+def completed(record: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with what it leaves out, from the attributes of `earlier` records of its span."""
+    left_out = record.pop("m", None) or ()
+    if left_out:
+        record["a"] = {name: earlier[name] for name in left_out if name in earlier} | (record.get("a") or {})
     return record
 
 

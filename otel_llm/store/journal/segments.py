@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -181,7 +181,36 @@ def _read_chunk(fd: int, segment: Segment, offset: int, limit: int, *, live: boo
         else:
             chunk.corrupt.append(tail)
         chunk.next += len(tail)
+    _complete(fd, chunk, block)
     return chunk
+
+
+def _complete(fd: int, chunk: Chunk, block: bytes) -> None:
+    """Gives the end lines of `chunk`, which was read from `block`, the texts that only the start lines of their spans have."""
+    short = {number: record.decode(line) for number, line in enumerate(chunk.ends) if record.is_shortened(line)}
+    if not short:
+        return
+    spans = {number: _identity(chunk.ends[number]) for number in short}
+    told = _attributes_of(block, set(spans.values()))
+    begun_earlier = {
+        spans[number]
+        for number, one in short.items()
+        if not told.get(spans[number], {}).keys() >= set(one.get("m") or ())
+    }
+    for span, attributes in _attributes_of(os.pread(fd, chunk.start, 0), begun_earlier).items():
+        told[span] = attributes | told.get(span, {})
+    for number, one in short.items():
+        whole = record.completed(one, told.get(spans[number], {}))
+        chunk.ends[number] = record.encode(whole).removesuffix(b"\n")
+
+
+def _attributes_of(block: bytes, spans: Collection[bytes | None]) -> dict[bytes | None, dict[str, Any]]:
+    """The attributes in the start lines of `spans`."""
+    found: dict[bytes | None, dict[str, Any]] = {}
+    for line in block.split(b"\n") if spans else ():
+        if record.kind(line) == b"s" and (span := _identity(line)) in spans and record.is_intact(line):
+            found.setdefault(span, {}).update(record.decode(line).get("a") or {})
+    return found
 
 
 def _sort_lines(block: bytes, chunk: Chunk) -> None:
@@ -209,9 +238,9 @@ def _first_line(fd: int) -> bytes:
 
 
 def unfinished(segment: Segment) -> tuple[bytes, list[bytes]]:
-    """The header of `segment` and its start lines that no end line follows. Raises OSError."""
+    """The header of `segment`, and for each span that no end line follows one start line. Raises OSError."""
     header = b""
-    starts: dict[bytes, bytes] = {}
+    starts: dict[bytes, list[bytes]] = {}
     for line in _intact_lines(segment.path):
         kind = record.kind(line)
         if kind == b"h" and not header:
@@ -221,10 +250,20 @@ def unfinished(segment: Segment) -> tuple[bytes, list[bytes]]:
             if identity is None:
                 continue
             if kind == b"s":
-                starts[identity] = line
+                starts.setdefault(identity, []).append(line)
             else:
                 starts.pop(identity, None)
-    return header, list(starts.values())
+    return header, [_last_known(lines) for lines in starts.values()]
+
+
+def _last_known(lines: list[bytes]) -> bytes:
+    """The last start line of a span, with what it leaves out."""
+    if not record.is_shortened(lines[-1]):
+        return lines[-1]
+    earlier: dict[str, Any] = {}
+    for line in lines[:-1]:
+        earlier |= record.decode(line).get("a") or {}
+    return record.encode(record.completed(record.decode(lines[-1]), earlier)).removesuffix(b"\n")
 
 
 def running_calls(directory: Path) -> list[dict[str, Any]]:

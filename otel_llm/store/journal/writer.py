@@ -2,11 +2,12 @@
 
 Lines are JSON with a checksum (see `record.py`). Their fields:
 
-    header  {"k":"h","v":1,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
+    header  {"k":"h","v":2,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
     start   {"k":"s","t":trace id,"s":span id,"p":parent span id or null,"n":name,"kd":span kind,"st":start ns,
              "a":{attributes},"sc":scope name,"scv":scope version,"f":trace flags,
              "ag":enclosing agent's name,"wf":enclosing workflow's name,"r":{resource, where not the header's},
-             "x":1 where another span stands for this call in the account}
+             "x":1 where another span stands for this call in the account,
+             "m":[names of attributes that are in an earlier line of this span in this segment, and not in "a" again]}
     end     the same and "et":end ns,"sts":status code,"std":status description,
              "e":[{"name","time_unix_nano","attributes"}],"l":[{"trace_id","span_id","attributes"}]
 
@@ -24,22 +25,21 @@ import os
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from otel_llm.store.journal import locks, record
+from otel_llm.store.journal import record
+from otel_llm.store.journal.open_segment import OpenSegment
+from otel_llm.store.journal.running import RunningSpans
+from otel_llm.store.journal.unwritten import UnwrittenLines
 from otel_llm.support import faults, files, fork_guard, forks
 from otel_llm.version import __version__
 
 _logger = logging.getLogger("otel_llm")
 
-FORMAT_VERSION: Final = 1
-MAX_WAITING: Final = 16 * 2**20
-"""Bytes of ended calls that are kept in memory while the journal cannot be written."""
-MAX_RUNNING: Final = 10_000
-"""Start lines kept in memory; spans that never end must not fill it."""
+FORMAT_VERSION: Final = 2
+"""1 had no "m": each line of a span said everything."""
 _RETRY_SECONDS: Final = 0.25
 
 Fsync = Literal["none", "interval", "always"]
@@ -64,12 +64,6 @@ class Journal:
         self.resource: Mapping[str, Any] = {}
         self.elsewhere: Callable[[], Path | None] | None = None
         """Says which directory to use where this user may not use this one: as after `setuid`."""
-        self.records = 0
-        """Records taken, in this process."""
-        self.dropped = 0
-        """Ended calls that could not be kept: the file system refused them until the memory set aside was full."""
-        self._told_lost = 0  # of those, how many the log has told of
-        self.last_error: str | None = None
         self._start_afresh()
         _journals.add(self)
 
@@ -78,92 +72,96 @@ class Journal:
         self._lock = threading.RLock()
         self._writer = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{secrets.token_hex(4)}"
         self._sequence = 0
-        self._fd = -1
-        self._path: Path | None = None
-        self._size = 0
-        self._empty_size = 0  # size of a segment that holds nothing but its header and what it took over
-        self._opened_at = 0.0
+        self._open: OpenSegment | None = None
         self._retry_at = 0.0
-        self._torn = False  # the last write stopped in the middle of a line
         self._starts_missing = False  # some start lines are in memory only
         self._busy = False
-        self._warned = False
         self._unsynced = False
-        self._running: dict[int, bytes] = {}
-        self._waiting: deque[bytes] = deque()
-        self._waiting_size = 0
+        self._running = RunningSpans()
+        self._unwritten = UnwrittenLines()
+        self._waiting = self._unwritten.lines
+        self.records = 0
+        """Records taken, in this process."""
 
     @property
     def segment(self) -> Path | None:
         """The open segment, if there is one."""
-        return self._path
+        return None if self._open is None else self._open.path
 
     @property
     def position(self) -> tuple[Path | None, int]:
         """The open segment and its size: whoever saw this position has seen every record written so far."""
-        return self._path, self._size
+        segment = self._open
+        return (None, 0) if segment is None else (segment.path, segment.size)
 
     @property
     def waiting(self) -> int:
         """Ended calls that are in memory only, because the file system refuses them."""
         return len(self._waiting)
 
+    @property
+    def dropped(self) -> int:
+        """Ended calls that could not be kept: the file system refused them until the memory set aside was full."""
+        return self._unwritten.dropped
+
+    @property
+    def last_error(self) -> str | None:
+        return self._unwritten.last_error
+
     # --- writing ------------------------------------------------------------------------------------------------------
 
     def append(self, entry: record.Record, *, start_of: int | None = None, end_of: int | None = None) -> None:
-        """Writes one record. `start_of` and `end_of` are the id of the call that it begins or ends."""
-        line = record.encode(entry)
+        """Writes one record. `start_of` and `end_of` are the id of the span that it begins or ends."""
+        is_start = start_of is not None
+        texts = self._running.texts.get(start_of if start_of is not None else end_of or 0)
+        short = entry if texts is None else record.shortened(entry, texts)
+        line = record.encode(short)
         outermost = not self._lock._is_owned()  # type: ignore[attr-defined]
         with self._lock:
             if outermost:
                 self._busy = False  # an exception may have kept that from being said
             self.records += 1
-            if end_of is not None:
-                self._running.pop(end_of, None)
+            if end_of is not None and not self._running.end(end_of) and short is not entry:
+                line = record.encode(entry)  # its start line may not be in the open segment
             if start_of is not None:
-                if len(self._running) >= MAX_RUNNING:
-                    del self._running[next(iter(self._running))]
-                self._running[start_of] = line
-            if self._busy or self._waiting or self._starts_missing or self._fd < 0:
-                self._append_slowly(line, is_start=start_of is not None)
+                line = self._running.begin(start_of, line, entry, is_short=short is not entry)
+            segment = self._open
+            if self._busy or self._waiting or self._starts_missing or segment is None:
+                self._append_slowly(entry, is_start=is_start)
                 return
             try:
                 self._busy = True
-                self._write(line)
-                if self._size >= self.segment_size:
-                    self._rotate()
+                segment.write(line)
+                if segment.size >= self.segment_size:
+                    self._rotate(segment)
                 elif self.fsync == "always":
-                    os.fdatasync(self._fd)
+                    segment.to_disk()
                 elif self.fsync == "interval":
                     self._unsynced = True
             except OSError as error:
-                self._keep(line, is_start=start_of is not None)
+                self._keep(entry, is_start=is_start)
                 self._failed(error)
             except BaseException:  # a signal handler raised, before the write or after it: a line may be there twice
-                self._keep(line, is_start=start_of is not None)
+                self._keep(entry, is_start=is_start)
                 raise
             finally:
                 self._busy = False
             if self._waiting or self._starts_missing:  # a failure, or whoever interrupted the write
                 self._catch_up()
 
-    def _append_slowly(self, line: bytes, *, is_start: bool) -> None:
+    def _append_slowly(self, entry: record.Record, *, is_start: bool) -> None:
         """The way of a record when the file is not simply there to be written to."""
-        self._keep(line, is_start=is_start)
+        self._keep(entry, is_start=is_start)
         # While busy this is a signal handler or a finalizer that interrupted a write of its own thread: the record waits
         # in memory until that write is done.
         if not self._busy:
             self._catch_up()
 
-    def _keep(self, line: bytes, *, is_start: bool) -> None:
+    def _keep(self, entry: record.Record, *, is_start: bool) -> None:
         if is_start:
             self._starts_missing = True  # the line itself is in `_running`
-            return
-        self._waiting.append(line)
-        self._waiting_size += len(line)
-        while self._waiting_size > MAX_WAITING:
-            self._waiting_size -= len(self._waiting.popleft())
-            self.dropped += 1
+        else:
+            self._unwritten.add(record.encode(entry))  # whole: it may get into a segment without its start line
 
     def _catch_up(self, *, now: bool = False) -> bool:
         """Writes what is in memory only; True where nothing is left. Not before the last failure has had time to pass."""
@@ -171,26 +169,18 @@ class Journal:
             return False
         try:
             self._busy = True
-            if self._fd < 0:
-                self._open_segment()
+            segment = self._open
+            if segment is None:
+                segment = self._begin_segment()
             elif self._starts_missing:
-                self._write(b"".join(self._running.values()))
+                segment.write(self._running.lines())
             self._starts_missing = False
             while self._waiting:
-                line = self._waiting[0]
-                self._write(line)
-                self._waiting.popleft()
-                self._waiting_size -= len(line)
+                segment.write(self._waiting[0])
+                self._unwritten.remove_first()
             if self.fsync == "always":
-                os.fdatasync(self._fd)
-            if self._warned:
-                self._warned = False
-                lost = self._lost_since_told(self.dropped)
-                _logger.warning(
-                    "the journal %s can be written again; %s",
-                    self.directory,
-                    f"{lost} calls did not fit in memory and are lost" if lost else "nothing is lost",
-                )
+                segment.to_disk()
+            self._unwritten.recovered(self.directory)
         except OSError as error:
             self._failed(error)
             return False
@@ -198,48 +188,38 @@ class Journal:
             self._busy = False
         return True
 
-    def _write(self, data: bytes) -> None:
-        if self._torn:
-            data = b"\n" + data
-        written = os.write(self._fd, data)
-        while written < len(data):
-            self._torn = True
-            data = data[written:]
-            self._size += written
-            written = os.write(self._fd, data)
-        self._torn = False
-        self._size += written
-
     def _failed(self, error: OSError) -> None:
         faults.pass_on(error)  # a time limit of the app's may be a TimeoutError
-        self.last_error = str(error)
         self._retry_at = time.monotonic() + _RETRY_SECONDS
-        if not self._warned:
-            self._warned = True
-            _logger.warning(
-                "the journal %s cannot be written (%s); calls are kept in memory, up to %d MB. "
-                "Free space there or make it writable, or set OTEL_LLM_STORE to another path",
-                self.directory,
-                error,
-                MAX_WAITING >> 20,
-            )
+        self._unwritten.failed(error, self.directory)
+
+    def sync(self, *, to_disk: bool = False) -> bool:
+        """Writes what waits in memory; True where nothing is left. `to_disk` makes it survive a power cut as well."""
+        outermost = not self._lock._is_owned()  # type: ignore[attr-defined]
+        with self._lock:
+            if outermost:
+                self._busy = False
+            done = True
+            if self._waiting or self._starts_missing:
+                done = self._catch_up(now=True)
+            if self._open is not None and (to_disk or self._unsynced):
+                try:
+                    self._open.to_disk()
+                    self._unsynced = False
+                except OSError as error:
+                    self._unwritten.last_error = str(error)
+                    done = False
+            return done
 
     # --- segments -----------------------------------------------------------------------------------------------------
 
-    def _open_segment(self) -> None:
+    def _begin_segment(self) -> OpenSegment:
         """Begins the next segment with a header and the start lines of what runs. Raises OSError and changes nothing then."""
         self._make_directory()
         self._sequence += 1
         path = self.directory / f"{self._writer}-{self._sequence:06d}.jsonl"
-        with locks.new_and_held(path, os.O_RDWR | os.O_APPEND) as fd:
-            beginning = record.encode(self._header()) + b"".join(self._running.values())
-            rest = memoryview(beginning)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-        self._fd, self._path = fd, path
-        self._size = self._empty_size = len(beginning)
-        self._opened_at = time.monotonic()
-        self._torn = False
+        self._open = OpenSegment.create(path, record.encode(self._header()) + self._running.lines())
+        return self._open
 
     def _make_directory(self) -> None:
         """Makes the directory, here or elsewhere. What others may write to is no place for a journal. Raises OSError."""
@@ -262,135 +242,91 @@ class Journal:
             "r": dict(self.resource),
         }
 
-    def _rotate(self) -> None:
-        old = self._fd
+    def _rotate(self, full: OpenSegment) -> None:
         try:
-            self._open_segment()
+            self._begin_segment()
         except OSError as error:
             faults.pass_on(error)
             # The full segment still takes lines; only its size is past the limit.
-            self.last_error = str(error)
-            self._size = 0
+            self._unwritten.last_error = str(error)
+            full.size = 0
             return
-        self._close_fd(old)
+        self._let_go(full)
 
-    def _close_fd(self, fd: int) -> None:
+    def _let_go(self, segment: OpenSegment) -> None:
         try:
             if self.fsync != "none":
-                os.fdatasync(fd)
+                segment.to_disk()
         except OSError as error:
-            self.last_error = str(error)
+            self._unwritten.last_error = str(error)
         try:
-            os.close(fd)
+            segment.close()
         except OSError:
             pass
 
     def rotate(self) -> None:
         """Seals the open segment and begins a new one, if there is one."""
         with self._lock:
-            if self._fd >= 0 and not self._busy:
+            if self._open is not None and not self._busy:
                 try:
                     self._busy = True
-                    self._rotate()
+                    self._rotate(self._open)
                 finally:
                     self._busy = False
-
-    def sync(self, *, to_disk: bool = False) -> bool:
-        """Writes what waits in memory; True where nothing is left. `to_disk` makes it survive a power cut as well."""
-        outermost = not self._lock._is_owned()  # type: ignore[attr-defined]
-        with self._lock:
-            if outermost:
-                self._busy = False
-            done = True
-            if self._waiting or self._starts_missing:
-                done = self._catch_up(now=True)
-            if self._fd >= 0 and (to_disk or self._unsynced):
-                try:
-                    os.fdatasync(self._fd)
-                    self._unsynced = False
-                except OSError as error:
-                    self.last_error = str(error)
-                    done = False
-            return done
 
     def tend(self) -> None:
         """What the background thread does every so often: catch up, sync, rotate by age, notice a file that was deleted."""
         with self._lock:
-            if self._fd >= 0 and self._is_deleted():
-                self._rescue()
+            if self._open is not None and self._open.is_deleted():
+                self._rescue(self._open)
             self.sync()
-            aged = time.monotonic() - self._opened_at >= self.segment_age
-            if self._fd >= 0 and aged and self._size > self._empty_size:
+            segment = self._open
+            if segment is not None and not segment.is_empty and segment.age >= self.segment_age:
                 self.rotate()
 
-    def _is_deleted(self) -> bool:
-        assert self._path is not None
-        try:
-            mine, there = os.fstat(self._fd), self._path.stat()
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino)
-
-    def _rescue(self) -> None:
+    def _rescue(self, deleted: OpenSegment) -> None:
         """The segment was deleted under us: its bytes are ours as long as it is open, and go into a new one."""
         if self._busy:
             return
-        old, deleted = self._fd, self._path
         try:
             self._busy = True
-            self._open_segment()
-            offset = 0
-            while chunk := os.pread(old, 2**20, offset):
-                offset += len(chunk)
-                self._write(chunk)
-            _logger.warning("the journal segment %s was deleted while in use; written again as %s", deleted, self._path)
+            segment = self._begin_segment()
+            for block in deleted.content():
+                segment.write(block)
+            _logger.warning(
+                "the journal segment %s was deleted while in use; written again as %s", deleted.path, segment.path
+            )
         except OSError as error:
             self._failed(error)
         finally:
             self._busy = False
-            if self._fd != old:
-                self._close_fd(old)
+            if self._open is not deleted:
+                self._let_go(deleted)
 
     def close(self) -> None:
         """Writes what waits in memory and lets go of the segment. A record after that begins a new one."""
         with self._lock:
             self.sync(to_disk=self.fsync != "none")
-            if self._fd < 0 or self._busy:
+            segment = self._open
+            if segment is None or self._busy:
                 return
-            fd, path = self._fd, self._path
-            self._fd, self._path = -1, None
-            self._close_fd(fd)
-            if path is not None and self._size == self._empty_size and not self._running:
-                path.unlink(missing_ok=True)
-            self._size = self._empty_size = 0
+            self._open = None
+            self._let_go(segment)
+            if segment.is_empty and not self._running:
+                segment.path.unlink(missing_ok=True)
 
-    def tell_lost(self) -> None:
+    def log_lost(self) -> None:
         """At the end of the process: says how many calls go with it, because the journal could not be written."""
         with self._lock:
-            lost = self._lost_since_told(self.dropped + len(self._waiting))
-            if lost:
-                _logger.error(
-                    "%d calls that had ended are lost: the journal %s could not be written (%s)",
-                    lost,
-                    self.directory,
-                    self.last_error,
-                )
-
-    def _lost_since_told(self, lost: int) -> int:
-        """How many of `lost` calls the log has not told of yet; it is about to."""
-        told, self._told_lost = self._told_lost, max(lost, self._told_lost)
-        return self._told_lost - told
+            self._unwritten.log_lost(self.directory)
 
     def _abandon(self) -> None:
         """In the child of a fork: let go of the parent's descriptor, which would keep its lock alive, and start afresh."""
-        fd = self._fd
+        segment = self._open
         self._start_afresh()
-        self.records = self.dropped = self._told_lost = 0
-        if fd >= 0:
+        if segment is not None:
             try:
-                os.close(fd)
+                segment.close()
             except OSError:
                 pass
 

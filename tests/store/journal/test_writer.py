@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from otel_llm.store.journal import record, segments
+from otel_llm.store.journal import record, segments, unwritten
+from otel_llm.store.journal import running as running_module
 from otel_llm.store.journal import writer as journal_module
 from otel_llm.store.journal.writer import Journal
 from tests.store.conftest import Script, end, identity, start, until, write_call
@@ -49,7 +50,11 @@ def test_a_segment_begins_with_its_header(journal: Journal) -> None:
     first = journal.segment.read_bytes().partition(b"\n")[0]
     header = record.decode(first)
     assert record.kind(first) == b"h"
-    assert header["pid"] == os.getpid() and header["r"] == {"service.name": "tests"} and header["v"] == 1
+    assert (
+        header["pid"] == os.getpid()
+        and header["r"] == {"service.name": "tests"}
+        and header["v"] == journal_module.FORMAT_VERSION
+    )
 
 
 def test_rotation_carries_over_what_runs(journal: Journal) -> None:
@@ -231,7 +236,7 @@ def test_a_full_disk_loses_nothing_that_memory_can_hold(
 
 
 def test_memory_is_bounded_and_the_loss_counted(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "MAX_WAITING", 5_000)
+    monkeypatch.setattr(unwritten, "MAX_BYTES", 5_000)
     disk = FullDisk(monkeypatch)
     calls = [write_call(journal)["s"] for _ in range(50)]
     disk.free = True
@@ -280,7 +285,7 @@ def test_a_segment_deleted_under_us_is_written_again(journal: Journal) -> None:
 
 
 def test_spans_that_never_end_do_not_fill_the_memory(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "MAX_RUNNING", 10)
+    monkeypatch.setattr(running_module, "MAX_RUNNING", 10)
     for _ in range(100):
         begin = start()
         journal.append(begin, start_of=identity(begin))
