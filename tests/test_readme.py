@@ -1,10 +1,11 @@
-"""Every command and snippet of the README and docs is run: a document that lies is a defect.
+"""Every command and snippet of the papers is run: a document that lies is a defect.
 
 - A ```python block runs as a script, with the local server as its OpenAI.
 - In a ```console block every line after `$ ` runs in a shell; all blocks of a document share a folder and a store, in
   their order. A line of output in the document must come out as to its words: numbers, ids and widths may differ.
-- A command that ends in ` &` runs in the background, with a model that takes its time, until its block ends; the
-  command after it is asked again until it prints what the document says.
+- A command that ends in ` &` runs in the background, with a model that takes its time, until its block ends. Where the
+  document says what it prints, the next command waits for that; else that one is asked again until it prints what it should.
+- An `export` holds for the rest of its block. The port of a server that a document starts is another one here, a free one.
 - A ```toml or ```yaml block is parsed; ```sql runs on the document's store.
 - A command that cannot run here (it needs Docker or the registry) stands in `ELSEWHERE`, with who runs it instead.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -24,8 +26,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from tests.integration.ports import free_ports
+
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("[!R]*.md"))]
 
 # They share a folder and a store, so they run in one process, in their order.
 pytestmark = pytest.mark.xdist_group("documents")
@@ -34,6 +38,7 @@ ELSEWHERE = {
     "make demo": "tests/integration/test_demo.py runs examples/demo.py; .ci/run runs `make demo` itself",
     "make test": "this is it",
     "make bench": "tests/benchmarks",
+    "python3 -m venv": "the environment this test runs in is such an install",
     "pip install": "the environment this test runs in is such an install",
     "docker compose": "tests/test_collector_config.py checks the file",
     "otelcol-contrib validate": "tests/test_collector_config.py, where OTELCOL_BIN names one",
@@ -104,33 +109,44 @@ def test_document(document: Path, folder: Path, environment: dict[str, str]) -> 
 
 
 def _run_console(block: Block, folder: Path, environment: dict[str, str], where: str) -> None:
-    running = None
+    environment = dict(environment)
+    running: list[subprocess.Popen[str]] = []
+    awaited: subprocess.Popen[str] | None = None
+    text = re.sub(r"\b4321\b", str(*free_ports(1)), block.text)
     try:
-        for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+        for part in re.split(r"^\$ ", text, flags=re.M)[1:]:
             command, _, output = part.partition("\n")
             if any(command.startswith(start) for start in ELSEWHERE):
                 continue
-            if command.endswith(" &"):
-                assert not output, f"{where}: what runs in the background prints nowhere"
-                slow = environment | {"OPENAI_CUSTOM_HEADERS": "x-local-behaviour: slow"}
-                running = subprocess.Popen(
-                    ["bash", "-c", f"exec {command.removesuffix(' &')}"], cwd=folder, env=slow,
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                )  # fmt: skip
+            if command.startswith("export "):
+                environment |= dict(setting.split("=", 1) for setting in shlex.split(command)[1:])
                 continue
-            deadline = time.monotonic() + (60 if running else 0)
+            if command.endswith(" &"):
+                slow = environment | {"OPENAI_CUSTOM_HEADERS": "x-local-behaviour: slow"}
+                process = subprocess.Popen(
+                    ["bash", "-c", f"exec {command.removesuffix(' &')}"], cwd=folder, env=slow,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if output else subprocess.DEVNULL, text=True,
+                )  # fmt: skip
+                running.append(process)
+                if process.stdout is None:
+                    awaited = process
+                else:
+                    with process.stdout as lines:
+                        assert lines.readline() == output, where
+                continue
+            deadline = time.monotonic() + (60 if awaited else 0)
             while True:
                 printed = _run(["bash", "-c", command], folder, environment, where)
                 words = set(_words(printed))
                 missing = [word for word in _words(output) if word not in words]
-                if not missing or time.monotonic() > deadline or running is None or running.poll() is not None:
+                if not missing or time.monotonic() > deadline or awaited is None or awaited.poll() is not None:
                     break
                 time.sleep(0.1)
             assert not missing, f"{where}: `{command}` no longer prints {missing}\n{printed}"
     finally:
-        if running is not None:
-            running.kill()
-            running.wait()
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def _words(text: str) -> list[str]:
