@@ -1,4 +1,4 @@
-"""The papers are true of the tree: paths, rooms, stops, settings, columns and links that they name are there, and the other way round."""
+"""The papers are true of the tree: the paths, rooms, stops, settings and columns that they name are there, and all are named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import test_architecture
 from tests.test_readme import DOCUMENTS, ROOT
 
 PACKAGE = ROOT / "otel_llm"
@@ -40,11 +41,14 @@ def test_every_path_exists(document: Path) -> None:
 
 
 def test_every_room_is_on_the_map() -> None:
-    folders = {
-        f"{file.parent.relative_to(ROOT).as_posix()}/" for file in PACKAGE.rglob("__init__.py")
-    }  # fmt: skip
+    folders = {f"{file.parent.relative_to(ROOT).as_posix()}/" for file in PACKAGE.rglob("__init__.py")}
     modules = {f"otel_llm/{file.name}" for file in PACKAGE.glob("[!_]*.py")}
     assert sorted(_rooms()) == sorted(folders | modules)
+
+
+def test_the_rooms_stand_in_the_order_of_imports() -> None:
+    names = [room.partition("/")[2].strip("/").removesuffix(".py").replace("/", ".") for room in _rooms()]
+    assert names == [room for room in test_architecture.ROOMS if room in names]
 
 
 def test_the_map_says_what_the_rooms_say() -> None:
@@ -54,9 +58,7 @@ def test_the_map_says_what_the_rooms_say() -> None:
 
 
 def test_a_journey_has_the_stops_that_it_says() -> None:
-    journeys = re.findall(
-        r"^### (.+), (\d+) stops\n(.*?)(?=^#|\Z)", ARCHITECTURE.read_text(), re.M | re.S
-    )  # fmt: skip
+    journeys = re.findall(r"^### ([^\n]+), (\d+) stops\n(.*?)(?=^#|\Z)", ARCHITECTURE.read_text(), re.M | re.S)
     assert len(journeys) == 6
     for name, stops, text in journeys:
         assert len(dict.fromkeys(_paths(text))) == int(stops), name

@@ -1,1 +1,1 @@
-"""What words mean: names of attributes, token counts, tool calls, how an answer ended."""
+"""What words mean: names of attributes, the dialects of others, token counts, tool calls, how an answer ended."""
