@@ -13,7 +13,6 @@ from otel_llm.conventions.token_usage import Usage
 from otel_llm.instrumentation.langchain._answer import Answer
 from otel_llm.instrumentation.langchain._models import Request
 
-
 _PROVIDERS = {
     "azure": "azure.ai.openai",
     "azure_openai": "azure.ai.openai",
