@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
+
+from otel_llm.support import forks
 
 _abandoned: deque[Callable[[], None]] = deque()
 
@@ -39,5 +40,4 @@ def _after_fork_in_child() -> None:
     _abandoned.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+forks.register(forks.Turn.CALLS, after_in_child=_after_fork_in_child)

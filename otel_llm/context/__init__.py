@@ -7,7 +7,6 @@ baggage), nests, and restores what was there before. Every GenAI span takes it o
 from __future__ import annotations
 
 import inspect
-import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from opentelemetry import context as otel
 
 from otel_llm.conventions import semconv
 from otel_llm.settings import settings
-from otel_llm.support import faults
+from otel_llm.support import faults, forks
 
 _logger = getLogger("otel_llm")
 _P = ParamSpec("_P")
@@ -47,8 +46,7 @@ _GOES_ON = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 
 _ids = random.Random()
 """Not the app's generator: one that is seeded for reproducible results would give every process the same ids."""
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_ids.seed)
+forks.register(forks.Turn.CONTEXT_IDS, after_in_child=_ids.seed)
 
 
 class _Layer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from opentelemetry import context as otel
 
 from otel_llm.lifecycle.event import Event
+from otel_llm.support import forks
 
 SCOPE = otel.create_key("otel-llm-scope")
 """In the context that a span is started with: the `Scope` that opens it, for those who wait for that one."""
@@ -93,5 +93,4 @@ class Hub:
 
 hub = Hub()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=hub.after_fork)
+forks.register(forks.Turn.SUBSCRIPTIONS, after_in_child=hub.after_fork)

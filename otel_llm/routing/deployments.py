@@ -115,7 +115,7 @@ class Target:
         self.cooling_until = max(self.cooling_until, now + seconds)
 
 
-_targets = forks.reset_in_child(Target.reset)
+_targets = forks.members(forks.Turn.DEPLOYMENTS, Target.reset)
 
 
 class Pool:

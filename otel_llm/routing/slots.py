@@ -186,4 +186,4 @@ class Door:
             self._next_search = now + PATIENCE
 
 
-_doors = forks.reset_in_child(Door.reset)
+_doors = forks.members(forks.Turn.SLOTS, Door.reset)

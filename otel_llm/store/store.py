@@ -21,7 +21,7 @@ from otel_llm.store.journal.record import Record
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
-from otel_llm.support import importing
+from otel_llm.support import forks, importing
 
 _logger = logging.getLogger("otel_llm")
 
@@ -338,4 +338,4 @@ def _after_fork_in_child() -> None:
         store._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+forks.register(forks.Turn.STORES, after_in_child=_after_fork_in_child)

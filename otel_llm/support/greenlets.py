@@ -8,7 +8,6 @@ threads in the child, which lets the app's other greenlets run there until it is
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import sys
 import threading
@@ -16,6 +15,8 @@ from functools import cache
 from typing import Any, Final
 
 import wrapt
+
+from otel_llm.support import forks
 
 _logger = logging.getLogger("otel_llm")
 
@@ -33,8 +34,7 @@ def prepare() -> None:
     """Once in a process: what gevent needs, now or when it is imported."""
     # Before it has patched anything, where it is imported later: then this is a plain subprocess.
     wrapt.register_post_import_hook(_know_the_processor, "gevent.monkey")
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before_fork)
+    forks.register(forks.Turn.GREENLETS, before=_before_fork)
 
 
 def has_patched(module: str) -> bool:
@@ -51,11 +51,8 @@ def _know_the_processor(_: object = None) -> None:
 
 
 def _before_fork() -> None:
-    try:
-        if has_patched("threading") and _starts_threads():
-            _warn()
-    except Exception:
-        _logger.debug("what a fork does is not known", exc_info=True)
+    if has_patched("threading") and _starts_threads():
+        _warn()
 
 
 def _starts_threads() -> bool:

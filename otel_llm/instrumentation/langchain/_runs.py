@@ -379,4 +379,4 @@ def _still_open(run: Run | None) -> Run | None:
     return run
 
 
-_all = forks.reset_in_child(Runs.belong_to_parent_process)
+_all = forks.members(forks.Turn.LANGCHAIN_RUNS, Runs.belong_to_parent_process)

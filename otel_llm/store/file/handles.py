@@ -15,6 +15,8 @@ import struct
 import sys
 from typing import Final
 
+from otel_llm.support import forks
+
 _DIRECTORY: Final = "/dev/fd"
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 """`struct flock` of Linux: type, whence, start, length, process."""
@@ -105,4 +107,4 @@ def _after_fork_in_child() -> None:
     _parked.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+forks.register(forks.Turn.PARKED_FILES, after_in_child=_after_fork_in_child)

@@ -29,7 +29,7 @@ from typing import Final
 from otel_llm.store.errors import StoreBusy
 from otel_llm.store.file import blocks, custody, handles
 from otel_llm.store.paths import StorePaths
-from otel_llm.support import files
+from otel_llm.support import files, forks
 
 _logger = logging.getLogger("otel_llm")
 
@@ -433,4 +433,4 @@ def _after_fork_in_child() -> None:
         _under_way = None
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+forks.register(forks.Turn.PUBLISHING, after_in_child=_after_fork_in_child)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
-from otel_llm.support import files, fork_guard
+from otel_llm.support import files, fork_guard, forks
 
 _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.02
@@ -128,4 +128,4 @@ def _after_fork_in_child() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+forks.register(forks.Turn.JOURNAL_LOCKS, after_in_child=_after_fork_in_child)

@@ -33,7 +33,7 @@ from otel_llm.store.journal import record
 from otel_llm.store.journal.open_segment import OpenSegment
 from otel_llm.store.journal.running import RunningSpans
 from otel_llm.store.journal.unwritten import UnwrittenLines
-from otel_llm.support import faults, files, fork_guard, forks
+from otel_llm.support import faults, files, forks
 from otel_llm.version import __version__
 
 _logger = logging.getLogger("otel_llm")
@@ -331,6 +331,5 @@ class Journal:
                 pass
 
 
-_journals = forks.reset_in_child(Journal._abandon)
 # No segment may be half open at a fork.
-fork_guard.short_locks.append(lambda: [journal._lock for journal in list(_journals)])
+_journals = forks.members(forks.Turn.JOURNALS, Journal._abandon, lambda journal: journal._lock)

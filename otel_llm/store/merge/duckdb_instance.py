@@ -6,7 +6,6 @@ stays planned. Whoever uses it holds `guard.mutex`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from otel_llm.store.errors import StoreBusy
 from otel_llm.store.file import database, publish
 from otel_llm.store.merge import batch
 from otel_llm.store.paths import StorePaths
+from otel_llm.support import forks
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -120,5 +120,4 @@ def _after_fork_in_child() -> None:
 
 _inherited: list[DuckDBPyConnection] = []
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+forks.register(forks.Turn.DUCKDB_INSTANCE, after_in_child=_after_fork_in_child)
