@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, set_span_in_context
 
 from otel_llm.conventions import semconv
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
@@ -306,13 +306,8 @@ def _provider(resource: Resource | None, processors: Sequence[SpanProcessor]) ->
         "meter_provider": NoOpMeterProvider(),  # the SDK counts its spans
     }
     takes = inspect.signature(TracerProvider).parameters
-
-    class Backstage(TracerProvider):
-        def _handle_fork(self) -> None:
-            # The SDK's asks for the resource anew, in threads: nothing of ours starts one in the midst of a fork.
-            self._tracers_lock = threading.Lock()
-
-    made = Backstage(**{name: value for name, value in options.items() if name in takes})
+    quiet = otel_private.without_threads_in_child(TracerProvider)
+    made = quiet(**{name: value for name, value in options.items() if name in takes})
     for processor in processors:
         made.add_span_processor(processor)
     return made

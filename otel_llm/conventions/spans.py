@@ -12,6 +12,7 @@ from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_llm.conventions import semconv
+from otel_llm.support import otel_private
 
 Attributes = Mapping[str, Any]
 
@@ -26,10 +27,7 @@ def attributes_of(span: ReadableSpan, given: Attributes | None = None) -> Attrib
 
     Where its limits have cut them, those that a span of ours was `given` are whole again.
     """
-    held = span._attributes
-    plain: Attributes = getattr(held, "_dict", None)  # type: ignore[assignment]
-    if type(plain) is not dict:
-        plain = span.attributes or {}
+    held, plain = otel_private.attributes_of(span)
     if given is None:
         return plain
     longest = getattr(held, "max_value_len", None)

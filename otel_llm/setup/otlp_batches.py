@@ -14,7 +14,7 @@ from typing import Any, Final
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_llm.conventions import semconv
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 
 _logger = logging.getLogger("otel_llm")
 
@@ -39,10 +39,7 @@ def bound(tracer_provider: Any) -> None:
 def _exporters(tracer_provider: Any) -> Iterator[Any]:
     from opentelemetry import _logs
 
-    spans = getattr(getattr(tracer_provider, "_active_span_processor", None), "_span_processors", ())
-    logs = getattr(_logs.get_logger_provider(), "_multi_log_record_processor", None)
-    for processor in (*spans, *getattr(logs, "_log_record_processors", ())):
-        exporter = getattr(getattr(processor, "_batch_processor", None), "_exporter", None)
+    for exporter in otel_private.batch_exporters(tracer_provider, _logs.get_logger_provider()):
         if type(exporter).__module__.startswith("opentelemetry.exporter.otlp."):
             yield exporter
 

@@ -19,7 +19,6 @@ from opentelemetry import trace
 from opentelemetry.environment_variables import OTEL_LOGS_EXPORTER, OTEL_METRICS_EXPORTER, OTEL_TRACES_EXPORTER
 from opentelemetry.instrumentation.dependencies import DependencyConflictError
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
-from opentelemetry.sdk._configuration import _BaseConfigurator, _OTelSDKConfigurator
 from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_ENDPOINT,
     OTEL_EXPORTER_OTLP_LOGS_ENDPOINT,
@@ -33,7 +32,7 @@ from opentelemetry.sdk.environment_variables import (
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_llm.setup import environment, wiring
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 
 _OTHER_SIGNALS: Final = (
     (OTEL_METRICS_EXPORTER, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_METRICS_PROTOCOL),
@@ -62,19 +61,15 @@ class Distro(BaseDistro):  # type: ignore[misc]
             faults.report(f"load the instrumentor {entry_point.name}", fault)
 
 
-class _Configurator(_OTelSDKConfigurator):
-    pass
-
-
 def set_up_sdk() -> None:
     """Sets the SDK up from the environment, for where no configurator has."""
     set_defaults()
-    _configure(_Configurator().configure)  # type: ignore[no-untyped-call]
+    _configure(otel_private.set_up_sdk)
 
 
 def _guard_configurators() -> None:
     """Has the configurator that `opentelemetry-instrument` runs next do what it can, instead of failing."""
-    base: Any = _BaseConfigurator
+    base = otel_private.base_configurator()
     original = base.configure
 
     @functools.wraps(original)

@@ -19,6 +19,7 @@ from opentelemetry.util.types import Attributes
 from otel_llm.calls import abandoned, stream_usage, tracing, withholding
 from otel_llm.calls.listeners import listeners
 from otel_llm.conventions import semconv
+from otel_llm.support import otel_private
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -121,7 +122,7 @@ def _observe(provider: Any) -> tracing.Stage:
         if able is not None:
             able.add_span_processor(observer)
             if callable(getattr(getattr(able, "sampler", None), "should_sample", None)):
-                _set_sampler(able, AccountSampler(able.sampler))
+                otel_private.set_sampler(able, AccountSampler(able.sampler))
     return _stages[key]
 
 
@@ -164,13 +165,13 @@ def unwire() -> None:
     with _lock:
         for provider, observer in list(_observed.items()):
             if isinstance(sampler := getattr(provider, "sampler", None), AccountSampler):
-                _set_sampler(provider, sampler.inner)
-            _remove_processor(provider, observer)
+                otel_private.set_sampler(provider, sampler.inner)
+            otel_private.remove_span_processor(provider, observer)
         _observed.clear()
         _stages.clear()
         tracing.stages.clear()
         for provider, wiring in list(_wired.items()):
-            _remove_processor(provider, wiring.processor)
+            otel_private.remove_span_processor(provider, wiring.processor)
             listeners.remove(wiring.processor)
             wiring.processor.shutdown()
         _wired.clear()
@@ -194,17 +195,3 @@ def _current() -> Any:
         return trace.get_tracer_provider()
     except Exception:
         return None
-
-
-def _set_sampler(provider: TracerProvider, sampler: Sampler) -> None:
-    # A tracer copies the sampler when it is made; those made before us need it too.
-    provider.sampler = sampler
-    for tracer in list(getattr(provider, "_tracers", {}).values()):
-        tracer.sampler = sampler
-
-
-def _remove_processor(provider: TracerProvider, processor: SpanProcessor) -> None:
-    multi = getattr(provider, "_active_span_processor", None)
-    current = getattr(multi, "_span_processors", None)
-    if current is not None:
-        multi._span_processors = tuple(one for one in current if one is not processor)  # type: ignore[union-attr]

@@ -16,14 +16,13 @@ from typing import Any, Final
 from opentelemetry import context as otel
 from opentelemetry.environment_variables import OTEL_PYTHON_METER_PROVIDER
 from opentelemetry.metrics import Histogram, MeterProvider, get_meter_provider
-from opentelemetry.metrics import _internal as _api
 from opentelemetry.trace import Span, set_span_in_context
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import Usage
 from otel_llm.settings import MetricNames, settings
 from otel_llm.signals.instruments import CallFacts, Current, Legacy
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 from otel_llm.version import __version__
 
 _COMMON: Final = (
@@ -41,7 +40,7 @@ _OF_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The parts of a run that are timed, by their operation, and the attributes of their durations."""
 
-_LOOKS: Final = OTEL_PYTHON_METER_PROVIDER in os.environ or not hasattr(_api, "_METER_PROVIDER")
+_LOOKS: Final = OTEL_PYTHON_METER_PROVIDER in os.environ
 """Whether the global provider must be asked for. Where the app has set none, the API looks into the environment every time it is
 asked, which takes longer than all the rest of `wanted`."""
 _given: MeterProvider | None = None
@@ -62,12 +61,12 @@ def wanted() -> bool:
         return False
     provider = _given
     if provider is None:
-        if not _LOOKS and _api._METER_PROVIDER is None:
+        if not _LOOKS and otel_private.is_meter_provider_unset():
             return False
         provider = get_meter_provider()
-    consumer = getattr(provider, "_measurement_consumer", None)
-    # The SDK sets up a provider without readers where no exporter is configured; the API's own providers have no consumer.
-    return bool(getattr(consumer, "_reader_storages", provider is _given or _is_foreign(provider)))
+    # The SDK sets up a provider without readers where no exporter is configured.
+    is_read = otel_private.has_metric_reader(provider)
+    return provider is _given or _is_foreign(provider) if is_read is None else is_read
 
 
 def _is_foreign(provider: MeterProvider) -> bool:

@@ -14,6 +14,7 @@ from otel_llm.calls.tracing import Given
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.spans import Attributes, is_ours
 from otel_llm.settings import settings
+from otel_llm.support import otel_private
 
 _STATUS_NAMES: Final = {code.value: code.name for code in StatusCode}
 
@@ -152,7 +153,7 @@ def end_record(
         told = status.description if is_ours(own) else _redacted(status.description)
         if told is not None:
             record["std"] = told
-    if span._events:
+    if otel_private.has_events(span):
         record["e"] = [
             {
                 "name": event.name,
@@ -161,7 +162,7 @@ def end_record(
             }
             for event in span.events
         ]
-    links = span.links if span._links else ()
+    links = span.links if otel_private.has_links(span) else ()
     if given is not None and len(links) < len(given.links):
         links = given.links
     if links:

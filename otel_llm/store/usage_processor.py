@@ -15,7 +15,7 @@ from otel_llm.conventions.dialects import is_genai, is_model_call
 from otel_llm.conventions.spans import Attributes, attributes_of, is_ours
 from otel_llm.store.span_record import end_record, recorded, start_record
 from otel_llm.store.store import Store
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 
 MARK: Final = "_otel_llm_journalled"
 """Set on an ended span that is in the journal, so that an exporter in the same process does not store it again."""
@@ -148,7 +148,7 @@ class UsageSpanProcessor(SpanProcessor):
         """Journals the end of a span that has ended, if that is not in the journal: an exception came up before it was."""
         context = span.get_span_context()
         if context is not None and context.span_id in self._nodes and getattr(span, "end_time", None) is not None:
-            self.on_end(span._readable_span())
+            self.on_end(otel_private.readable(span))
 
     def _complete(self, record: dict[str, Any], span: ReadableSpan, node: _Node | None) -> None:
         """Adds what the span does not say itself: its resource where it is not the journal's, and who it runs for."""

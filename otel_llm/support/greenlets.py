@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import platform
 import sys
-import threading
 from functools import cache
 from typing import Any, Final
 
 import wrapt
 
-from otel_llm.support import forks
+from otel_llm.support import forks, otel_private
 
 _logger = logging.getLogger("otel_llm")
 
@@ -25,8 +24,6 @@ FAULT: Final = (
     "greenlets run there too: calls may be made twice"
 )
 REMEDY: Final = "start programs with os.posix_spawn, or while no greenlet makes a call"
-_BATCH_THREADS: Final = "OtelBatch"
-"""How the names of the SDK's threads begin."""
 
 
 @cache
@@ -51,16 +48,8 @@ def _know_the_processor(_: object = None) -> None:
 
 
 def _before_fork() -> None:
-    if has_patched("threading") and _starts_threads():
+    if has_patched("threading") and otel_private.starts_threads_in_child():
         _warn()
-
-
-def _starts_threads() -> bool:
-    """Whether the SDK does that in a child: its tracer provider does, for the resource, and its batch processors."""
-    sdk = sys.modules.get("opentelemetry.sdk.trace")
-    if hasattr(getattr(sdk, "TracerProvider", None), "_handle_fork"):
-        return True
-    return any(one.name.startswith(_BATCH_THREADS) for one in threading.enumerate())
 
 
 @cache

@@ -1,0 +1,124 @@
+"""Every private name of OpenTelemetry's API and SDK that otel-llm uses, and the versions in which each of them was seen.
+
+None of them is promised. Where one is missing, the work is done without it: more slowly, or for less.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+SEEN: Final = {"1.40.0": frozenset({"_dict", "_handle_fork", "_tracers"}), "1.45.2": frozenset[str]()}
+"""The oldest version that we stand on, and the one that is tested, each with the names here that it has not."""
+
+_BATCH_THREADS: Final = "OtelBatch"
+"""How the names of the SDK's threads begin."""
+
+
+# --- spans -----------------------------------------------------------------------------------------------------------
+def attributes_of(span: ReadableSpan) -> tuple[Any, Mapping[str, Any]]:
+    """What holds the span's attributes, with its limits, and the attributes without a copy where the SDK is as we know it."""
+    held = span._attributes
+    plain = getattr(held, "_dict", None)
+    return held, plain if type(plain) is dict else span.attributes or {}
+
+
+def has_events(span: ReadableSpan) -> bool:
+    """The public property makes a copy."""
+    return bool(span._events)
+
+
+def has_links(span: ReadableSpan) -> bool:
+    """The public property makes a copy."""
+    return bool(span._links)
+
+
+def readable(span: Span) -> ReadableSpan:
+    """What span processors are given at the end."""
+    return span._readable_span()
+
+
+# --- providers of spans ----------------------------------------------------------------------------------------------
+def set_sampler(provider: TracerProvider, sampler: Sampler) -> None:
+    """Has every tracer use it: one copies the sampler when it is made, and those made before us need it too."""
+    provider.sampler = sampler
+    for tracer in list(getattr(provider, "_tracers", {}).values()):
+        tracer.sampler = sampler
+
+
+def span_processors(provider: Any) -> tuple[Any, ...]:
+    """Those that were added to the provider."""
+    return tuple(getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ()))
+
+
+def remove_span_processor(provider: Any, processor: SpanProcessor) -> None:
+    """The opposite of `add_span_processor`, which the SDK has not."""
+    multi: Any = getattr(provider, "_active_span_processor", None)
+    if hasattr(multi, "_span_processors"):
+        multi._span_processors = tuple(one for one in span_processors(provider) if one is not processor)
+
+
+def without_threads_in_child(provider_class: type[TracerProvider]) -> type[TracerProvider]:
+    """A class of providers that start none in the midst of a fork, where the SDK's own ask for the resource anew."""
+
+    class Quiet(provider_class):  # type: ignore[misc, valid-type]
+        def _handle_fork(self) -> None:
+            self._tracers_lock = threading.Lock()
+
+    return Quiet
+
+
+def starts_threads_in_child() -> bool:
+    """Whether the SDK does that after a fork: its tracer provider does, for the resource, and its batch processors."""
+    sdk = sys.modules.get("opentelemetry.sdk.trace")
+    if hasattr(getattr(sdk, "TracerProvider", None), "_handle_fork"):
+        return True
+    return any(one.name.startswith(_BATCH_THREADS) for one in threading.enumerate())
+
+
+# --- exporters -------------------------------------------------------------------------------------------------------
+def batch_exporters(tracer_provider: Any, logger_provider: Any) -> Iterator[Any]:
+    """The exporters that batches of spans and of log records go to."""
+    logs = getattr(logger_provider, "_multi_log_record_processor", None)
+    for processor in (*span_processors(tracer_provider), *getattr(logs, "_log_record_processors", ())):
+        exporter = getattr(getattr(processor, "_batch_processor", None), "_exporter", None)
+        if exporter is not None:
+            yield exporter
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+def is_meter_provider_unset() -> bool:
+    """Whether the app has set none; false where that cannot be told. Asking the API itself makes it read the environment."""
+    api = sys.modules.get("opentelemetry.metrics._internal")
+    return getattr(api, "_METER_PROVIDER", api) is None
+
+
+def has_metric_reader(provider: Any) -> bool | None:
+    """Whether an SDK's provider has a reader; None where it is not the SDK's."""
+    consumer = getattr(provider, "_measurement_consumer", None)
+    readers = getattr(consumer, "_reader_storages", None)
+    return None if readers is None else bool(readers)
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+def set_up_sdk() -> None:
+    """What `opentelemetry-instrument` does without another configurator, however often it has been done before."""
+    from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+
+    class Configurator(_OTelSDKConfigurator):
+        """The SDK keeps one object of each class."""
+
+    Configurator().configure()  # type: ignore[no-untyped-call]
+
+
+def base_configurator() -> Any:
+    """The class that every configurator stands on, whoever's it is."""
+    from opentelemetry.sdk._configuration import _BaseConfigurator
+
+    return _BaseConfigurator

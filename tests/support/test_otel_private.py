@@ -1,0 +1,170 @@
+"""The private names of OpenTelemetry that we use: in one file, and there in the versions that we say we have seen."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import metrics, trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from otel_llm.support import otel_private
+from tests.conftest import ROOT
+
+FILE = Path(otel_private.__file__)
+PACKAGE = FILE.parents[1]
+
+
+def private_names(file: Path) -> Iterator[str]:
+    """The private names of others that a file uses, as attributes, by `getattr` or in an import."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            names = [] if ast.unparse(node.value) in ("self", "cls") else [node.attr]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            names = [ast.literal_eval(node.args[1])] if isinstance(node.args[1], ast.Constant) else []
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("opentelemetry."):
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("_") and not name.startswith("__"))
+
+
+def test_they_are_used_in_one_file() -> None:
+    ours = set(private_names(FILE))
+    assert len(ours) > 10 and "_logs" not in ours  # which has no other name yet
+    elsewhere = {
+        (file.relative_to(PACKAGE).as_posix(), name)
+        for file in PACKAGE.rglob("*.py")
+        if file != FILE
+        for name in private_names(file)
+        if name in ours
+    }
+    assert elsewhere == set()
+
+
+MISSING = otel_private.SEEN.get(importlib.metadata.version("opentelemetry-sdk"), frozenset())
+
+
+def test_what_is_tested_was_seen() -> None:
+    """Another version: look whether it has each name, then write it down."""
+    oldest, *_, tested = otel_private.SEEN
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    for library in ("opentelemetry-api", "opentelemetry-sdk"):
+        (pinned,) = (line.partition("==")[2] for line in constraints if line.startswith(f"{library}=="))
+        assert pinned == tested
+        assert f'"{library}>={oldest.removesuffix(".0")}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.fixture
+def provider() -> TracerProvider:
+    return TracerProvider(span_limits=SpanLimits(max_attributes=2))
+
+
+def test_a_span(provider: TracerProvider) -> None:
+    span: Any = provider.get_tracer("test").start_span("a", attributes={"one": 1, "two": 2, "three": 3})
+    held, plain = otel_private.attributes_of(span)
+    assert plain == {"two": 2, "three": 3}
+    assert (plain is otel_private.attributes_of(span)[1]) == ("_dict" not in MISSING)  # no copy
+    assert (held.dropped, held.max_value_len) == (1, None)
+    assert not otel_private.has_events(span) and not otel_private.has_links(span)
+    span.add_event("event")
+    span.add_link(span.get_span_context())
+    assert otel_private.has_events(span) and otel_private.has_links(span)
+    span.end()
+    assert otel_private.readable(span).end_time == span.end_time
+    assert otel_private.attributes_of(otel_private.readable(span))[1] == plain
+
+
+def test_a_tracer_provider(provider: TracerProvider) -> None:
+    before = provider.get_tracer("before")
+    otel_private.set_sampler(provider, ALWAYS_OFF)
+    assert not provider.get_tracer("after").start_span("a").is_recording()
+    assert before.start_span("a").is_recording() == ("_tracers" in MISSING)
+    one, two = (SimpleSpanProcessor(InMemorySpanExporter()) for _ in range(2))
+    provider.add_span_processor(one)
+    provider.add_span_processor(two)
+    assert otel_private.span_processors(provider) == (one, two)
+    otel_private.remove_span_processor(provider, one)
+    assert otel_private.span_processors(provider) == (two,)
+
+
+def test_exporters_of_batches(provider: TracerProvider) -> None:
+    spans, logs = InMemorySpanExporter(), InMemoryLogRecordExporter()
+    logger_provider = LoggerProvider()
+    try:
+        provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+        provider.add_span_processor(BatchSpanProcessor(spans))
+        logger_provider.add_log_record_processor(BatchLogRecordProcessor(logs))
+        assert list(otel_private.batch_exporters(provider, logger_provider)) == [spans, logs]
+        assert otel_private.starts_threads_in_child()
+    finally:
+        provider.shutdown()
+        logger_provider.shutdown()
+
+
+def test_threads_that_start_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of the SDK's threads where its provider has no hook of its own, as older ones have none."""
+    assert otel_private.starts_threads_in_child() == ("_handle_fork" not in MISSING)
+    monkeypatch.delattr(TracerProvider, "_handle_fork", raising=False)
+    assert not otel_private.starts_threads_in_child()
+    processor = BatchSpanProcessor(InMemorySpanExporter())
+    try:
+        assert otel_private.starts_threads_in_child()
+    finally:
+        processor.shutdown()
+
+
+def test_a_provider_without_threads_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider: Any = otel_private.without_threads_in_child(TracerProvider)()
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda self: started.append(self))
+    assert hasattr(provider, "_tracers_lock") == ("_tracers" not in MISSING)
+    with getattr(provider, "_tracers_lock", nullcontext()):  # of a thread that is not there in a child
+        provider._handle_fork()
+        assert provider.get_tracer("test").start_span("a").is_recording()
+    assert started == []
+
+
+def test_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = sys.modules["opentelemetry.metrics._internal"]
+    assert hasattr(api, "_METER_PROVIDER")
+    monkeypatch.setattr(api, "_METER_PROVIDER", None)
+    assert otel_private.is_meter_provider_unset()
+    monkeypatch.setattr(api, "_METER_PROVIDER", metrics.NoOpMeterProvider())
+    assert not otel_private.is_meter_provider_unset()
+    monkeypatch.delattr(api, "_METER_PROVIDER")
+    assert not otel_private.is_meter_provider_unset()  # who does not know asks
+    with_reader, without = MeterProvider([InMemoryMetricReader()]), MeterProvider()
+    assert otel_private.has_metric_reader(with_reader) is True
+    assert otel_private.has_metric_reader(without) is False
+    assert otel_private.has_metric_reader(metrics.NoOpMeterProvider()) is None
+
+
+def test_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    base = otel_private.base_configurator()
+    monkeypatch.setattr(base, "configure", lambda self: told.append(self))
+    otel_private.set_up_sdk()
+    otel_private.set_up_sdk()
+    assert len(told) == 2 and all(isinstance(each, base) for each in told)
+
+
+def test_providers_of_others_have_none_of_it() -> None:
+    provider: Any = trace.NoOpTracerProvider()
+    otel_private.remove_span_processor(provider, SimpleSpanProcessor(InMemorySpanExporter()))
+    assert otel_private.span_processors(provider) == ()
+    assert list(otel_private.batch_exporters(provider, object())) == []
