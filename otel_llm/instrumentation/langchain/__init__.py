@@ -8,29 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from otel_llm.calls import parent
 from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
+from otel_llm.instrumentation.langchain import private
 from otel_llm.instrumentation.langchain._handler import Handler, tell_to_the_end
 from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.support import faults
-
-STARTS: Final = ("on_chain_start", "on_tool_start", "on_retriever_start", "on_chat_model_start", "on_llm_start")
-"""What the callback managers of LangChain are told of runs that begin."""
-OF_RUNS: Final = {
-    "ChainRun": ("on_chain_end", "on_chain_error"),
-    "ToolRun": ("on_tool_end", "on_tool_error"),
-    "RetrieverRun": ("on_retriever_end", "on_retriever_error"),
-    "LLMRun": ("on_llm_new_token", "on_llm_end", "on_llm_error", "on_stream_event"),
-}
-"""What the manager of one run is told of it, by the kind of the run."""
-_PIECES: Final = frozenset({"on_llm_new_token", "on_stream_event"})
-_NEW: Final = frozenset({"on_stream_event"})
-"""Not in langchain-core 0.3."""
 
 
 class LangChainInstrumentor(Instrumentor):
@@ -54,40 +42,35 @@ class LangChainInstrumentor(Instrumentor):
             def apply(imported: Any) -> None:
                 for owner, name, wrapper in wrapped:
                     try:
-                        patches.wrap(getattr(imported, owner), name, wrapper, optional=name in _NEW)
+                        patches.wrap(getattr(imported, owner), name, wrapper, optional=name in private.NEW)
                     except Exception as fault:
                         faults.report(f"instrument {module}.{owner}.{name}", fault)
 
             patches.when_imported(module, apply)
 
         patch(
-            "langchain_core.callbacks.manager",
+            private.MANAGERS,
             *(
                 (f"{kind}CallbackManager", event, partial(hooks.start, getattr(handler, event), event))
                 for kind in ("", "Async")
-                for event in STARTS
+                for event in private.STARTS
             ),
             *(
                 (
                     f"{kind}CallbackManagerFor{run}",
                     event,
-                    hooks.token if event in _PIECES else partial(hooks.tell, getattr(handler, event)),
+                    hooks.token if event in private.CHUNKS else partial(hooks.tell, getattr(handler, event)),
                 )
                 for kind in ("", "Async")
-                for run, events in OF_RUNS.items()
+                for run, events in private.OF_RUNS.items()
                 for event in events
             ),
         )
-        patch(
-            "langchain_core.language_models.chat_models",
-            ("BaseChatModel", "_generate_with_cache", hooks.generate_one),
-            ("BaseChatModel", "_agenerate_with_cache", hooks.generate_one_async),
-        )
-        patch(
-            "langchain_core.language_models.llms",
-            ("BaseLLM", "_generate_helper", hooks.generate_many),
-            ("BaseLLM", "_agenerate_helper", hooks.generate_many),
-        )
+        module, model = private.CHAT_MODELS
+        sync, not_sync = private.CHAT_REQUEST
+        patch(module, (model, sync, hooks.generate_one), (model, not_sync, hooks.generate_one_async))
+        module, model = private.TEXT_MODELS
+        patch(module, *((model, name, hooks.generate_many) for name in private.TEXT_REQUEST))
 
     def _remove(self) -> None:
         installed = getattr(self, "_installed", None)

@@ -11,26 +11,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from types import CoroutineType, FrameType
-from typing import Any, Final
+from typing import Any
 
 from otel_llm.calls import ending, hand_over
+from otel_llm.instrumentation.langchain import private
 from otel_llm.instrumentation.langchain._models import ModelRun
 from otel_llm.instrumentation.langchain._runs import Run, Runs
 from otel_llm.instrumentation.langchain._tree import conversation_of, graph_of
 from otel_llm.support import faults
 
 Told = Callable[..., None]
-
-_ASKED: Final = {
-    "on_chain_start": "inputs",
-    "on_tool_start": "input_str",
-    "on_retriever_start": "query",
-    "on_chat_model_start": "messages",
-    "on_llm_start": "prompts",
-}
-"""What the second argument of a start is called."""
-_EACH: Final = frozenset({"on_chat_model_start", "on_llm_start"})
-"""Starts of several runs at once: one for each of what the second argument holds."""
 
 
 class Hooks:
@@ -59,13 +49,13 @@ class Hooks:
         try:
             rest = {**kwargs, **frame_says}
             serialized = args[0] if args else rest.pop("serialized", None)
-            asked = args[1] if len(args) > 1 else rest.pop(_ASKED[event])
+            asked = args[1] if len(args) > 1 else rest.pop(private.STARTS[event])
             rest["parent_run_id"], rest["tags"], rest["metadata"] = (
                 manager.parent_run_id,
                 manager.tags,
                 manager.metadata,
             )
-            of_each = event in _EACH
+            of_each = event in private.STARTS_OF_SEVERAL
             for one, each in zip(started, asked, strict=True) if of_each else ((started, asked),):
                 rest["run_id"] = one.run_id
                 told(serialized, [each] if of_each else each, **rest)
@@ -169,13 +159,10 @@ def _starting() -> dict[str, Any]:
             frame = frame.f_back
         if frame is None:
             return {}
-        home = str(frame.f_globals.get("__name__"))
-        if home.startswith("langgraph.") and frame.f_code.co_name in ("stream", "astream"):
-            found = frame.f_locals
-            return {"graph": graph_of(found.get("self"), found.get("config"))}
-        if home.startswith("langchain_core.runnables."):
-            config = frame.f_locals.get("config")
-            return {"configured": conversation_of(config.get("configurable"))} if isinstance(config, dict) else {}
+        if (started := private.starting_graph(frame)) is not None:
+            return {"graph": graph_of(*started)}
+        if (config := private.configuration(frame)) is not None:
+            return {"configured": conversation_of(config.get("configurable"))}
     except Exception as fault:
         faults.report("look at the start of a chain", fault)
     return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ from otel_llm.calls.ending import end_span
 from otel_llm.calls.parent import Find, Parent, inherit, innermost
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
+from otel_llm.instrumentation.langchain import private
 from otel_llm.instrumentation.langchain._models import ModelRun, Request
 from otel_llm.instrumentation.langchain._tree import Part, Shown
 from otel_llm.signals import metrics
@@ -266,13 +266,11 @@ class Runs:
         return None if run is None else partial(self.parent_in, run)
 
     def _enclosing(self) -> Run | None:
-        """The run that encloses this place in the program, by LangChain's own context variable."""
-        if not self._runs or (module := sys.modules.get("langchain_core.runnables.config")) is None:
+        """The run that encloses this place in the program."""
+        if not self._runs:
             return None
-        enclosing = None
-        if (config := module.var_child_runnable_config.get()) is not None:
-            run_id = getattr(config.get("callbacks"), "parent_run_id", None)
-            enclosing = None if run_id is None else self._runs.get(run_id)
+        run_id = private.enclosing_run_id()
+        enclosing = None if run_id is None else self._runs.get(run_id)
         inner = _still_open(_innermost.get())
         return enclosing if inner is None or (enclosing is not None and enclosing.is_under(inner)) else inner
 

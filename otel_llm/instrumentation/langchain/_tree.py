@@ -24,6 +24,7 @@ from uuid import UUID
 
 from otel_llm.context import clean
 from otel_llm.conventions import semconv
+from otel_llm.instrumentation.langchain import private
 from otel_llm.support import faults
 
 
@@ -60,7 +61,6 @@ _NOTHING = Part(Shown.NEVER)
 _UNNAMED_GRAPH = "LangGraph"
 _AGENT_INTEGRATIONS = frozenset({"langchain_create_agent", "deepagents"})
 _NODES_OF_AGENTS = frozenset({"model", "tools"})
-_REACT_AGENT = "langgraph.prebuilt.chat_agent_executor"
 _NODES_OF_REACT_AGENTS = frozenset({"agent", "tools"})
 _CLASSES_OF = ("langchain", "langchain_core", "langchain_classic", "langchain_community", "langgraph")
 CONVERSATIONS = ("thread_id", "session_id", "conversation_id")
@@ -74,9 +74,7 @@ def graph_of(graph: Any, config: Any) -> Graph:
     metadata = (getattr(graph, "config", None) or {}).get("metadata") or {}
     if metadata.get("ls_integration") in _AGENT_INTEGRATIONS:
         return Graph(True, metadata.get("lc_agent_name") or _own_name(graph), _NODES_OF_AGENTS, thread_id)
-    node = (getattr(graph, "nodes", None) or {}).get("agent")
-    asks = getattr(getattr(node, "bound", None), "func", None)
-    if getattr(asks, "__module__", None) == _REACT_AGENT:
+    if private.is_react_agent(graph):
         return Graph(True, _own_name(graph), _NODES_OF_REACT_AGENTS, thread_id)
     return Graph(False, thread_id=thread_id)
 

@@ -13,16 +13,11 @@ from typing import Any
 from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
+from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._hooks import Hooks
 from otel_llm.instrumentation.openai._observe import background
 from otel_llm.instrumentation.openai._websocket import WebsocketHooks
 from otel_llm.support import faults
-
-_CLIENTS = {
-    "openai._client": {"OpenAI": "request", "AsyncOpenAI": "request_async"},
-    "openai.lib.azure": {"AzureOpenAI": "request", "AsyncAzureOpenAI": "request_async"},
-}
-"""The classes that others wrap, and our hook for each."""
 
 
 class OpenAIInstrumentor(Instrumentor):
@@ -44,22 +39,20 @@ class OpenAIInstrumentor(Instrumentor):
                 self._patches.wrap(module.AsyncAPIClient, "request", hooks.request_async)
                 self._wrap_what_bypasses(hooks)
                 for client in (module.SyncAPIClient, module.AsyncAPIClient):
-                    # Called once before every further try; 1.68 and older have it under the other name.
-                    before_retry = "_sleep_for_retry" if hasattr(client, "_sleep_for_retry") else "_retry_request"
-                    self._patches.wrap(client, before_retry, hooks.retry, optional=True)
+                    self._patches.wrap(client, private.before_retry(client), hooks.retry, optional=True)
             except Exception as fault:
                 faults.report("instrument openai", fault)
 
-        self._patches.when_imported("openai._base_client", patch)
+        self._patches.when_imported(private.BASE_CLIENT, patch)
         WebsocketHooks(tracer).patch(self._patches)
 
     def _wrap_what_bypasses(self, hooks: Hooks) -> None:
         """Another instrumentation may have wrapped `request` on a subclass before us: its wrapper calls the plain one."""
-        for module, names in _CLIENTS.items():
-            for name, hook in names.items():
+        for module, names in private.CLIENTS.items():
+            for name, hook in zip(names, (hooks.request, hooks.request_async), strict=True):
                 client = getattr(sys.modules.get(module), name, None)
                 if isinstance(client, type) and self._patches.is_bypassed(client, "request"):
-                    self._patches.wrap(client, "request", getattr(hooks, hook))
+                    self._patches.wrap(client, "request", hook)
 
     def _remove(self) -> None:
         patches = getattr(self, "_patches", None)

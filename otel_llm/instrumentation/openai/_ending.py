@@ -8,6 +8,7 @@ from typing import Any
 
 from otel_llm.calls import ending
 from otel_llm.calls.model_call import ModelCall
+from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._answer import Answer, error_code
 from otel_llm.instrumentation.openai._observe import Observer, background
 from otel_llm.support import faults
@@ -84,7 +85,7 @@ def answer_before(error: BaseException) -> Any:
     hook on the client sees every such answer, but the traceback goes through whoever had it in hand.
     """
     for response in _responses(error):
-        if "_content" in vars(response) and getattr(response, "status_code", 400) < 400:
+        if private.is_read(response) and getattr(response, "status_code", 400) < 400:
             return response
     return None
 

@@ -16,7 +16,7 @@ from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
-from otel_llm.instrumentation.openai import _asking
+from otel_llm.instrumentation.openai import _asking, private
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._asking import Asking
 from otel_llm.instrumentation.openai._ending import answer_before, conclude, fail
@@ -286,13 +286,13 @@ class _Begun:
         while isinstance(result, _PROXY):  # another instrumentation between the client and us
             result = result.__wrapped__
         own = getattr(result, "__dict__", {})
-        if "_iterator" in own:  # openai.Stream, openai.AsyncStream
+        if private.iterator(result) is not None:
             follow_stream(result, Follower(self.call, hides_usage=hides_usage, refused=self._refused))
             return True
         response = own.get("http_response")  # the raw responses
         if response is None and len(own) == 1:  # a binary answer, of speech
             response = own.get("response")
-        if response is None and "_content" in own:  # an HTTP response
+        if response is None and private.is_read(result):  # an HTTP response
             response = result
         if response is None:
             if isinstance(result, str) and self._is_stream:

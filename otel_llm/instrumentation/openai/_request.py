@@ -13,6 +13,7 @@ from otel_llm.conventions import semconv
 from otel_llm.conventions.hosts import is_at, provider_at
 from otel_llm.conventions.token_usage import fields
 from otel_llm.conventions.tool_calls import returned_in_chat, returned_in_input
+from otel_llm.instrumentation.openai import private
 
 
 class Endpoint(NamedTuple):
@@ -97,7 +98,7 @@ def server_of(client: Any, url: str = "") -> Server:
     if "://" in url:
         given = urlsplit(url)
         return _server_at_url(client, given.scheme, given.hostname, given.port, given.path)
-    base_url = client._base_url
+    base_url = private.base_url(client)
     known = _servers.get(client)
     if known is not None and known[0] is base_url:
         return known[1]
@@ -143,8 +144,7 @@ def sent_body(options: Any) -> Mapping[str, Any]:
 
 def sent_query(client: Any, options: Any) -> Mapping[str, Any]:
     """The query that the client sends: its own, the request's over it, and what stands in the URL."""
-    own = getattr(client, "default_query", None) or client._custom_query  # openai 1.26 has the second only
-    query: dict[str, Any] = {**own, **(options.params or {})}
+    query: dict[str, Any] = {**private.default_query(client), **(options.params or {})}
     if "?" in options.url:
         query = {**dict(parse_qsl(urlsplit(options.url).query)), **query}
     return query

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from otel_llm.calls import abandoned, ending
 from otel_llm.calls.model_call import ModelCall
+from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
 from otel_llm.instrumentation.openai._observe import Observer
@@ -138,10 +139,11 @@ class _Veil(Follower):
 
 def hide_usage_of(stream: Any) -> None:
     """Takes the usage that we asked for out of an `openai.Stream` or `openai.AsyncStream`, in place."""
-    iterator = stream.__dict__.get("_iterator")
+    iterator = private.iterator(stream)
     if iterator is not None and _FOLLOWER not in stream.__dict__:
         veil = _Veil()
-        stream._iterator = _watch_async(iterator, veil) if hasattr(stream, "__anext__") else _watch(iterator, veil)
+        watch = _watch_async if hasattr(stream, "__anext__") else _watch
+        private.replace_iterator(stream, watch(iterator, veil))
 
 
 def follow_stream(stream: Any, follower: Follower) -> None:
@@ -149,8 +151,8 @@ def follow_stream(stream: Any, follower: Follower) -> None:
     is_async = hasattr(type(stream), "__anext__")
     if not _follow(stream, follower, _ASYNC_STREAM if is_async else _SYNC_STREAM):
         return
-    iterator = stream._iterator
-    stream._iterator = _watch_async(iterator, follower) if is_async else _watch(iterator, follower)
+    watch = _watch_async if is_async else _watch
+    private.replace_iterator(stream, watch(private.iterator(stream), follower))
     # The client's helpers (`.stream()`) close the response beneath. What is no event stream gives no chunk: its body tells.
     response = getattr(stream, "response", None)
     headers = getattr(response, "headers", None)

@@ -24,6 +24,7 @@ from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import fields, from_openai
+from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._observe import Once
 from otel_llm.instrumentation.openai._request import Endpoint, attributes, server_at
@@ -31,17 +32,6 @@ from otel_llm.instrumentation.openai._stream import loads
 from otel_llm.instrumentation.patching import Patches
 from otel_llm.settings import settings
 from otel_llm.support import faults
-
-MODULES: Mapping[str, str] = {
-    "openai.resources.realtime.realtime": "realtime",
-    "openai.resources.beta.realtime.realtime": "realtime",
-    "openai.resources.responses.responses": "responses",
-    "openai.resources.beta.responses.responses": "responses",
-    "openai.resources.live.live": "live",
-    "openai.resources.live.sideband": "live",
-    "openai.resources.live.forks": "live",
-}
-"""Where the connection classes are, and the API they speak. Older clients have fewer of them."""
 
 _SESSION = "_otel_llm_session"
 _TYPE = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]+)"')
@@ -77,7 +67,7 @@ class WebsocketHooks:
 
     def patch(self, patches: Patches) -> None:
         """Wraps the connection classes as their modules are imported."""
-        for module, api in MODULES.items():
+        for module, api in private.WEBSOCKETS.items():
             patches.when_imported(module, partial(self._patch_module, patches, api))
 
     def _patch_module(self, patches: Patches, api: str, module: Any) -> None:
@@ -157,7 +147,7 @@ def _lost(connection: Any, error: BaseException) -> None:
     """A read has failed. Only the end of the connection ends its calls: a read that timed out or was cancelled can be repeated."""
     session = connection.__dict__.get(_SESSION)
     if session is not None and type(error).__name__.startswith("ConnectionClosed"):
-        is_ours = getattr(connection, "_intentionally_closed", False) is True
+        is_ours = private.is_closed_by_app(connection)
         session.end(ending.PARTIAL if is_ours else ending.ERROR, None if is_ours else error)
 
 
@@ -177,7 +167,7 @@ class Session:
         self._transcription_model: str | None = None
         self._sent: Any = None
         """What keeps what the app sends, where that is captured."""
-        request = getattr(getattr(connection, "_connection", None), "request", None)
+        request = private.handshake(connection)
         url = urlsplit(getattr(request, "path", None) or "")
         query = parse_qs(url.query)
         self._model: str | None = next(iter(query.get("model") or query.get("deployment") or ()), None)

@@ -16,7 +16,8 @@ from langchain_core.runnables import RunnableLambda
 from otel_llm import settings
 from otel_llm.calls import parent
 from otel_llm.conventions import semconv
-from otel_llm.instrumentation.langchain import OF_RUNS, STARTS, LangChainInstrumentor, _handler
+from otel_llm.instrumentation.langchain import LangChainInstrumentor, _handler
+from otel_llm.instrumentation.langchain.private import OF_RUNS, STARTS
 from otel_llm.support import faults
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.langchain.conftest import Traced

@@ -19,7 +19,8 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import merge_configs
 
 from otel_llm.conventions import semconv
-from otel_llm.instrumentation.langchain import OF_RUNS, STARTS, LangChainInstrumentor
+from otel_llm.instrumentation.langchain import LangChainInstrumentor
+from otel_llm.instrumentation.langchain.private import OF_RUNS, STARTS
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.langchain.conftest import Traced
 
