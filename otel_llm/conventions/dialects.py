@@ -203,8 +203,9 @@ def is_genai(attributes: Mapping[str, Any]) -> bool:
 
 def operation_of(attributes: Mapping[str, Any]) -> str | None:
     """What a GenAI span does: the convention's name, else ours for another dialect's, else its own; None where nobody says."""
-    operation: str | None = attributes.get(semconv.OPERATION)
-    if operation is not None:
+    named = attributes.get(semconv.OPERATION)
+    if named is not None:
+        operation = str(named)
         return OPERATIONS.get(operation, operation)
     for kind, operations in KINDS.items():
         if kind in attributes:

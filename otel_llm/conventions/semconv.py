@@ -94,7 +94,7 @@ TAG_PREFIX: Final = "otel_llm.tag."
 
 # --- our own, where the conventions have no name ---------------------------------------------------------------------
 STATUS: Final = "otel_llm.status"
-"""`ok`, `error`, `cancelled`, `partial` or `interrupted`: the table's `status`."""
+"""One of `STATUSES`."""
 USAGE_SOURCE: Final = "otel_llm.usage_source"
 AUDIO_SECONDS: Final = "otel_llm.usage.audio_seconds"
 """What is billed by the length of audio, in place of tokens."""
@@ -137,6 +137,15 @@ METRIC_LEGACY_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_firs
 METRIC_LEGACY_TIME_PER_CHUNK: Final = "gen_ai.client.operation.time_per_output_chunk"
 TOKEN_MODALITY: Final = "gen_ai.token.modality"
 TOKEN_TYPE: Final = "gen_ai.token.type"
+
+# --- how something ended ---------------------------------------------------------------------------------------------
+OK: Final = "ok"
+ERROR: Final = "error"
+CANCELLED: Final = "cancelled"
+PARTIAL: Final = "partial"
+INTERRUPTED: Final = "interrupted"
+"""Its process died, and nobody knows."""
+STATUSES: Final = (OK, ERROR, CANCELLED, PARTIAL, INTERRUPTED)
 
 # --- operations ------------------------------------------------------------------------------------------------------
 CHAT: Final = "chat"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from otel_llm.conventions import semconv
+from otel_llm.conventions import dialects, semconv
 from otel_llm.support import faults
 
 MAX_TOKENS: Final = 10**12
@@ -37,8 +37,8 @@ class Usage(NamedTuple):
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Usage:
-        """The counts that a span has, in the names of the conventions."""
-        return cls(*map(count, map(attributes.get, TOKEN_COLUMNS.values())))
+        """The counts that a span has, in whichever dialect."""
+        return cls(*(count(dialects.read(attributes, name)) for name in TOKEN_COLUMNS.values()))
 
     def plus(self, other: Usage) -> Usage:
         """The sum of what is known of both."""

@@ -1,7 +1,7 @@
 """What happens in a run, one immutable object for each thing that begins or ends.
 
-A run is everything under one root: a chain, an agent, or a model call of its own. `otel-llm tail` and the view `llm_events` know
-the same events by the same names.
+A run is everything under one root: a chain, an agent, or a model call of its own. Which events a span tells of is said in
+`from_record`, for `subscribe` and for `otel-llm tail`, and once more in the view `llm_events`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import Usage
 
 
@@ -172,36 +171,3 @@ TYPES: Final[Mapping[str, type[Event]]] = {
     )
 }
 """Every event by its name."""
-
-_STEPS: Final = frozenset({semconv.STEP, semconv.RETRIEVAL})
-_FAILED: Final = frozenset({"error", "cancelled"})
-
-
-def started(operation: str) -> type[Event]:
-    """What the beginning of an operation is."""
-    if operation in semconv.CHAIN_OPERATIONS:
-        return ChainStarted
-    if operation in _STEPS:
-        return StepStarted
-    return ToolsStarted if operation == semconv.EXECUTE_TOOL else ProviderStarted
-
-
-def ended(operation: str, status: str) -> type[Ended]:
-    """What the end of an operation is."""
-    if operation in semconv.CHAIN_OPERATIONS:
-        return ChainError if status in _FAILED else ChainCompleted
-    if operation in _STEPS:
-        return StepCompleted
-    return ToolCompleted if operation == semconv.EXECUTE_TOOL else ProviderCompleted
-
-
-def name_of(operation: str, span_name: str) -> str:
-    """The name of a part: that of its span, without the operation before it."""
-    return span_name.removeprefix(f"{operation} ")
-
-
-def requested(ids: object, names: object) -> tuple[ToolCall, ...]:
-    """The tool calls that an answer asks for, from the two attributes that say so."""
-    if not isinstance(ids, list | tuple) or not isinstance(names, list | tuple):
-        return ()
-    return tuple(ToolCall(name or None, identity or None) for identity, name in zip(ids, names, strict=False))

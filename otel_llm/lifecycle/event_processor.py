@@ -14,23 +14,23 @@ from typing import Any, Final
 
 from opentelemetry import context as otel
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanContext, StatusCode
+from opentelemetry.trace import SpanContext
 
 from otel_llm import context
-from otel_llm.calls import ending
 from otel_llm.calls.tracing import Given, hear
 from otel_llm.conventions import semconv
-from otel_llm.conventions.dialects import is_genai, operation_of
+from otel_llm.conventions.dialects import is_genai
 from otel_llm.conventions.spans import attributes_of
 from otel_llm.conventions.token_usage import Usage
-from otel_llm.lifecycle import event as kinds
-from otel_llm.lifecycle.event import Event, ToolCall
+from otel_llm.lifecycle.event import ChainCompleted, ChainError, ProviderCompleted
+from otel_llm.lifecycle.from_record import Derived, at_end, at_start, event_operation
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.support import faults
 
 _MAX_PARTS: Final = 20_000
 """Spans that run, as far as they are remembered; those that never end must not fill the memory."""
 _MAX_COMPLETED: Final = 100
+_NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class _Part:
@@ -95,26 +95,14 @@ class LifecycleProcessor(SpanProcessor):
         if not is_genai(attributes):
             self._parts[own.span_id] = parent
             return
-        operation = _operation(attributes)
-        part = _Part(own.span_id, parent, is_chain=operation in semconv.CHAIN_OPERATIONS)
+        part = _Part(own.span_id, parent, is_chain=event_operation(attributes) in semconv.CHAIN_OPERATIONS)
         part.given = told
         self._parts[own.span_id] = part
         scope = otel.get_value(SCOPE, parent_context)
         if scope is not None:
             for tap in hub.subscriptions:
                 tap.entered(scope, own.span_id)
-        kind = kinds.started(operation)
-        details: dict[str, Any] = {}
-        if kind is kinds.ProviderStarted:
-            details = {
-                "provider": _text(attributes, semconv.PROVIDER),
-                "model": _text(attributes, semconv.REQUEST_MODEL),
-                "stream": attributes.get(semconv.REQUEST_STREAM) is True,
-                "input_messages": _text(attributes, semconv.INPUT_MESSAGES),
-            }
-        elif kind is kinds.ToolsStarted:
-            details = {"calls": (_tool(span, attributes),)}
-        self._tell(kind, span, own, part, operation, attributes, span.start_time, details)
+        self._tell(at_start(_record(span, own, attributes)), part, attributes)
 
     def _forget_what_is_out_of_date(self) -> None:
         """What was known when somebody last listened: spans have ended since, of which nothing was heard."""
@@ -146,112 +134,60 @@ class LifecycleProcessor(SpanProcessor):
             tap.left(own.span_id)
 
     def _ended(self, span: ReadableSpan, own: SpanContext, part: _Part, attributes: Mapping[str, Any]) -> None:
-        operation = _operation(attributes)
-        error_type = _text(attributes, semconv.ERROR_TYPE)
-        status = _text(attributes, semconv.STATUS)
-        if status is None:
-            failed = error_type is not None or span.status.status_code is StatusCode.ERROR
-            status = ending.ERROR if failed else ending.OK
-        kind = kinds.ended(operation, status)
-        ended_ns = span.end_time or time.time_ns()
-        details: dict[str, Any] = {
-            "status": status,
-            "error_type": error_type,
-            "duration_ms": (ended_ns - (span.start_time or ended_ns)) / 1e6,
-        }
-        where = part.failed or (span.name, own.span_id)
-        requested: tuple[ToolCall, ...] = ()
-        usage: Usage | None = None
-        if kind is kinds.ProviderCompleted:
-            usage = _usage(attributes)
-            requested = kinds.requested(
-                attributes.get(semconv.REQUESTED_TOOL_IDS), attributes.get(semconv.REQUESTED_TOOL_NAMES)
-            )
-            details |= {
-                "provider": _text(attributes, semconv.PROVIDER),
-                "model": _text(attributes, semconv.REQUEST_MODEL),
-                "response_model": _text(attributes, semconv.RESPONSE_MODEL),
-                "response_id": _text(attributes, semconv.RESPONSE_ID),
-                "finish_reasons": tuple(attributes.get(semconv.FINISH_REASONS) or ()),
-                "usage": usage,
-                "output_messages": _text(attributes, semconv.OUTPUT_MESSAGES),
-            }
-        elif kind is kinds.ToolCompleted:
-            details["call"] = _tool(span, attributes)
-        elif operation in semconv.CHAIN_OPERATIONS:
+        record = _record(span, own, attributes)
+        record["et"] = span.end_time or time.time_ns()
+        record["sts"] = span.status.status_code.name
+        ended, *requested = at_end(record)
+        name, span_id = part.failed or (span.name, own.span_id)
+        sums: dict[str, Any] = {}
+        if issubclass(ended.type, ChainCompleted | ChainError):
             chain = part.chain or _Chain()
-            details |= {"model_calls": chain.model_calls, "usage": chain.usage}
-            if kind is kinds.ChainError:
-                details |= {
-                    "where": where[0],
-                    "where_span_id": f"{where[1]:016x}",
-                    "completed": tuple(chain.completed),
-                }
-        _note(part.parent, span.name, status, where, usage, is_call=kind is kinds.ProviderCompleted)
-        self._tell(kind, span, own, part, operation, attributes, ended_ns, details)
-        if requested:
-            asked = {"calls": requested}
-            self._tell(kinds.ToolsRequested, span, own, part, operation, attributes, ended_ns, asked)
+            sums = {"model_calls": chain.model_calls, "usage": chain.usage}
+            if ended.type is ChainError:
+                sums |= {"where": name, "where_span_id": f"{span_id:016x}", "completed": tuple(chain.completed)}
+        _note(part.parent, span.name, ended, (name, span_id))
+        self._tell(ended, part, attributes, sums)
+        for event in requested:
+            self._tell(event, part, attributes)
 
     @staticmethod
-    def _tell(
-        kind: type[Event],
-        span: ReadableSpan,
-        own: SpanContext,
-        part: _Part,
-        operation: str,
-        attributes: Mapping[str, Any],
-        time_ns: int | None,
-        details: Mapping[str, Any],
-    ) -> None:
-        trace_id, span_id = f"{own.trace_id:032x}", f"{own.span_id:016x}"
-        event = kind(
-            id=f"{trace_id}-{span_id}-{kind.__name__}",
-            time_ns=time_ns or time.time_ns(),
-            trace_id=trace_id,
-            span_id=span_id,
-            parent_span_id=None if span.parent is None else f"{span.parent.span_id:016x}",
+    def _tell(derived: Derived, part: _Part, attributes: Mapping[str, Any], sums: Mapping[str, Any] = _NOTHING) -> None:
+        event = derived.type(
             run=f"{part.root:016x}",
             sequence=next(part.sequence),
-            name=kinds.name_of(operation, span.name),
-            operation=operation,
             context=context.of_span(attributes),
-            **details,
+            **derived.fields,
+            **sums,
         )
         for tap in hub.subscriptions:
             tap.offer(event, part.lineage)
 
 
-def _note(
-    above: _Part | None, name: str, status: str, where: tuple[str, int], usage: Usage | None, *, is_call: bool
-) -> None:
+def _record(span: ReadableSpan, own: SpanContext, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A span as `from_record` reads it."""
+    return {
+        "t": f"{own.trace_id:032x}",
+        "s": f"{own.span_id:016x}",
+        "p": None if span.parent is None else f"{span.parent.span_id:016x}",
+        "n": span.name,
+        "st": span.start_time or span.end_time or time.time_ns(),
+        "a": attributes,
+    }
+
+
+def _note(above: _Part | None, name: str, ended: Derived, where: tuple[str, int]) -> None:
     """Adds what has ended to the chains that it was in."""
+    status = ended.fields["status"]
+    is_call = ended.type is ProviderCompleted
+    usage = ended.fields["usage"] if is_call else None
     if above is not None:
-        above.failed = where if status in (ending.ERROR, ending.CANCELLED) else None
+        above.failed = where if status in (semconv.ERROR, semconv.CANCELLED) else None
     while above is not None:
         chain = above.chain
         if chain is not None:
-            if status == ending.OK:
+            if status == semconv.OK:
                 chain.completed.append(name)
             chain.model_calls += is_call
             if usage is not None:
                 chain.usage = chain.usage.plus(usage)
         above = above.parent
-
-
-def _operation(attributes: Mapping[str, Any]) -> str:
-    return str(operation_of(attributes) or "unknown")
-
-
-def _tool(span: ReadableSpan, attributes: Mapping[str, Any]) -> ToolCall:
-    name = _text(attributes, semconv.TOOL_NAME) or kinds.name_of(semconv.EXECUTE_TOOL, span.name)
-    return ToolCall(name, _text(attributes, semconv.TOOL_CALL_ID))
-
-
-def _usage(attributes: Mapping[str, Any]) -> Usage | None:
-    return Usage.from_attributes(attributes) or None
-
-
-def _text(attributes: Mapping[str, Any], name: str) -> str | None:
-    value = attributes.get(name)
-    return None if value is None else str(value)

@@ -24,6 +24,7 @@ from otel_llm.lifecycle import (
     ToolsStarted,
     subscribe,
 )
+from otel_llm.lifecycle.from_record import at_end
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
 from tests.lifecycle.conftest import Recorder
@@ -272,7 +273,10 @@ def test_nothing_is_remembered_of_spans_while_nobody_listens(spans: Spans) -> No
 
 
 def test_tool_call_of_no_name() -> None:
-    from otel_llm.lifecycle.event import requested
+    def asked(ids: object, names: object) -> list[Any]:
+        said = {semconv.OPERATION: "chat", semconv.REQUESTED_TOOL_IDS: ids, semconv.REQUESTED_TOOL_NAMES: names}
+        _, *requested = at_end({"t": "1", "s": "2", "n": "chat", "st": 1, "et": 2, "a": said})
+        return [event.fields["calls"] for event in requested]
 
-    assert requested(["", "b"], ["x", ""]) == (ToolCall("x", None), ToolCall(None, "b"))
-    assert requested(None, ["x"]) == ()
+    assert asked(["", "b"], ["x", ""]) == [(ToolCall("x", None), ToolCall(None, "b"))]
+    assert asked(None, ["x"]) == []

@@ -164,9 +164,9 @@ def _style(operation: str | None) -> str:
     """Models, tools and what surrounds them apart, as `tail` has them."""
     if operation is None:
         return ""
-    from otel_llm.lifecycle import event
+    from otel_llm.lifecycle.from_record import started
 
-    return style_of(event.started(operation).__name__)
+    return style_of(started(operation).__name__)
 
 
 def _time(milliseconds: float | None) -> str:

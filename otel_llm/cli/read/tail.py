@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,7 +17,11 @@ from otel_llm.cli.options.access import locate, reading
 from otel_llm.cli.options.common import MOST, store_option
 from otel_llm.cli.screen.output import STATUS_STYLES, count, line_width, style_of, text, write_json_line, write_parts
 from otel_llm.conventions import semconv
+from otel_llm.conventions.dialects import UNNAMED
 from otel_llm.lifecycle import event as kinds
+
+if TYPE_CHECKING:
+    from otel_llm.lifecycle.from_record import Derived
 
 _INTERVAL: Final = 0.1
 """Seconds between two looks at the journals."""
@@ -134,77 +138,57 @@ def _types(names: str | None) -> set[str]:
 
 def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row]:
     """The events that a journal record tells of: a start or an end, or both for a `whole` one."""
-    from otel_llm.conventions.dialects import is_genai, operation_of
+    from otel_llm.conventions.dialects import is_genai
+    from otel_llm.lifecycle.from_record import at_end, at_start
     from otel_llm.store.journal.follow import INTERRUPTED
 
-    attributes = record.get("a") or {}
-    if not is_genai(attributes) or record.get("x"):
+    record = {**record, "a": record.get("a") or {}}
+    if not is_genai(record["a"]) or record.get("x"):
         return
-    operation = operation_of(attributes) or "unknown"
     if record["k"] == INTERRUPTED:
+        row = _row(record, at_start(record))
         age = round((record["et"] - record["st"]) / 1e6, 3)
-        yield _row(record, attributes, operation, _INTERRUPTED, record["et"], status="interrupted", age_ms=age)
+        told = {"id": f"{record['t']}-{record['s']}-{_INTERRUPTED}", "time_ns": record["et"], "event": _INTERRUPTED}
+        row.pop("tool_calls", None)
+        yield row | told | {"status": semconv.INTERRUPTED, "age_ms": age}
         return
     if record["k"] == "s" or whole:
-        started = kinds.started(operation)
-        details: Row = {"tool_calls": [_tool(record, attributes)]} if started is kinds.ToolsStarted else {}
-        if record.get("interrupted"):
-            details["status"] = "interrupted"
-        yield _row(record, attributes, operation, started.__name__, record["st"], **details)
-    if record["k"] == "s":
-        return
-    status = attributes.get(semconv.STATUS) or ("error" if record.get("sts") == "ERROR" else "ok")
-    yield _row(
-        record,
-        attributes,
-        operation,
-        kinds.ended(operation, status).__name__,
-        record["et"],
-        status=status,
-        error_type=attributes.get(semconv.ERROR_TYPE),
-        duration_ms=round((record["et"] - record["st"]) / 1e6, 3),
-        input_tokens=attributes.get(semconv.INPUT_TOKENS),
-        output_tokens=attributes.get(semconv.OUTPUT_TOKENS),
-    )
-    requested = kinds.requested(
-        attributes.get(semconv.REQUESTED_TOOL_IDS), attributes.get(semconv.REQUESTED_TOOL_NAMES)
-    )
-    if requested:
-        calls = [{"id": call.id, "name": call.name} for call in requested]
-        yield _row(record, attributes, operation, kinds.ToolsRequested.__name__, record["et"], tool_calls=calls)
+        row = _row(record, at_start(record))
+        yield row | {"status": semconv.INTERRUPTED} if record.get("interrupted") else row
+    if record["k"] != "s":
+        for derived in at_end(record):
+            yield _row(record, derived)
 
 
-def _tool(record: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    name = attributes.get(semconv.TOOL_NAME) or kinds.name_of(semconv.EXECUTE_TOOL, record["n"])
-    return {"id": attributes.get(semconv.TOOL_CALL_ID), "name": name}
-
-
-def _row(
-    record: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-    operation: str,
-    event: str,
-    time_ns: int,
-    **details: Any,
-) -> Row:
-    return {
-        "id": f"{record['t']}-{record['s']}-{event}",
-        "time_ns": time_ns,
-        "event": event,
+def _row(record: Mapping[str, Any], derived: Derived) -> Row:
+    fields = derived.fields
+    row = {
+        "id": fields["id"],
+        "time_ns": fields["time_ns"],
+        "event": derived.type.__name__,
         "pid": record.get("pid"),
-        "operation": operation,
-        "name": kinds.name_of(operation, str(record.get("n") or "")),
-        **{column: attributes.get(name) for column, name in _COLUMNS.items()},
-        "trace_id": record["t"],
-        "span_id": record["s"],
-        "parent_span_id": record.get("p"),
-        **details,
+        "operation": fields["operation"],
+        "name": fields["name"],
+        **{column: record["a"].get(name) for column, name in _COLUMNS.items()},
+        **{name: fields[name] for name in ("trace_id", "span_id", "parent_span_id")},
     }
+    if "calls" in fields:
+        row["tool_calls"] = [{"id": call.id, "name": call.name} for call in fields["calls"]]
+    if "status" in fields:
+        usage = fields.get("usage")
+        row |= {
+            "status": fields["status"],
+            "error_type": fields["error_type"],
+            "duration_ms": round(fields["duration_ms"], 3),
+            "input_tokens": usage and usage.input,
+            "output_tokens": usage and usage.output,
+        }
+    return row
 
 
 def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
     """The last events of the store that are wanted, oldest first."""
-    conditions, parameters = ["operation IS NOT NULL"], []
+    conditions, parameters = [f"(operation IS NOT NULL OR attributes ->> '$.\"{UNNAMED}\"' IS NOT NULL)"], []
     for column, value in (("user_id", wanted.user), ("module", wanted.module)):
         if value is not None:
             conditions.append(f"attributes ->> '$.\"{_COLUMNS[column]}\"' = ?")
@@ -221,7 +205,7 @@ def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
     for trace_id, span_id, parent, name, start_ns, end_ns, status_code, status, attributes in spans:
         record = {"t": trace_id, "s": span_id, "p": parent, "n": name, "st": start_ns, "et": end_ns, "sts": status_code}
         record |= {"k": "s" if end_ns is None else "e", "a": json.loads(attributes or "{}")}
-        record["interrupted"] = status == "interrupted"
+        record["interrupted"] = status == semconv.INTERRUPTED
         rows += [row for row in events_of(record, whole=True) if wanted(row)]
     # A start that is older than the end of a span left out is not among the last.
     return sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]

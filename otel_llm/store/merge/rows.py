@@ -52,8 +52,6 @@ USAGE_COLUMNS: Final = (
     "instrumentation", "attempts", "input_messages", "output_messages", "service_tier",
 )  # fmt: skip
 
-_STATUSES: Final = ("ok", "error", "cancelled", "partial", "interrupted")
-
 
 # --- reading attributes -----------------------------------------------------------------------------------------------
 # The query reads every attribute once, into a column that is named after it; what follows works on those columns. Written
@@ -214,7 +212,7 @@ WITH header AS (
     SELECT * REPLACE (coalesce(TRY_CAST(invocation AS JSON) ->> '$.model', request_model) AS request_model),
         TRY_CAST(invocation AS JSON) AS asked, request_model AS named_model, {_operation()} AS operation,
         CASE WHEN k = 's' THEN 'interrupted'
-             WHEN own_status IN ({", ".join(map(literal, _STATUSES))}) THEN own_status
+             WHEN own_status IN ({", ".join(map(literal, semconv.STATUSES))}) THEN own_status
              WHEN error_type IS NOT NULL OR sts = 'ERROR' THEN 'error'
              ELSE 'ok' END AS status
     FROM named

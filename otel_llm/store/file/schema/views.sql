@@ -1,25 +1,32 @@
 -- Views over the two tables. After a change, raise `VIEWS_VERSION` in database.py: the views of stored files are then made again.
 
 -- The life of a run as rows: what began, what ended, and what spans noted in between. A run is what is under one root of GenAI spans.
+-- `otel_llm/lifecycle/from_record.py` derives the same events in Python.
 CREATE OR REPLACE VIEW llm_events AS
-WITH RECURSIVE tree AS (
-    SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS run
+WITH RECURSIVE named AS MATERIALIZED (
+    -- Some spans of others are about GenAI and do not say what they do.
+    SELECT trace_id, span_id, parent_span_id,
+        coalesce(operation, CASE WHEN (attributes ->> '$."gen_ai.system"') IS NOT NULL
+            AND (attributes ->> '$."logfire.span_type"') IS DISTINCT FROM 'log' THEN 'unknown' END) AS operation
     FROM spans
-    WHERE NOT EXISTS (FROM spans AS above WHERE above.trace_id = spans.trace_id AND above.span_id = spans.parent_span_id)
+), tree AS (
+    SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS run
+    FROM named
+    WHERE NOT EXISTS (FROM spans AS above WHERE above.trace_id = named.trace_id AND above.span_id = named.parent_span_id)
     UNION ALL
-    SELECT spans.trace_id, spans.span_id, coalesce(tree.run, CASE WHEN spans.operation IS NOT NULL THEN spans.span_id END)
-    FROM tree JOIN spans ON spans.trace_id = tree.trace_id AND spans.parent_span_id = tree.span_id
+    SELECT named.trace_id, named.span_id, coalesce(tree.run, CASE WHEN named.operation IS NOT NULL THEN named.span_id END)
+    FROM tree JOIN named ON named.trace_id = tree.trace_id AND named.parent_span_id = tree.span_id
 ), part AS (
-    SELECT spans.*, coalesce(tree.run, spans.span_id) AS run,
-        CASE WHEN operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') THEN 'Chain'
-             WHEN operation IN ('step', 'retrieval') THEN 'Step'
-             WHEN operation = 'execute_tool' THEN 'Tool'
+    SELECT spans.* REPLACE (named.operation AS operation), coalesce(tree.run, spans.span_id) AS run,
+        CASE WHEN named.operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') THEN 'Chain'
+             WHEN named.operation IN ('step', 'retrieval', 'guardrail', 'evaluator') THEN 'Step'
+             WHEN named.operation = 'execute_tool' THEN 'Tool'
              ELSE 'Provider' END AS part_kind,
         attributes ->> '$."error.type"' AS error_type,
         CAST(attributes -> '$."otel_llm.response.tool_call_ids"' AS VARCHAR[]) AS tool_call_ids,
         CAST(attributes -> '$."otel_llm.response.tool_call_names"' AS VARCHAR[]) AS tool_call_names
-    FROM spans LEFT JOIN tree USING (trace_id, span_id)
-    WHERE operation IS NOT NULL
+    FROM spans JOIN named USING (trace_id, span_id) LEFT JOIN tree USING (trace_id, span_id)
+    WHERE named.operation IS NOT NULL
 ), event AS (
     SELECT start_ns AS at_ns, 1 AS rank, CASE part_kind WHEN 'Tool' THEN 'ToolsStarted' ELSE part_kind || 'Started' END AS event,
         NULL::DOUBLE AS ms, NULL::VARCHAR AS failure, NULL::JSON AS more, part.*
@@ -34,8 +41,8 @@ WITH RECURSIVE tree AS (
     FROM part WHERE end_ns IS NOT NULL
     UNION ALL
     SELECT end_ns, 4, 'ToolsRequested', NULL, NULL,
-        to_json([{'id': pair[1], 'name': pair[2]} FOR pair IN list_zip(tool_call_ids, tool_call_names)]), part.*
-    FROM part WHERE end_ns IS NOT NULL AND len(tool_call_ids) > 0
+        to_json([{'id': nullif(pair[1], ''), 'name': nullif(pair[2], '')} FOR pair IN list_zip(tool_call_ids, tool_call_names)]), part.*
+    FROM part WHERE end_ns IS NOT NULL AND part_kind = 'Provider' AND len(tool_call_ids) > 0
 )
 SELECT
     make_timestamptz(at_ns // 1000) AS occurred_at,
