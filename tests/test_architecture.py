@@ -55,7 +55,6 @@ ROOMS = (
 KNOWN_UPWARD: frozenset[tuple[str, str]] = frozenset(
     {
         ("content.capture", "signals.events"),
-        ("prices.book", "store.merge.rows"),
     }
 )
 """Imports that go up and shall not: to be emptied."""

@@ -12,11 +12,11 @@ from otel_llm.conventions import semconv
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
-OK: Final = "ok"
-ERROR: Final = "error"
-CANCELLED: Final = "cancelled"
-PARTIAL: Final = "partial"
-FAILED: Final = (ERROR, CANCELLED)
+OK: Final = semconv.OK
+ERROR: Final = semconv.ERROR
+CANCELLED: Final = semconv.CANCELLED
+PARTIAL: Final = semconv.PARTIAL
+FAILED: Final = semconv.FAILED
 
 _NO_ATTRIBUTES: Final[Mapping[str, Any]] = {}
 

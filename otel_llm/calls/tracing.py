@@ -96,7 +96,7 @@ class Tracer:
             for span in opened:
                 if span is trace.get_current_span(context):
                     continue
-                span.set_attribute(semconv.STATUS, "cancelled")
+                span.set_attribute(semconv.STATUS, semconv.CANCELLED)
                 span.end()
             raise
 

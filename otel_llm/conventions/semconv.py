@@ -146,6 +146,7 @@ PARTIAL: Final = "partial"
 INTERRUPTED: Final = "interrupted"
 """Its process died, and nobody knows."""
 STATUSES: Final = (OK, ERROR, CANCELLED, PARTIAL, INTERRUPTED)
+FAILED: Final = (ERROR, CANCELLED)
 
 # --- operations ------------------------------------------------------------------------------------------------------
 CHAT: Final = "chat"

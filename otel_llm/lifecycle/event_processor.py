@@ -181,7 +181,7 @@ def _note(above: _Part | None, name: str, ended: Derived, where: tuple[str, int]
     is_call = ended.type is ProviderCompleted
     usage = ended.fields["usage"] if is_call else None
     if above is not None:
-        above.failed = where if status in (semconv.ERROR, semconv.CANCELLED) else None
+        above.failed = where if status in semconv.FAILED else None
     while above is not None:
         chain = above.chain
         if chain is not None:

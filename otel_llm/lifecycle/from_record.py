@@ -81,7 +81,7 @@ def at_end(record: Record) -> list[Derived]:
     }
     kind: type[Ended]
     if operation in semconv.CHAIN_OPERATIONS:
-        kind = ChainError if status in (semconv.ERROR, semconv.CANCELLED) else ChainCompleted
+        kind = ChainError if status in semconv.FAILED else ChainCompleted
     elif operation in semconv.STEP_OPERATIONS:
         kind = StepCompleted
     elif operation == semconv.EXECUTE_TOOL:
