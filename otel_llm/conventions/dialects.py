@@ -219,6 +219,6 @@ def is_model_call(attributes: Mapping[str, Any]) -> bool:
     operation = operation_of(attributes)
     if operation in semconv.TREE_OPERATIONS:
         return False
-    if operation is None or operation in CALLS or semconv.OPERATION in attributes:
+    if semconv.OPERATION in attributes or operation is None or operation in CALLS:
         return True
     return any(name in attributes for mark in CALL_MARKS for name in names(mark))

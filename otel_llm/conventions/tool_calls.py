@@ -29,7 +29,7 @@ class ToolRequests:
         self._calls: dict[str, str] = {}
 
     def add(self, identity: str | None, name: str | None) -> None:
-        """Notes a call; one that is told of again counts once."""
+        """Notes a call; one that comes again counts once."""
         if len(self._calls) < MAX_CALLS:
             # Not every server gives ids; each call still counts.
             self._calls.setdefault(identity or f"#{len(self._calls)}", name or "")
@@ -65,11 +65,11 @@ def returned_in_chat(
     if not isinstance(messages, list | tuple):
         return found
     for message in reversed(messages):
-        told = fields(message)
-        role = told.get(speaker)
+        said = fields(message)
+        role = said.get(speaker)
         if role in models or len(found) >= MAX_CALLS:
             break
-        if role in tools and is_id(identity := told.get("tool_call_id")):
+        if role in tools and is_id(identity := said.get("tool_call_id")):
             found.append(identity)
     return found[::-1]
 
@@ -83,11 +83,11 @@ def returned_in_input(items: object) -> list[str]:
     if not isinstance(items, list | tuple):
         return found
     for item in reversed(items):
-        told = fields(item)
-        kind = told.get("type")
-        if told.get("role") is not None or kind == "reasoning" or len(found) >= MAX_CALLS:
+        said = fields(item)
+        kind = said.get("type")
+        if said.get("role") is not None or kind == "reasoning" or len(found) >= MAX_CALLS:
             break
-        if isinstance(kind, str) and kind.endswith("_call_output") and is_id(identity := told.get("call_id")):
+        if isinstance(kind, str) and kind.endswith("_call_output") and is_id(identity := said.get("call_id")):
             found.append(identity)
     return found[::-1]
 

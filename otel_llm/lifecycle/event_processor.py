@@ -27,18 +27,18 @@ from otel_llm.lifecycle.from_record import Derived, at_end, at_start, event_oper
 from otel_llm.lifecycle.hub import SCOPE, hub
 from otel_llm.support import faults
 
-_MAX_PARTS: Final = 20_000
+_MAX_RUNNING: Final = 20_000
 """Spans that run, as far as they are remembered; those that never end must not fill the memory."""
 _MAX_COMPLETED: Final = 100
 _NOTHING: Final[Mapping[str, Any]] = {}
 
 
-class _Part:
+class _RunningSpan:
     """A GenAI span that runs."""
 
     __slots__ = ("chain", "failed", "given", "lineage", "parent", "root", "sequence", "span_id")
 
-    def __init__(self, span_id: int, parent: _Part | None, *, is_chain: bool = False) -> None:
+    def __init__(self, span_id: int, parent: _RunningSpan | None, *, is_chain: bool = False) -> None:
         self.span_id = span_id
         self.parent = parent
         self.root: int = span_id if parent is None else parent.root
@@ -46,9 +46,9 @@ class _Part:
         self.sequence: itertools.count[int] = itertools.count(1) if parent is None else parent.sequence
         self.chain = _Chain() if is_chain else None
         self.given: Given | None = None
-        """What its span was told, where that is ours."""
+        """What it was given, where it is ours."""
         self.failed: tuple[str, int] | None = None
-        """Name and span id of the innermost part that the last thing in here failed in."""
+        """Name and span id of the innermost span that the last thing in here failed in."""
 
 
 class _Chain:
@@ -67,100 +67,104 @@ class LifecycleProcessor(SpanProcessor):
 
     def __init__(self) -> None:
         # None: a span that is in no run.
-        self._parts: dict[int, _Part | None] = {}
+        self._running: dict[int, _RunningSpan | None] = {}
         self._generation = 0
 
     def on_start(self, span: Span, parent_context: otel.Context | None = None) -> None:
-        if hub.subscriptions:
+        if hub.subscribers:
             try:
                 self._start(span, parent_context)
             except Exception as fault:
                 faults.report("tell of a beginning", fault)
 
     def on_end(self, span: ReadableSpan) -> None:
-        if hub.subscriptions:
+        if hub.subscribers:
             try:
                 self._end(span)
             except Exception as fault:
                 faults.report("tell of an end", fault)
 
     def _start(self, span: Span, parent_context: otel.Context | None) -> None:
-        self._forget_what_is_out_of_date()
+        self._forget_what_is_outdated()
         own = span.get_span_context()
-        parent = self._above(span)
-        told = hear(own.span_id, parent_context)
-        attributes = attributes_of(span, None if told is None else told.attributes)
-        if len(self._parts) >= _MAX_PARTS:
-            self._parts.pop(next(iter(self._parts)), None)
+        parent = self._nearest_above(span)
+        given = hear(own.span_id, parent_context)
+        attributes = attributes_of(span, None if given is None else given.attributes)
+        if len(self._running) >= _MAX_RUNNING:
+            self._running.pop(next(iter(self._running)), None)
         if not is_genai(attributes):
-            self._parts[own.span_id] = parent
+            self._running[own.span_id] = parent
             return
-        part = _Part(own.span_id, parent, is_chain=event_operation(attributes) in semconv.CHAIN_OPERATIONS)
-        part.given = told
-        self._parts[own.span_id] = part
+        running = _RunningSpan(own.span_id, parent, is_chain=event_operation(attributes) in semconv.CHAIN_OPERATIONS)
+        running.given = given
+        self._running[own.span_id] = running
         scope = otel.get_value(SCOPE, parent_context)
         if scope is not None:
-            for tap in hub.subscriptions:
-                tap.entered(scope, own.span_id)
-        self._tell(at_start(_record(span, own, attributes)), part, attributes)
+            for subscriber in hub.subscribers:
+                subscriber.scope_entered(scope, own.span_id)
+        self._publish(at_start(_record(span, own, attributes)), running, attributes)
 
-    def _forget_what_is_out_of_date(self) -> None:
+    def _forget_what_is_outdated(self) -> None:
         """What was known when somebody last listened: spans have ended since, of which nothing was heard."""
         if self._generation != hub.generation:
             self._generation = hub.generation
-            self._parts = {}
+            self._running = {}
 
-    def _above(self, span: ReadableSpan) -> _Part | None:
-        """The nearest part above a span. One that began before anybody listened is known by its id alone."""
+    def _nearest_above(self, span: ReadableSpan) -> _RunningSpan | None:
+        """The nearest span above that is remembered. One that began before anybody listened is known by its id alone."""
         parent = span.parent
         if parent is None or parent.is_remote:
             return None
-        if parent.span_id not in self._parts:
-            self._parts[parent.span_id] = _Part(parent.span_id, None, is_chain=True)
-        return self._parts[parent.span_id]
+        if parent.span_id not in self._running:
+            self._running[parent.span_id] = _RunningSpan(parent.span_id, None, is_chain=True)
+        return self._running[parent.span_id]
 
     def _end(self, span: ReadableSpan) -> None:
         own = span.context
         assert own is not None
-        self._forget_what_is_out_of_date()
-        part = self._parts.pop(own.span_id, None)
-        given = None if part is None or part.span_id != own.span_id else part.given
+        self._forget_what_is_outdated()
+        running = self._running.pop(own.span_id, None)
+        given = None if running is None or running.span_id != own.span_id else running.given
         attributes = attributes_of(span, None if given is None else given.attributes)
         if is_genai(attributes):
-            if part is None:
-                part = _Part(own.span_id, self._above(span), is_chain=True)
-            self._ended(span, own, part, attributes)
-        for tap in hub.subscriptions:
-            tap.left(own.span_id)
+            if running is None:
+                running = _RunningSpan(own.span_id, self._nearest_above(span), is_chain=True)
+            self._ended(span, own, running, attributes)
+        for subscriber in hub.subscribers:
+            subscriber.span_ended(own.span_id)
 
-    def _ended(self, span: ReadableSpan, own: SpanContext, part: _Part, attributes: Mapping[str, Any]) -> None:
+    def _ended(
+        self, span: ReadableSpan, own: SpanContext, running: _RunningSpan, attributes: Mapping[str, Any]
+    ) -> None:
         record = _record(span, own, attributes)
         record["et"] = span.end_time or time.time_ns()
         record["sts"] = span.status.status_code.name
         ended, *requested = at_end(record)
-        name, span_id = part.failed or (span.name, own.span_id)
+        name, span_id = running.failed or (span.name, own.span_id)
         sums: dict[str, Any] = {}
         if issubclass(ended.type, ChainCompleted | ChainError):
-            chain = part.chain or _Chain()
+            chain = running.chain or _Chain()
             sums = {"model_calls": chain.model_calls, "usage": chain.usage}
             if ended.type is ChainError:
                 sums |= {"where": name, "where_span_id": f"{span_id:016x}", "completed": tuple(chain.completed)}
-        _note(part.parent, span.name, ended, (name, span_id))
-        self._tell(ended, part, attributes, sums)
+        _add_to_chains(running.parent, span.name, ended, (name, span_id))
+        self._publish(ended, running, attributes, sums)
         for event in requested:
-            self._tell(event, part, attributes)
+            self._publish(event, running, attributes)
 
     @staticmethod
-    def _tell(derived: Derived, part: _Part, attributes: Mapping[str, Any], sums: Mapping[str, Any] = _NOTHING) -> None:
+    def _publish(
+        derived: Derived, running: _RunningSpan, attributes: Mapping[str, Any], sums: Mapping[str, Any] = _NOTHING
+    ) -> None:
         event = derived.type(
-            run=f"{part.root:016x}",
-            sequence=next(part.sequence),
+            run=f"{running.root:016x}",
+            sequence=next(running.sequence),
             context=context.of_span(attributes),
             **derived.fields,
             **sums,
         )
-        for tap in hub.subscriptions:
-            tap.offer(event, part.lineage)
+        for subscriber in hub.subscribers:
+            subscriber.offer(event, running.lineage)
 
 
 def _record(span: ReadableSpan, own: SpanContext, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def _record(span: ReadableSpan, own: SpanContext, attributes: Mapping[str, Any])
     }
 
 
-def _note(above: _Part | None, name: str, ended: Derived, where: tuple[str, int]) -> None:
+def _add_to_chains(above: _RunningSpan | None, name: str, ended: Derived, where: tuple[str, int]) -> None:
     """Adds what has ended to the chains that it was in."""
     status = ended.fields["status"]
     is_call = ended.type is ProviderCompleted

@@ -1,4 +1,4 @@
-"""Who listens. While nobody does, `hub.subscriptions` is empty and nothing else here is ever run."""
+"""Who listens. While nobody does, `hub.subscribers` is empty and nothing else here is ever run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCOPE = otel.create_key("otel-llm-scope")
 """In the context that a span is started with: the `Scope` that opens it, for those who wait for that one."""
 
 
-class Tap:
+class Subscriber:
     """One listener: what it wants, and where it is put. Subclasses say how it gets there."""
 
     def __init__(self, types: Collection[type[Event]], run: Any, max_queue_size: int) -> None:
@@ -42,14 +42,14 @@ class Tap:
             return
         self.put(event)
 
-    def entered(self, scope: object, span_id: int) -> None:
+    def scope_entered(self, scope: object, span_id: int) -> None:
         """A scope has opened its span."""
         if self._run is scope:
             self._run = span_id
 
-    def left(self, part: object) -> None:
+    def span_ended(self, ended: object) -> None:
         """A span (its id), or a scope whose span is not recorded, has ended; if it is what was listened to, no more is to come."""
-        if self._run is not None and self._run == part:
+        if self._run is not None and self._run == ended:
             self.close()
 
     def waiting(self) -> int:
@@ -70,25 +70,25 @@ class Hub:
     """The listeners of this process."""
 
     def __init__(self) -> None:
-        self.subscriptions: tuple[Tap, ...] = ()
+        self.subscribers: tuple[Subscriber, ...] = ()
         self.generation = 0
         """Counts the times that somebody began to listen after nobody did: what was known before is out of date."""
         self._lock = threading.RLock()
 
-    def add(self, tap: Tap) -> None:
+    def add(self, subscriber: Subscriber) -> None:
         with self._lock:
-            if not self.subscriptions:
+            if not self.subscribers:
                 self.generation += 1
-            self.subscriptions = (*self.subscriptions, tap)
+            self.subscribers = (*self.subscribers, subscriber)
 
-    def remove(self, tap: Tap) -> None:
+    def remove(self, subscriber: Subscriber) -> None:
         with self._lock:
-            self.subscriptions = tuple(one for one in self.subscriptions if one is not tap)
+            self.subscribers = tuple(one for one in self.subscribers if one is not subscriber)
 
     def after_fork(self) -> None:
         self._lock = threading.RLock()
-        for tap in self.subscriptions:
-            tap.after_fork()
+        for subscriber in self.subscribers:
+            subscriber.after_fork()
 
 
 hub = Hub()

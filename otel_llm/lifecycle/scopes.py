@@ -56,19 +56,19 @@ tracer = _Tracer()
 class _Entry:
     """A scope that has been entered and not been left. The context refers to it where it was entered by `with`."""
 
-    __slots__ = ("_home", "_inner", "_is_left", "_outer", "facts", "process", "span", "stopwatch")
+    __slots__ = ("_inner", "_is_left", "_outer", "_task", "attributes", "process", "span", "stopwatch")
 
     def __init__(
-        self, span: Span, facts: dict[str, Any], stopwatch: metrics.Stopwatch | None, outer: otel.Context
+        self, span: Span, attributes: dict[str, Any], stopwatch: metrics.Stopwatch | None, outer: otel.Context
     ) -> None:
         """`outer`: the context that it is entered in."""
         self.span = span
-        self.facts = facts
-        """What the span was told."""
+        self.attributes = attributes
+        """What was set on the span."""
         self.stopwatch = stopwatch
         self.process = abandoned.process()
         self._outer = outer
-        self._home = _here()
+        self._task = _current_task()
         self._is_left = False
         self._inner: otel.Context | None = None
         """What was attached; let go when it is left, for it refers to this entry."""
@@ -100,7 +100,7 @@ class _Entry:
 
         Work that was begun inside goes on inside: its calls belong to this part of the run, though that has ended.
         """
-        return self._is_left and self._home == _here()
+        return self._is_left and self._task == _current_task()
 
     @property
     def above(self) -> _Entry | None:
@@ -114,7 +114,7 @@ def _entry_of(context: otel.Context) -> _Entry | None:
     return entry if isinstance(entry, _Entry) else None
 
 
-def _here() -> int:
+def _current_task() -> int:
     """Stands for the task, or else the thread, that runs this."""
     loop = asyncio._get_running_loop()
     task = None if loop is None else asyncio.current_task(loop)
@@ -137,7 +137,7 @@ def _without_span(context: otel.Context, around: otel.Context) -> otel.Context:
 class Scope:
     """A part of a run, as long as its `with` or the decorated function. Made by `chain`, `step` and `tool`."""
 
-    __slots__ = ("_attributes", "_facts", "_name", "_open", "_operation", "span")
+    __slots__ = ("_attributes", "_name", "_open", "_operation", "_span_attributes", "span")
 
     def __init__(self, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
         self._operation = operation
@@ -147,8 +147,8 @@ class Scope:
         """What is entered; None for an entry that failed."""
         self.span: Span | None = None
         """The span, once entered; of the last entry."""
-        self._facts: dict[str, Any] = {}
-        """What it was told."""
+        self._span_attributes: dict[str, Any] = {}
+        """What was set on that span, which may hold less: see `calls.tracing`."""
 
     @property
     def span_id(self) -> str | None:
@@ -209,13 +209,13 @@ class Scope:
         if (run := parent.find_parent()) is not None:  # of LangChain's, which is not in the context
             above = set_span_in_context(run.span, current)
             inherit(attributes, run)
-        if hub.subscriptions:
+        if hub.subscribers:
             above = otel.set_value(SCOPE, self, above)
         name = self._name
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
         )
-        self._facts = attributes
+        self._span_attributes = attributes
         return _Entry(span, attributes, metrics.stopwatch(self._operation, attributes), current)
 
     def _end(self, entry: _Entry, error: BaseException | None) -> None:
@@ -231,9 +231,9 @@ class Scope:
             abandoned.later(partial(_finish, entry, error, time.time_ns()))
         else:
             _finish(entry, error)
-        if hub.subscriptions and not was_recorded:
-            for tap in hub.subscriptions:
-                tap.left(self)  # nobody waits for the events of a span that is not recorded
+        if hub.subscribers and not was_recorded:
+            for subscriber in hub.subscribers:
+                subscriber.span_ended(self)  # nobody waits for the events of a span that is not recorded
 
     # --- as a decorator ----------------------------------------------------------------------------------------------
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -241,46 +241,46 @@ class Scope:
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"{self._operation} decorates a function, not {function!r}")
         name = self._name or getattr(function, "__name__", type(function).__name__)
-        attributes = {**self._attributes, **_named(self._operation, name)}
+        attributes = {**self._attributes, **_name_attributes(self._operation, name)}
         fresh = partial(Scope, self._operation, name, attributes)  # calls may overlap
         wrapper: Any
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            return cast("Callable[_P, _R]", generator_function(function, lambda: _Body(fresh())))
+            return cast("Callable[_P, _R]", generator_function(function, lambda: _GeneratorScope(fresh())))
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
                 with fresh() as part:
-                    part._was_asked(function, args, kwargs)
-                    return part._answers(await function(*args, **kwargs))
+                    part._capture_arguments(function, args, kwargs)
+                    return part._capture_result(await function(*args, **kwargs))
         else:
 
             @wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 with fresh() as part:
-                    part._was_asked(function, args, kwargs)
-                    return part._answers(function(*args, **kwargs))
+                    part._capture_arguments(function, args, kwargs)
+                    return part._capture_result(function(*args, **kwargs))
 
         return cast("Callable[_P, _R]", wrapper)
 
     # --- what a tool is asked and answers, where content is captured -------------------------------------------------
-    def _was_asked(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _capture_arguments(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._operation == semconv.EXECUTE_TOOL and settings().captures_content:
-            self._say(semconv.TOOL_CALL_ARGUMENTS, lambda: _arguments(function, args, kwargs))
+            self._capture(semconv.TOOL_CALL_ARGUMENTS, lambda: _arguments(function, args, kwargs))
 
-    def _answers(self, result: _R) -> _R:
+    def _capture_result(self, result: _R) -> _R:
         if self._operation == semconv.EXECUTE_TOOL and settings().captures_content:
-            self._say(semconv.TOOL_CALL_RESULT, lambda: result)
+            self._capture(semconv.TOOL_CALL_RESULT, lambda: result)
         return result
 
-    def _say(self, name: str, value: Callable[[], Any]) -> None:
+    def _capture(self, name: str, value: Callable[[], Any]) -> None:
         try:
             from otel_llm.content import capture
 
             if self.span is not None:
-                said = capture.on_span({name: value()})
-                self._facts.update(said)
-                self.span.set_attributes(said)
+                captured = capture.on_span({name: value()})
+                self._span_attributes.update(captured)
+                self.span.set_attributes(captured)
         except Exception as fault:  # an object of the app's that is not what it seems
             faults.report("read what a tool is asked or answers", fault)
 
@@ -294,7 +294,7 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     return {name: value for name, value in given.items() if name not in ("self", "cls")}
 
 
-class _Body:
+class _GeneratorScope:
     """A scope for the body of a generator, which attaches its context itself, step by step."""
 
     __slots__ = ("_entry", "_scope")
@@ -322,18 +322,18 @@ class _Body:
 def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = None) -> None:
     status = ending.OK if ending.is_control_flow(error) else ending.status_of(error)
     error_type = ending.error_type_of(error) if error is not None and status in ending.FAILED else None
-    ending.end_span(entry.span, entry.facts, status, error=error, error_type=error_type, end_ns=ended_ns)
+    ending.end_span(entry.span, entry.attributes, status, error=error, error_type=error_type, end_ns=ended_ns)
     if entry.stopwatch is not None:
         entry.stopwatch.stop(error_type, entry.span)
 
 
-def _named(operation: str, name: str | None) -> dict[str, str]:
+def _name_attributes(operation: str, name: str | None) -> dict[str, str]:
     """The attributes that hold a part's name."""
-    attribute = _NAMES.get(operation)
+    attribute = _NAME_ATTRIBUTES.get(operation)
     return {} if name is None or attribute is None else {attribute: name}
 
 
-_NAMES: Final = {
+_NAME_ATTRIBUTES: Final = {
     semconv.INVOKE_WORKFLOW: semconv.WORKFLOW_NAME,
     semconv.INVOKE_AGENT: semconv.AGENT_NAME,
     semconv.EXECUTE_TOOL: semconv.TOOL_NAME,
@@ -402,7 +402,7 @@ def _scope(
     operation: str, name: str | Callable[_P, _R] | None, attributes: Mapping[str, Any]
 ) -> Scope | Callable[_P, _R]:
     if name is None or isinstance(name, str):
-        return Scope(operation, name, {**attributes, **_named(operation, name)})
+        return Scope(operation, name, {**attributes, **_name_attributes(operation, name)})
     if callable(name):
         return Scope(operation, None, attributes)(name)
     raise TypeError(f"the name of a chain, step or tool is text, not {name!r}")

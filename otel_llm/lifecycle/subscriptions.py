@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 from opentelemetry import context as otel
 
 from otel_llm.lifecycle.event import Event
-from otel_llm.lifecycle.hub import Tap, hub
+from otel_llm.lifecycle.hub import Subscriber, hub
 from otel_llm.lifecycle.scopes import Scope
 from otel_llm.support import faults
 
@@ -65,11 +65,11 @@ def subscribe(
                 "an async handler runs on the event loop it is subscribed from, and none is running here; "
                 "call subscribe() inside a coroutine"
             ) from None
-        tap: _ThreadTap | _LoopTap = _LoopTap(wanted, target, max_queue_size, loop)
+        subscriber: _ThreadSubscriber | _LoopSubscriber = _LoopSubscriber(wanted, target, max_queue_size, loop)
     else:
-        tap = _ThreadTap(wanted, target, max_queue_size, handler)
-    hub.add(tap)
-    return Subscription(tap, handler)
+        subscriber = _ThreadSubscriber(wanted, target, max_queue_size, handler)
+    hub.add(subscriber)
+    return Subscription(subscriber, handler)
 
 
 def events(run: Scope | str | None = None, *, types: Types = None, max_queue_size: int = MAX_QUEUE_SIZE) -> EventStream:
@@ -77,9 +77,9 @@ def events(run: Scope | str | None = None, *, types: Types = None, max_queue_siz
 
     Args: as for `subscribe`. Without a `run` it ends when it is closed. Raises TypeError and ValueError likewise.
     """
-    tap = _LoopTap(_types(types), _target(run), max_queue_size)
-    hub.add(tap)
-    return EventStream(tap)
+    subscriber = _LoopSubscriber(_types(types), _target(run), max_queue_size)
+    hub.add(subscriber)
+    return EventStream(subscriber)
 
 
 def _types(types: Types) -> tuple[type[Event], ...]:
@@ -110,22 +110,22 @@ def _is_async(handler: Any) -> bool:
 class Subscription:
     """What `subscribe` returns. Closes as a context manager too, sync or async."""
 
-    def __init__(self, tap: _ThreadTap | _LoopTap, handler: Any) -> None:
-        self._tap = tap
+    def __init__(self, subscriber: _ThreadSubscriber | _LoopSubscriber, handler: Any) -> None:
+        self._subscriber = subscriber
         self._task: asyncio.Task[None] | None = None
-        if isinstance(tap, _LoopTap) and tap.loop is not None:
-            self._task = tap.loop.create_task(_handle_all(tap, handler))
-            tap.keep = self  # a loop holds its tasks weakly
+        if isinstance(subscriber, _LoopSubscriber) and subscriber.loop is not None:
+            self._task = subscriber.loop.create_task(_handle_all(subscriber, handler))
+            subscriber.keep = self  # a loop holds its tasks weakly
 
     @property
     def dropped(self) -> int:
         """Events that the handler was too slow for."""
-        return self._tap.dropped
+        return self._subscriber.dropped
 
     @property
     def closed(self) -> bool:
         """Whether no more events are taken."""
-        return self._tap.closed
+        return self._subscriber.closed
 
     def close(self, timeout: float = _CLOSE_SECONDS) -> bool:
         """Takes no more events, and waits until the handler has had those that wait, at most `timeout` seconds.
@@ -133,15 +133,15 @@ class Subscription:
         True where it has. It does not wait for an async handler, which gets them later (`await aclose()` does), nor inside the
         handler.
         """
-        self._tap.close()
+        self._subscriber.close()
         if self._task is not None:
             return self._task.done()
-        assert isinstance(self._tap, _ThreadTap)
-        return self._tap.join(timeout)
+        assert isinstance(self._subscriber, _ThreadSubscriber)
+        return self._subscriber.join(timeout)
 
     async def aclose(self) -> None:
         """Like `close`, and waits without holding up the event loop."""
-        self._tap.close()
+        self._subscriber.close()
         if self._task is None:
             await asyncio.to_thread(self.close)
         elif self._task is not asyncio.current_task():
@@ -167,37 +167,37 @@ class Subscription:
 class EventStream:
     """What `events` returns: for one reader. Dropping it closes it."""
 
-    def __init__(self, tap: _LoopTap) -> None:
-        self._tap = tap
+    def __init__(self, subscriber: _LoopSubscriber) -> None:
+        self._subscriber = subscriber
 
     @property
     def dropped(self) -> int:
         """Events that the reader was too slow for."""
-        return self._tap.dropped
+        return self._subscriber.dropped
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
-        event = await self._tap.next()
+        event = await self._subscriber.next()
         if event is None:
             raise StopAsyncIteration
         return event
 
     def close(self) -> None:
         """Takes no more events; those that wait can still be read."""
-        self._tap.close()
+        self._subscriber.close()
 
     async def aclose(self) -> None:
         """The same, for `contextlib.aclosing`."""
         self.close()
 
     def __del__(self) -> None:
-        self._tap.closed = True
-        hub.remove(self._tap)
+        self._subscriber.closed = True
+        hub.remove(self._subscriber)
 
 
-class _Closing(Tap):
+class _ClosingSubscriber(Subscriber):
     closed = False
 
     def close(self) -> None:
@@ -211,7 +211,7 @@ class _Closing(Tap):
         raise NotImplementedError
 
 
-class _ThreadTap(_Closing):
+class _ThreadSubscriber(_ClosingSubscriber):
     """Hands events to a handler on a thread of its own."""
 
     def __init__(self, types: Collection[type[Event]], run: Any, max_queue_size: int, handler: Any) -> None:
@@ -273,7 +273,7 @@ class _ThreadTap(_Closing):
         self._start_afresh()
 
 
-class _LoopTap(_Closing):
+class _LoopSubscriber(_ClosingSubscriber):
     """Keeps events for a reader on an event loop."""
 
     def __init__(
@@ -328,10 +328,10 @@ def _resolve(reader: asyncio.Future[None]) -> None:
         reader.set_result(None)
 
 
-async def _handle_all(tap: _LoopTap, handler: Any) -> None:
+async def _handle_all(subscriber: _LoopSubscriber, handler: Any) -> None:
     otel.attach(otel.Context())
     try:
-        while (event := await tap.next()) is not None:
+        while (event := await subscriber.next()) is not None:
             try:
                 await handler(event)
             except asyncio.CancelledError:  # it is this task that is to end
@@ -341,22 +341,22 @@ async def _handle_all(tap: _LoopTap, handler: Any) -> None:
                     raise
                 faults.report(f"tell {_name(handler)} of an event", error)
     finally:
-        tap.close()
-        tap.keep = None
+        subscriber.close()
+        subscriber.keep = None
 
 
 def _name(handler: Any) -> str:
     return str(getattr(handler, "__qualname__", type(handler).__name__))
 
 
-_threads: weakref.WeakSet[_ThreadTap] = weakref.WeakSet()
+_threads: weakref.WeakSet[_ThreadSubscriber] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
     """Lets handlers finish what waits for them, a moment long."""
-    taps = list(_threads)
-    for tap in taps:
-        tap.close()
-    for tap in taps:
-        tap.join(_EXIT_SECONDS)
+    subscribers = list(_threads)
+    for subscriber in subscribers:
+        subscriber.close()
+    for subscriber in subscribers:
+        subscriber.join(_EXIT_SECONDS)

@@ -116,7 +116,7 @@ def _observe(provider: Any) -> tracing.Stage:
         able = taking_processors(provider)
         _observed[key] = observer = LifecycleProcessor()
         _stages[key] = stage = tracing.Stage(provider, getattr(able, "resource", None))
-        stage.is_listened_to = lambda: hub.subscriptions
+        stage.is_listened_to = lambda: hub.subscribers
         stage.add(observer)
         tracing.stages.append(stage)
         if able is not None:

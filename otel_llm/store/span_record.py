@@ -50,8 +50,8 @@ def recorded(attributes: Attributes, scope: str = "") -> Attributes:
             if not _CONTENT.fullmatch(name):
                 if not _SECRET.fullmatch(name):
                     kept[name] = value
-            elif (told := _redacted(value)) is not None:
-                kept[name] = told
+            elif (redacted := _redacted(value)) is not None:
+                kept[name] = redacted
     for name in _URLS:
         if isinstance(url := kept.get(name), str):
             kept[name] = url.partition("?")[0]
@@ -77,10 +77,10 @@ def _is_cache_hit(answer: str) -> bool:
     if '"total_cost"' not in answer:
         return False
     try:
-        told = orjson.loads(answer)
-        if told["llm_output"] is not None:
+        parsed = orjson.loads(answer)
+        if parsed["llm_output"] is not None:
             return False
-        messages = [generation["message"] for run in told["generations"] for generation in run]
+        messages = [generation["message"] for run in parsed["generations"] for generation in run]
         return any(message["kwargs"]["usage_metadata"]["total_cost"] == 0 for message in messages)
     except (ValueError, LookupError, TypeError):  # another JSON, or one that was cut
         return False
@@ -150,9 +150,9 @@ def end_record(
     # What the app itself adds to a span of ours is not ours: it counts as ours only where content is captured.
     own = record.get("sc", "") if settings().capture.in_span else ""
     if status.description and settings().capture.in_span:
-        told = status.description if is_ours(own) else _redacted(status.description)
-        if told is not None:
-            record["std"] = told
+        description = status.description if is_ours(own) else _redacted(status.description)
+        if description is not None:
+            record["std"] = description
     if otel_private.has_events(span):
         record["e"] = [
             {

@@ -37,7 +37,7 @@ class _Node:
         self.keep = False
         """The span is about GenAI, or above one that is."""
         self.given: Given | None = None
-        """What it was told, where it is ours."""
+        """What it was given, where it is ours: more than the SDK may let it hold."""
         self.started: dict[str, Any] | None = None
         """Its start record, where it has one."""
         self.model_call = False
@@ -71,8 +71,8 @@ class UsageSpanProcessor(SpanProcessor):
             if len(nodes) >= MAX_NODES:
                 self._forget_oldest()
             nodes[context.span_id] = node
-            node.given = told = hear(context.span_id, parent_context)
-            attributes = attributes_of(span, None if told is None else told.attributes)
+            node.given = given = hear(context.span_id, parent_context)
+            attributes = attributes_of(span, None if given is None else given.attributes)
             if is_genai(attributes):
                 self._started(span, context, attributes, node)
         except Exception as error:
@@ -126,13 +126,13 @@ class UsageSpanProcessor(SpanProcessor):
         try:
             context = span.context
             node = self._nodes.get(context.span_id)
-            told = None if node is None else node.given
-            attributes = attributes_of(span, None if told is None else told.attributes)
+            given = None if node is None else node.given
+            attributes = attributes_of(span, None if given is None else given.attributes)
             if not (node is not None and node.keep) and not is_genai(attributes):
                 self._nodes.pop(context.span_id, None)
                 return
             started = node.started if node is not None else None
-            record = end_record(span, context, attributes, started, told)
+            record = end_record(span, context, attributes, started, given)
             if started is None:
                 self._complete(record, span, node)
             if node is not None and node.covered:

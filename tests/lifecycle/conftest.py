@@ -42,7 +42,7 @@ def _observed(spans: Spans) -> Iterator[None]:
     before = faults.counts()
     wiring.observe(spans.provider)
     yield
-    assert not hub.subscriptions
+    assert not hub.subscribers
     wiring.unwire()
     assert faults.counts() == before
 

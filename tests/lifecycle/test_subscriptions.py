@@ -169,7 +169,7 @@ def test_a_loop_that_is_gone() -> None:
 
     asyncio.run(listen())
     run_once()
-    assert not hub.subscriptions
+    assert not hub.subscribers
 
 
 async def test_events_end_with_the_run() -> None:
@@ -187,7 +187,7 @@ async def test_events_end_with_the_run() -> None:
     found = [event.type async for event in stream]
     await task
     assert found == ["ChainStarted", *["StepStarted", "StepCompleted"] * 3, "ChainCompleted"]
-    assert not hub.subscriptions
+    assert not hub.subscribers
 
 
 async def test_events_from_another_thread() -> None:
@@ -223,7 +223,7 @@ async def test_a_stream_that_is_dropped_listens_no_more() -> None:
         assert event.type == "ChainStarted"
         break
     del stream
-    assert not hub.subscriptions
+    assert not hub.subscribers
 
 
 def test_bad_input_is_named() -> None:
@@ -243,9 +243,9 @@ def test_a_forked_child_tells_its_own_handler() -> None:
             code = 1
             try:
                 run_once()
-                for tap in hub.subscriptions:
-                    tap.close()
-                    tap.join(30)  # type: ignore[attr-defined]
+                for subscriber in hub.subscribers:
+                    subscriber.close()
+                    subscriber.join(30)  # type: ignore[attr-defined]
                 code = 0
             finally:
                 os._exit(code)

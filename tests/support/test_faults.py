@@ -141,9 +141,9 @@ def test_a_subscriber_ends_nothing_and_gets_the_next_event(function: Callable[..
     async def app() -> None:
         event = Event.__new__(Event)
         async with subscribe(handle_async if is_async else handle):
-            for tap in hub.subscriptions:
-                tap.put(event)
-                tap.put(event)
+            for subscriber in hub.subscribers:
+                subscriber.put(event)
+                subscriber.put(event)
 
     asyncio.run(app())
     assert len(got) == 2
@@ -158,7 +158,7 @@ def test_a_cancelled_subscriber_is_cancelled() -> None:
             await asyncio.Event().wait()
 
         subscription = subscribe(handle)
-        hub.subscriptions[0].put(Event.__new__(Event))
+        hub.subscribers[0].put(Event.__new__(Event))
         await started.wait()
         task = subscription._task
         assert task is not None

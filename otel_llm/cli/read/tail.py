@@ -148,9 +148,13 @@ def events_of(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[Row
     if record["k"] == INTERRUPTED:
         row = _row(record, at_start(record))
         age = round((record["et"] - record["st"]) / 1e6, 3)
-        told = {"id": f"{record['t']}-{record['s']}-{_INTERRUPTED}", "time_ns": record["et"], "event": _INTERRUPTED}
+        interrupted = {
+            "id": f"{record['t']}-{record['s']}-{_INTERRUPTED}",
+            "time_ns": record["et"],
+            "event": _INTERRUPTED,
+        }
         row.pop("tool_calls", None)
-        yield row | told | {"status": semconv.INTERRUPTED, "age_ms": age}
+        yield row | interrupted | {"status": semconv.INTERRUPTED, "age_ms": age}
         return
     if record["k"] == "s" or whole:
         row = _row(record, at_start(record))

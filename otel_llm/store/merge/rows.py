@@ -119,8 +119,8 @@ def _operation() -> str:
         )
         known.append(f"CASE lower({column}) {cases} ELSE lower({column}) END")
     theirs = " ".join(f"WHEN {literal(name)} THEN {literal(ours)}" for name, ours in dialects.OPERATIONS.items())
-    told = f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
-    return f"CASE WHEN {_is_span()} THEN {told} END"
+    stated = f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
+    return f"CASE WHEN {_is_span()} THEN {stated} END"
 
 
 def _is_span() -> str:
