@@ -159,7 +159,7 @@ KINDS: Final[Mapping[str, Mapping[str, str]]] = {
 """The attributes that say what a span does, the first of which counts -> their values in small letters -> our operation."""
 OPERATIONS: Final = {theirs: ours for dialect in DIALECTS for theirs, ours in dialect.operations.items()}
 FIRST_CHUNK_EVENTS: Final = tuple(name for dialect in DIALECTS for name in dialect.first_chunk_events)
-CONTENT: Final = "|".join(pattern for dialect in DIALECTS for pattern in dialect.content)
+CONTENT_PATTERN: Final = "|".join(pattern for dialect in DIALECTS for pattern in dialect.content)
 """The pattern of attributes, ours and others', that hold what was said."""
 NO_SPANS: Final = tuple(pair for dialect in DIALECTS for pair in dialect.no_spans.items())
 

@@ -74,7 +74,7 @@ class ChainStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStarted(Event):
-    """A step has begun: a node of a graph, a retriever, a `step`."""
+    """A step has begun: a node of a graph, a retriever, a guardrail, an evaluator, a `step`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

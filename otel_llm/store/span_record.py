@@ -18,7 +18,7 @@ from otel_llm.support import otel_private
 
 _STATUS_NAMES: Final = {code.value: code.name for code in StatusCode}
 
-_CONTENT: Final = re.compile(dialects.CONTENT)
+_CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
 _SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)\..*")
 """Attributes that can hold keys. Kept by no mode of content capture."""
 _DROPPED: Final = re.compile(f"{_CONTENT.pattern}|{_SECRET.pattern}")

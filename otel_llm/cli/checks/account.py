@@ -13,7 +13,8 @@ from otel_llm.cli.checks import Section, Size, streams
 from otel_llm.cli.errors import CommandError, one_line
 from otel_llm.cli.options.access import locate, reading
 from otel_llm.cli.screen.output import counted
-from otel_llm.prices.billing import UNPRICED
+from otel_llm.conventions.semconv import SPAN_SCOPES
+from otel_llm.prices.billing import UNPRICED, literal
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from otel_llm.store.paths import StorePaths
 
 _LITTLE_SPACE = 100 * 2**20
-_REPORTED_TWICE = """SELECT scope_name, count(*) FROM spans ANTI JOIN llm_usage USING (trace_id, span_id)
-    WHERE NOT starts_with(scope_name, 'otel_llm.') AND operation IN ('chat', 'text_completion', 'embeddings', 'generate_content')
+_REPORTED_TWICE = f"""SELECT scope_name, count(*) FROM spans ANTI JOIN llm_usage USING (trace_id, span_id)
+    WHERE NOT starts_with(scope_name, {literal(SPAN_SCOPES)})
+    AND operation IN ('chat', 'text_completion', 'embeddings', 'generate_content')
     GROUP BY 1 ORDER BY 1"""
 """Spans of model calls that are not in the account: another span stands there for the same call."""
 

@@ -90,7 +90,7 @@ def _price(connection: DuckDBPyConnection, choice: Choice, period: tuple[str | N
     """Fills `usage_batch` with the calls of a period as they are priced now."""
     for table in ("batch", "price", "usage_batch"):
         connection.execute(f"TRUNCATE {table}")
-    connection.execute(rows.calls_again(choice.sql), [*choice.parameters, *period])
+    connection.execute(rows.load_stored_calls(choice.sql), [*choice.parameters, *period])
     batch.price(connection)
 
 

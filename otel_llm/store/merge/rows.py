@@ -392,7 +392,7 @@ def _unpriced() -> str:
         END"""
 
 
-def calls_again(wanted: str) -> str:
+def load_stored_calls(wanted: str) -> str:
     """Puts stored calls into the table `batch`, with all that their price depends on, to be priced again.
 
     `wanted` is a condition with the parameters $1 and $2; $3 and $4 are times as text, from and to before. What older versions
