@@ -24,7 +24,7 @@ from otel_llm.conventions.spans import attributes_of
 from otel_llm.conventions.token_usage import Usage
 from otel_llm.lifecycle.event import ChainCompleted, ChainError, ProviderCompleted
 from otel_llm.lifecycle.from_record import Derived, at_end, at_start, event_operation
-from otel_llm.lifecycle.hub import SCOPE, hub
+from otel_llm.lifecycle.hub import SCOPE_KEY, hub
 from otel_llm.support import faults
 
 _MAX_RUNNING: Final = 20_000
@@ -98,7 +98,7 @@ class LifecycleProcessor(SpanProcessor):
         running = _RunningSpan(own.span_id, parent, is_chain=event_operation(attributes) in semconv.CHAIN_OPERATIONS)
         running.given = given
         self._running[own.span_id] = running
-        scope = otel.get_value(SCOPE, parent_context)
+        scope = otel.get_value(SCOPE_KEY, parent_context)
         if scope is not None:
             for subscriber in hub.subscribers:
                 subscriber.scope_entered(scope, own.span_id)

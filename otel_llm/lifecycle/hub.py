@@ -11,7 +11,7 @@ from opentelemetry import context as otel
 from otel_llm.lifecycle.event import Event
 from otel_llm.support import forks
 
-SCOPE = otel.create_key("otel-llm-scope")
+SCOPE_KEY = otel.create_key("otel-llm-scope")
 """In the context that a span is started with: the `Scope` that opens it, for those who wait for that one."""
 
 

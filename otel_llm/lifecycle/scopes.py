@@ -24,7 +24,7 @@ from otel_llm.calls.parent import inherit
 from otel_llm.calls.tracing import Tracer
 from otel_llm.context.generators import generator_function
 from otel_llm.conventions import semconv
-from otel_llm.lifecycle.hub import SCOPE, hub
+from otel_llm.lifecycle.hub import SCOPE_KEY, hub
 from otel_llm.settings import settings
 from otel_llm.signals import metrics
 from otel_llm.support import faults
@@ -210,7 +210,7 @@ class Scope:
             above = set_span_in_context(run.span, current)
             inherit(attributes, run)
         if hub.subscribers:
-            above = otel.set_value(SCOPE, self, above)
+            above = otel.set_value(SCOPE_KEY, self, above)
         name = self._name
         self.span = span = tracer.start_span(
             f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
