@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from otel_llm.support import faults
 
-FILE: Final = "stream-usage.json"
 REFUSED_SECONDS: Final = 7 * 86400.0
 """How long a refusal counts; then the server, which may be another version by now, is asked again."""
 SUSPECTED_SECONDS: Final = 600.0

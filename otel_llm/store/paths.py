@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from otel_llm.calls import stream_usage
-
 
 @dataclass(frozen=True, slots=True)
 class StorePaths:
@@ -66,7 +64,7 @@ class StorePaths:
     @property
     def stream_usage(self) -> Path:
         """What servers take that are asked for the usage of a stream: see `otel_llm.calls.stream_usage`."""
-        return self.journal / stream_usage.FILE
+        return self.journal / "stream-usage.json"
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -583,7 +583,7 @@ def test_a_raw_stream_parsed_twice_or_to_another_type(instrumented):
 def memory(tmp_path) -> Iterator[Any]:
     directory = tmp_path / "usage.duckdb.journal"
     directory.mkdir(mode=0o700)
-    path = directory / stream_usage.FILE
+    path = directory / "stream-usage.json"
     stream_usage.keep_at(path)
     yield path
     stream_usage.keep_at(None)
