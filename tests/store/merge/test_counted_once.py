@@ -33,6 +33,7 @@ CHAIN = {"openinference.span.kind": "CHAIN"}
         ([(OPENINFERENCE, LLM), ("http", {}), (OURS, CHAT)], [OURS]),
         ([(OPENINFERENCE, CHAIN), (OFFICIAL, TOOL), (OURS, CHAT)], [OURS]),
         ([(OURS, CHAT), (OURS, CHAT)], [OURS, OURS]),
+        ([(OFFICIAL, CHAT), (OFFICIAL, CHAT)], [OFFICIAL]),
         ([(OFFICIAL, CHAT)], [OFFICIAL]),
     ],
 )
@@ -46,6 +47,29 @@ def test_nested_calls(nested: list[tuple[str, dict[str, str]]], counted: list[st
     with connect(store_path) as connection:
         assert [row[0] for row in connection.execute("select instrumentation from llm_usage").fetchall()] == counted
         assert connection.execute("select count(*) from spans").fetchone() == (len(nested),)
+
+
+def test_a_request_that_another_instrumentation_takes_for_a_call(store_path: Path) -> None:
+    """Such as one for a file: only ours knows what is asked of OpenAI, and says so while the other's span runs."""
+    processor = UsageSpanProcessor(Store.open(store_path))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    for scope in (OFFICIAL, "another.x", OURS):
+        with provider.get_tracer(scope).start_as_current_span(scope, attributes=CHAT) as span:
+            processor.deny(span)
+    provider.shutdown()
+    assert query(store_path, "select instrumentation from llm_usage order by 1") == [("another.x",), (OURS,)]
+    assert count(store_path, "spans") == 3
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_a_record_that_another_one_stands_for(died: bool, journal: Journal, store_path: Path) -> None:
+    begin = start(x=1)
+    journal.append(begin, start_of=identity(begin))
+    if not died:
+        journal.append(end(begin), end_of=identity(begin))
+    journal.close()
+    assert (count(store_path), count(store_path, "spans")) == (0, 1)
 
 
 @pytest.mark.parametrize(
