@@ -14,12 +14,13 @@ from otel_llm.support import lazy
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-    from otel_llm.store.store import Store, StoreStats, flush
+    from otel_llm.store.jobs.merger import StoreStats
+    from otel_llm.store.store import Store, flush
 
 __all__ = ["Store", "StoreBusy", "StoreError", "StoreNotFound", "StoreStats", "connect", "flush"]
 
 # What needs a POSIX system is imported with them: how spans are read, which others need as well, does not.
-__getattr__ = lazy.attributes(__name__, {"Store": "store", "StoreStats": "store", "flush": "store"})
+__getattr__ = lazy.attributes(__name__, {"Store": "store", "StoreStats": "jobs.merger", "flush": "store"})
 
 
 def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:

@@ -135,7 +135,7 @@ def test_the_app_gets_its_time_limit_and_the_call_its_row(way, error, raises, tm
     raises(error)
     provider = TracerProvider(shutdown_on_exit=False)
     store = wiring.wire(provider, tmp_path / "u.duckdb")
-    store._stopping.set()  # what is in the journal stays there to be read
+    store._thread.stopping.set()  # what is in the journal stays there to be read
     instrumentor = OpenAIInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     server, outside = Provider(), otel.get_current()

@@ -93,19 +93,19 @@ assert statuses() == [("ok", 2)], statuses()
 
 def test_a_fork_in_the_midst_of_a_start_releases_no_lock_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under gevent another greenlet goes on in the child, in the middle of any line."""
-    store = Store(tmp_path / "usage.duckdb")
+    background = Store(tmp_path / "usage.duckdb")._thread
     held: list[Any] = []
 
     class Forking(threading.Thread):
         def start(self) -> None:
-            held.append(store._thread_lock)
-            store._start_afresh()
+            held.append(background._lock)
+            background.start_afresh()
 
     monkeypatch.setattr(threading, "Thread", Forking)
-    store._start_thread()
+    background.start()
     (before,) = held
-    assert store._thread_lock is not before
-    assert not before.locked() and not store._thread_lock.locked()
+    assert background._lock is not before
+    assert not before.locked() and not background._lock.locked()
 
 
 @needs_gevent
