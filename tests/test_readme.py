@@ -37,6 +37,8 @@ pytestmark = pytest.mark.xdist_group("documents")
 ELSEWHERE = {
     "make demo": "tests/integration/test_demo.py runs examples/demo.py; .ci/run runs `make demo` itself",
     "make test": "this is it",
+    "make lint": ".ci/run",
+    ".venv/bin/pytest": "this is it",
     "make bench": "tests/benchmarks",
     "python3 -m venv": "the environment this test runs in is such an install",
     "pip install": "the environment this test runs in is such an install",
