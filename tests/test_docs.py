@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -65,10 +69,23 @@ def test_the_map_says_what_the_rooms_say() -> None:
 
 
 def test_a_journey_has_the_stops_that_it_says() -> None:
-    journeys = re.findall(r"^### ([^\n]+), (\d+) stops\n(.*?)(?=^#|\Z)", ARCHITECTURE.read_text(), re.M | re.S)
-    assert len(journeys) == 6
-    for name, stops, text in journeys:
-        assert len(dict.fromkeys(_paths(text))) == int(stops), name
+    told = re.findall(r"^### ([^\n]+), (\d+) stops\n(.*?)(?=^#|\Z)", ARCHITECTURE.read_text(), re.M | re.S)
+    command = [sys.executable, "-m", "tests.journeys"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, timeout=240)
+    passed = json.loads(done.stdout)
+    assert [name for name, _, _ in told] == [
+        "A chat call",
+        "A streamed chunk",
+        "An agent's run",
+        "A foreign span",
+        "A merge",
+        "`otel-llm usage`",
+    ]
+    for name, stops, text in told:
+        paths = dict.fromkeys(_paths(text))
+        assert len(paths) == int(stops), name
+        assert paths.keys() - set(passed[name]) == set(), name
 
 
 def _tables(document: str) -> str:
