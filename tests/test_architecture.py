@@ -66,6 +66,7 @@ SHARED_FILE_NAMES = frozenset(
     {
         "__init__.py",
         "errors.py",
+        "private.py",  # what we touch of the insides of the library that the folder is about
         "version.py",  # the version, and the command that prints it: a command's file has the command's name
     }
 )

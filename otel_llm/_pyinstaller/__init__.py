@@ -1,4 +1,4 @@
-"""Where PyInstaller finds what it must know of this package: named by the entry point `hook-dirs` of `pyinstaller40`."""
+"""What a frozen app needs of otel-llm, for PyInstaller: the entry point `hook-dirs` of `pyinstaller40` names this folder."""
 
 from __future__ import annotations
 

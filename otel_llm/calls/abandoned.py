@@ -1,4 +1,4 @@
-"""Spans that were dropped unfinished: ended later, on another stack, by the process that began them."""
+"""Spans that the app dropped before they had ended: they are ended later, on another stack, by the process that began them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who hears of model calls beside the span processors, which are told of a span's start and end alone: the account."""
+"""Those who hear of a model call between its start and its end, as the account does. A span processor hears of those two alone."""
 
 from __future__ import annotations
 

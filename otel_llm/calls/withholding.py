@@ -1,4 +1,4 @@
-"""What goes out with a request and what comes in: nothing of ours to a model provider, nothing hostile from anybody."""
+"""What goes out with a request, and what comes in. A model provider gets nothing of ours; nobody's hostile baggage is believed."""
 
 from __future__ import annotations
 

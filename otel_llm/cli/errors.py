@@ -1,4 +1,4 @@
-"""How a command says no: one line that names the thing and the remedy."""
+"""The errors of commands: one line that names what is wrong, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is taken out of content before it is recorded by a function of the app's; the built-in patterns (`secrets`) come after it.
+"""What the app's own function takes out of content before it is recorded. The built-in patterns (`secrets`) come after it.
 
-Fails closed: a function that cannot be found, raises or returns something else than a message means that nothing is recorded.
+It fails closed: where the function cannot be found, raises, or returns something that is no message, nothing is recorded.
 """
 
 from __future__ import annotations

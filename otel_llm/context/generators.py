@@ -1,7 +1,7 @@
-"""Generators, async generators and coroutines that run in a context of their own, of which whoever drives them sees nothing.
+"""Generators, async generators and coroutines that run in a context of their own. Whoever drives them sees nothing of it.
 
-Only the OpenTelemetry context is exchanged, round each step. A copy of all context variables would be simpler, but the app's own
-variables would then stay as they were when the generator was made, and what its body sets would be lost on the caller.
+Only the OpenTelemetry context is exchanged, before and after each step. A copy of all context variables would be simpler, but the
+app's own variables would then stay as they were when the generator was made, and what its body sets would be lost on the caller.
 """
 
 from __future__ import annotations

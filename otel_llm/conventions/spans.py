@@ -1,4 +1,4 @@
-"""Reading the spans of the SDK, which the app's thread does at the start and the end of every model call.
+"""Reading the SDK's spans. The app's thread does it at the start and the end of every model call, so it must cost little.
 
 Where the SDK's public properties copy, the plain field behind them is read.
 """

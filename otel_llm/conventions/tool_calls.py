@@ -1,6 +1,6 @@
 """Tool calls by their ids: which answer asked for one, and which request brings its result.
 
-Ids and names are no content; arguments and results are, and are not looked at here.
+Ids and names are not content. Arguments and results are, and are not looked at here.
 """
 
 from __future__ import annotations

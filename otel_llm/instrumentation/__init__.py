@@ -1,1 +1,1 @@
-"""The hooks in the client libraries: one folder for each, and beside them what all need."""
+"""The hooks in the client libraries: a folder for each library, and beside them what all of them need."""

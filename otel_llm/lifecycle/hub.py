@@ -1,4 +1,4 @@
-"""Who listens. While nobody does, `hub.subscribers` is empty and nothing else here is ever run."""
+"""Those who listen to events. While nobody does, `hub.subscribers` is empty, and nothing else here runs."""
 
 from __future__ import annotations
 

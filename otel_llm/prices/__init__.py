@@ -1,1 +1,1 @@
-"""What a call costs, and what is owed for."""
+"""What a call costs, and which calls cost anything."""

@@ -1,4 +1,4 @@
-"""What is owed for, as SQL on `llm_usage`: for the store, and for commands whose help must not wait for the store's code."""
+"""Which calls are billed, as SQL on `llm_usage`. Commands need it for their help, which must not wait for the store's code."""
 
 from __future__ import annotations
 

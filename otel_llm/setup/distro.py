@@ -1,8 +1,8 @@
 """What `opentelemetry-instrument` calls, and what `otel_llm.instrument()` does from code.
 
 The order under `opentelemetry-instrument`: distro, configurator, `pre_instrument`, instrumentors. An exception in any of them would
-stop everything after it while the app runs on in silence, so nothing here raises: each step is taken on its own, and what cannot be
-done is said in one line that is true. Importing this module imports neither OpenTelemetry nor anything else that may be missing or
+stop everything after it, and the app would run on in silence. So nothing here raises: each step is taken on its own, and one line
+says what cannot be done. Importing this module imports neither OpenTelemetry nor anything else that may be missing or
 broken, or that reads a wrong variable.
 """
 

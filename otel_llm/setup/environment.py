@@ -1,4 +1,4 @@
-"""`OTEL_*` variables with which OpenTelemetry cannot be set up: which of them it is, and how to go on without it."""
+"""Finding the `OTEL_*` variables with which OpenTelemetry cannot be set up, and going on without them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What `opentelemetry-instrument` loads before anything else, in its own process: the variables that otel-llm reads.
 
-It offers each as an argument (`--llm_store usage.duckdb`). And it is the one moment before another distro's configurator, whose
-failure would end everything that comes after it, the account too: a malformed endpoint is named here, and counts as not set.
+It offers each as an argument (`--llm_store usage.duckdb`). It is also the one moment before another distro's configurator. That
+would fail over a malformed endpoint, and end everything after it, the account too: so such a one is named here, and counts as not
+set.
 """
 
 from __future__ import annotations

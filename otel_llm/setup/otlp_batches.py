@@ -1,6 +1,6 @@
 """OTLP in requests of a size that receivers take: over gRPC they refuse what is larger than 4 MiB, and all of it.
 
-OpenTelemetry's batches are so many spans, whatever these hold. With content captured, that is soon too much. The exporters that
+OpenTelemetry counts the spans of a batch, whatever they hold. With content captured, that is soon too much. The exporters that
 the `OTEL_*` variables ask for get their batches in parts; those that an app sets up itself are its own.
 """
 

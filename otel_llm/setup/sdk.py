@@ -1,8 +1,8 @@
 """The OpenTelemetry SDK as the `OTEL_*` variables ask for it, as far as it can be had.
 
 What cannot be had, an exporter that is not installed, a port that is taken, a number that is none, is named in one line, and the
-rest is set up without it. So it is under `opentelemetry-instrument` with our distro, too: whatever configurator is installed, its
-failure would end everything that comes after it.
+rest is set up without it. That holds under `opentelemetry-instrument` with our distro too: a configurator that fails would end
+everything that comes after it.
 
 Import it after `environment.make_importable()`.
 """

@@ -1,5 +1,7 @@
-"""Ties otel-llm to a TracerProvider: the account's processor, the sampler that hides nothing from it, and the propagator
-that sends nothing of ours to a model provider."""
+"""Tying otel-llm to a TracerProvider.
+
+That is the account's processor, the sampler that hides nothing from it, and the propagator that sends nothing of ours to a model
+provider."""
 
 from __future__ import annotations
 

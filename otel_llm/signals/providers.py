@@ -1,4 +1,4 @@
-"""The providers of metrics and events, as an instrumentor was given them: one pair for all, the last given counts."""
+"""The providers of metrics and events that an instrumentor was given. All instrumentors share one pair: the last given counts."""
 
 from __future__ import annotations
 

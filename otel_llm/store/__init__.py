@@ -1,4 +1,4 @@
-"""The account: journal, ingest, DuckDB, and reading it back.
+"""The account of all calls: writing it to journals, merging them into DuckDB, and reading it.
 
 Importing this package imports neither DuckDB nor the OpenTelemetry SDK.
 """

@@ -1,4 +1,4 @@
-"""What can go wrong with the store, in one clear line each."""
+"""What can go wrong with the store. Each error is one clear line."""
 
 
 class StoreError(Exception):

@@ -1,4 +1,4 @@
-"""The standard face of the store: `OTEL_TRACES_EXPORTER=duckdb`, or from a declarative configuration file."""
+"""The store as a span exporter of OpenTelemetry's: `OTEL_TRACES_EXPORTER=duckdb`, or from a declarative configuration file."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What any program could use: faults said once, forks, files, imports that wait, what may be printed."""
+"""What any program could use: faults that are said once, forks, files, late imports, and secrets that are not printed."""

@@ -1,4 +1,4 @@
-"""What a logger is told, for those who make it part of a message of their own."""
+"""Catching what is logged, to make it part of another message."""
 
 from __future__ import annotations
 

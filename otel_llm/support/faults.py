@@ -1,4 +1,4 @@
-"""What went wrong inside otel-llm itself: logged once, counted, never raised into the app. And what only came up there.
+"""Faults of otel-llm itself: logged once, never raised into the app. And exceptions of the app's that only came up in our lines.
 
 A signal handler of the app's (a time limit: SIGALRM, RQ's, Celery's) raises wherever the program happens to be, in our lines
 too, and just once. Such an exception is the app's, and it gets it: `report` lets it through. What was being done is done all the

@@ -1,9 +1,9 @@
-"""What must not be under way in this process at the moment of a fork.
+"""A fork waits for two things that must not be under way in it.
 
-A DuckDB instance that is open: the child would get the parent's, silently, and its commits would vanish. So whoever opens the
-store does it under `mutex`, and a fork waits for that. (Connections that the app itself holds open are its own business.)
+One is an open DuckDB instance: the child would get the parent's, silently, and its commits would vanish. So whoever opens the
+store does it under `mutex`. (Connections that the app itself holds open are its own business.)
 
-And a file that is half open: the child must know every descriptor that it inherits, for each keeps its lock alive. So whoever
+The other is a file that is half open: the child must know every descriptor that it inherits, for each keeps its lock alive. So whoever
 opens one does it under `mutex`, or under a lock of its own that a fork takes as well, after the mutex: nobody who has one of
 those waits for the mutex.
 """

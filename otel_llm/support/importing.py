@@ -1,4 +1,4 @@
-"""Imports that nobody sees half done.
+"""Imports on a thread of ours, which no other thread sees half done.
 
 While a module is imported it is in `sys.modules` already, and half of it is missing. Whoever imports it as well is made to wait by
 Python; whoever only looks it up is not: openai looks for `httpx2` (2.x) or `httpx` (3.x) there in every call, narwhals for

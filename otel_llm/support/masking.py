@@ -1,8 +1,8 @@
-"""What is printed of a setting, and of an error that may quote one: everything that a command or a log line shows passes here.
+"""What is shown of a setting, and of an error that may quote one. Everything that a command or a log line shows passes here.
 
 Endpoints, headers, proxies and resource attributes carry passwords and keys. Host, port and path of a URL are shown; user and
-password, its query, the values of fields that are called like secrets, and whatever the environment's own variables hold of such
-are not. Nothing that is shown can steer a terminal.
+password, its query, the values of fields that are called like secrets, and the secrets in environment variables are not. Nothing
+that is shown can steer a terminal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bars in a terminal: a row for each group, an hour or a day without anything included."""
+"""Bars in a terminal: a row for each group. An hour or a day in which nothing happened has a row too."""
 
 from __future__ import annotations
 

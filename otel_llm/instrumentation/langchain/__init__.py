@@ -1,4 +1,4 @@
-"""LangChain and LangGraph: their callback managers tell of the tree (workflow, agent, step, tool, retriever) around model calls.
+"""LangChain and LangGraph: their callback managers tell of the workflows, agents, steps, tools and retrievers around model calls.
 
 A model call that an instrumented client carries out is recorded by that client's hook; a model that nothing else instruments is
 recorded from here. See `_tree` for which runs become spans.

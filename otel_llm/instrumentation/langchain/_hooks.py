@@ -1,7 +1,7 @@
 """What is wrapped in LangChain: its callback managers, which tell of every run, and where a run is about to make its request.
 
-Not a callback handler among the app's: the app would find it in its own lists, copy, merge, count and send it; and LangChain does
-other things where a handler is there (or is a synchronous one) than where none is.
+There is no callback handler of ours among the app's: the app would find it in its own lists, and copy, merge, count and send it.
+And LangChain behaves otherwise where there is a handler, or a synchronous one, than where there is none.
 
 Signatures are wrapt's, after what the hook itself is given: wrapped, instance, args, kwargs.
 """

@@ -9,7 +9,7 @@ an error in a 200      -> the app has it already; the next stream is not asked, 
                           and does not name it now: then the error is the app's own
 the client's own retry -> goes as the app made it, where the server has not taken the question yet
 
-No other answer makes us send a request that the client would not send: after a 5xx or a broken connection the call may have been
+After any other answer we send nothing that the client would not send: after a 5xx or a broken connection the call may have been
 made and billed, and how often to try is the app's to say. A server that breaks down is suspected, and is not asked the next time.
 """
 

@@ -1,4 +1,4 @@
-"""Which files this process has open, whoever opened them, and locks on them that keep the app's own apart from ours.
+"""Which files this process has open, whoever opened them, and locks of ours that leave the app's alone.
 
 DuckDB locks its files with POSIX locks. Those do not hold within a process, a process that takes one on a file replaces the one
 that it had, and it loses all of them as soon as it closes any descriptor of that file. So we lock by open file descriptions where

@@ -1,4 +1,4 @@
-"""Running DuckDB where no signal handler does.
+"""Running DuckDB in a thread that no signal handler runs in.
 
 In the main thread DuckDB looks for signals while a query runs. What the app's handler raises then (KeyboardInterrupt, a time limit)
 it throws away: the query fails with a `RuntimeError: Query interrupted`, and the app never gets its exception. So a merge on behalf

@@ -1,1 +1,1 @@
-"""The files that each process writes its calls to, first of all."""
+"""The files that each process writes its calls to, before anything else is done with them."""

@@ -1,7 +1,7 @@
 """The DuckDB instance that a process keeps for its merges: in memory, with the store attached while one is under way.
 
 Opening an instance takes ten times as long as attaching a file to one that is there, and a statement that was prepared in it
-stays planned. Whoever uses it holds `guard.mutex`.
+stays planned. Whoever uses it holds `fork_guard.mutex`.
 """
 
 from __future__ import annotations

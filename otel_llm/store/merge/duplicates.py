@@ -1,4 +1,4 @@
-"""One model call that several have reported is one row of the account.
+"""One row for a model call that several have reported.
 
 Layers of one process, in one trace or not, at once or one after the other:
 
