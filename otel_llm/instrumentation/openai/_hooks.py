@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import wrapt
-from opentelemetry import context as otel
 from opentelemetry import trace
 
 from otel_llm.calls import abandoned, hand_over, request, tracing
@@ -16,6 +14,7 @@ from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
+from otel_llm.instrumentation.engine.exchange import Exchange, carry_out, carry_out_async
 from otel_llm.instrumentation.openai import _asking, private
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._asking import Asking
@@ -34,7 +33,6 @@ from otel_llm.instrumentation.openai._stream import Follower, follow_body, follo
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
-_AGAIN = object()
 _PROXY: Any = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
@@ -48,57 +46,11 @@ class Hooks:
     # wrapt's signature: wrapped, instance, args, kwargs
     def request(self, wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
         """Around `OpenAI.request`."""
-        begun = self._begin(client, args, kwargs)
-        if begun is None:
-            with _Unrecorded(client):
-                return wrapped(*args, **kwargs)
-        result = None
-        try:
-            try:
-                begun.attach()
-                try:
-                    result = wrapped(*begun.args, **kwargs)
-                except Exception as error:
-                    if not begun.is_sent_again(error):
-                        raise
-                    result = _AGAIN
-                if result is _AGAIN:  # outside of `except`, so that the app's error has no context but its own
-                    result = None
-                    result = wrapped(*args, **kwargs)
-            finally:
-                begun.detach()
-            begun.take(result)
-        except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            faults.surely(partial(begun.fail, error, result))
-            raise
-        return result
+        return carry_out(self._begin(client, args, kwargs), wrapped, kwargs)
 
     async def request_async(self, wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
         """Around `AsyncOpenAI.request`."""
-        begun = self._begin(client, args, kwargs)
-        if begun is None:
-            with _Unrecorded(client):
-                return await wrapped(*args, **kwargs)
-        result = None
-        try:
-            try:
-                begun.attach()
-                try:
-                    result = await wrapped(*begun.args, **kwargs)
-                except Exception as error:
-                    if not begun.is_sent_again(error):
-                        raise
-                    result = _AGAIN
-                if result is _AGAIN:  # outside of `except`, so that the app's error has no context but its own
-                    result = None
-                    result = await wrapped(*args, **kwargs)
-            finally:
-                begun.detach()
-            begun.take(result)
-        except BaseException as error:  # a signal handler may raise anywhere, in `take` too
-            faults.surely(partial(begun.fail, error, result))
-            raise
-        return result
+        return await carry_out_async(self._begin(client, args, kwargs), wrapped, kwargs)
 
     @staticmethod
     def retry(wrapped: Callable[..., Any], client: Any, args: Any, kwargs: Any) -> Any:
@@ -112,49 +64,55 @@ class Hooks:
                 faults.report("look at a request that is sent again", fault)
         return wrapped(*args, **kwargs)
 
-    def _begin(self, client: Any, args: Any, kwargs: dict[str, Any]) -> _Begun | None:
+    def _begin(self, client: Any, args: Any, kwargs: dict[str, Any]) -> Exchange:
         try:
-            options = args[1] if len(args) > 1 else kwargs["options"]
-            endpoint = endpoint_of(options.method, options.url)
-            if tracing.is_off():
-                return None
-            if endpoint is None:
-                return self._look_on(client, options, args, stream=bool(kwargs.get("stream")))
-            abandoned.finish_abandoned()
-            body = sent_body(options)
-            server = server_of(client, options.url)
-            stream = bool(kwargs.get("stream"))
-            model = sent_model(endpoint, server, options, body)
-            known: dict[str, Any] = {}
-            try:
-                streams = stream if body.get("stream") is None else bool(body["stream"])
-                known = attributes(endpoint, server, body, streams)
-            except Exception as fault:  # a value of the app's that is not what it seems: it costs its own, not the call
-                faults.report("read the parameters of a request", fault)
-                known = {semconv.PROVIDER: server.provider}
-            if settings().captures_content:
-                known |= _said(endpoint.operation, body, getattr(options, "files", None))
-            asking = None
-            if stream and len(args) > 1:
-                try:
-                    asking = _asking.asking(client, endpoint, server, options, body, model)
-                except Exception as fault:
-                    faults.report("ask a stream for its usage", fault)
-            propagates = _propagates(server)
-            # From here on there is a span, which only the return ends.
-            call = hand_over.claim(endpoint.operation)
-            if call is None:
-                call = ModelCall(self._tracer, endpoint.operation, model, known)
-            else:
-                call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
-            call.attempts = 1
-            call.propagates = propagates
-            return _Begun(call, args, asking, propagates=propagates)
+            if not tracing.is_off() and (recorded := self._begin_recording(client, args, kwargs)) is not None:
+                return recorded
         except Exception as fault:
             faults.report("begin recording an OpenAI call", fault)
-            return None
+        try:
+            return Exchange(UnrecordedRequest(_propagates(server_of(client))), args)
+        except Exception as fault:
+            faults.report("withhold the context from a request", fault)
+            return Exchange(None, args)
 
-    def _look_on(self, client: Any, options: Any, args: Any, *, stream: bool) -> _Begun | None:
+    def _begin_recording(self, client: Any, args: Any, kwargs: dict[str, Any]) -> RecordedExchange | None:
+        options = args[1] if len(args) > 1 else kwargs["options"]
+        endpoint = endpoint_of(options.method, options.url)
+        if endpoint is None:
+            return self._look_on(client, options, args, stream=bool(kwargs.get("stream")))
+        abandoned.finish_abandoned()
+        body = sent_body(options)
+        server = server_of(client, options.url)
+        stream = bool(kwargs.get("stream"))
+        model = sent_model(endpoint, server, options, body)
+        known: dict[str, Any] = {}
+        try:
+            streams = stream if body.get("stream") is None else bool(body["stream"])
+            known = attributes(endpoint, server, body, streams)
+        except Exception as fault:  # a value of the app's that is not what it seems: it costs its own, not the call
+            faults.report("read the parameters of a request", fault)
+            known = {semconv.PROVIDER: server.provider}
+        if settings().captures_content:
+            known |= _said(endpoint.operation, body, getattr(options, "files", None))
+        asking = None
+        if stream and len(args) > 1:
+            try:
+                asking = _asking.asking(client, endpoint, server, options, body, model)
+            except Exception as fault:
+                faults.report("ask a stream for its usage", fault)
+        propagates = _propagates(server)
+        # From here on there is a span, which only the return ends.
+        call = hand_over.claim(endpoint.operation)
+        if call is None:
+            call = ModelCall(self._tracer, endpoint.operation, model, known)
+        else:
+            call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
+        call.attempts = 1
+        call.propagates = propagates
+        return RecordedExchange(call, args, asking, propagates=propagates)
+
+    def _look_on(self, client: Any, options: Any, args: Any, *, stream: bool) -> RecordedExchange | None:
         server = server_of(client, options.url)
 
         def known() -> tuple[str | None, dict[str, Any]]:
@@ -165,69 +123,36 @@ class Hooks:
         for listener in listeners:
             listener.deny(trace.get_current_span())
         observer = observer_of(options.method, options.url, self._tracer, known)
-        return None if observer is None else _Begun(observer, args, None, propagates=_propagates(server))
+        return None if observer is None else RecordedExchange(observer, args, None, propagates=_propagates(server))
 
 
 def _propagates(server: Server) -> bool:
     return server.address in settings().propagate_to
 
 
-class _Unrecorded:
-    """Round a request that is not recorded: the provider gets nothing of ours with it either."""
+class RecordedExchange(Exchange):
+    """The request of a call, or one whose answer may tell of one."""
 
-    __slots__ = ("_outside", "_request")
-
-    def __init__(self, client: Any) -> None:
-        self._request: UnrecordedRequest | None = None
-        try:
-            self._request = UnrecordedRequest(_propagates(server_of(client)))
-        except Exception as fault:
-            faults.report("withhold the context from a request", fault)
-
-    def __enter__(self) -> None:
-        if self._request is not None:
-            self._outside = otel.get_current()
-            request.enter(self._request)
-
-    def __exit__(self, *_: object) -> None:
-        if self._request is not None:
-            self._request.finished = True
-            request.leave(self._request, self._outside)
-
-
-class _Begun:
-    """A call under way: the arguments it is really made with, and what becomes of its result."""
-
-    __slots__ = ("_asking", "_outside", "_request", "args", "call")
+    __slots__ = ("_as_the_app_made_it", "_asking", "call")
 
     def __init__(self, call: ModelCall | Observer, args: Any, asking: Asking | None, *, propagates: bool) -> None:
+        asked = args if asking is None or asking.options is None else (args[0], asking.options, *args[2:])
+        super().__init__(UnrecordedRequest(propagates) if isinstance(call, Observer) else call, asked)
         self.call = call
-        self.args = args if asking is None or asking.options is None else (args[0], asking.options, *args[2:])
         self._asking = asking
-        self._outside: otel.Context | None = None
-        self._request = UnrecordedRequest(propagates) if isinstance(call, Observer) else call
+        self._as_the_app_made_it = args
 
     @property
     def _is_stream(self) -> bool:
         return isinstance(self.call, ModelCall) and semconv.REQUEST_STREAM in self.call.attributes
 
-    def attach(self) -> None:
-        """Makes the call's span current for the request; an observer has none."""
-        self._outside = otel.get_current()
-        request.enter(self._request)
-
-    def detach(self) -> None:
-        """Undoes `attach`; once more changes nothing."""
-        if isinstance(self._request, UnrecordedRequest):
-            self._request.finished = True
-        if self._outside is not None:
-            request.leave(self._request, self._outside)
-
-    def is_sent_again(self, error: BaseException) -> bool:
+    def is_sent_again(self, error: Exception) -> bool:
         """Whether the server has refused what we asked with the request, which now goes as the app made it."""
         try:
-            if self._asking is None or not self._asking.is_refused(error):
+            was_asked = self.args is not self._as_the_app_made_it
+            if self._asking is None or not was_asked or not self._asking.is_refused(error):
                 return False
+            self.args = self._as_the_app_made_it
             if isinstance(self.call, ModelCall) and self.call.attempts is not None:
                 self.call.attempts += 1
             return True
@@ -243,14 +168,15 @@ class _Begun:
         except Exception as fault:
             faults.report("learn what a server takes", fault)
 
-    def take(self, result: Any) -> None:
+    def end(self) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""
+        self.detach()
         hides_usage = self._hides_usage  # before it is learned what the answer tells
         self._learn()
         answer = Answer()
         try:
             answer = self._answer()
-            if self._see(result, answer, hides_usage=hides_usage):
+            if self._see(self.result, answer, hides_usage=hides_usage):
                 return
             if answer.refuses_usage and self._asking is not None:
                 self._asking.refused_late(None, in_answer=True)
@@ -258,14 +184,15 @@ class _Begun:
             faults.report("read an OpenAI answer", fault)
         conclude(self.call, answer, answer.status)
 
-    def fail(self, error: BaseException, result: Any) -> None:
+    def fail(self, error: BaseException) -> None:
         """The app gets `error` instead of an answer. What had arrived of one was billed all the same."""
-        self.detach()  # a signal handler may have raised before that was done
+        self.detach()
         self._learn(error)
         answer = Answer()
         try:
             answer = self._answer()
-            self._see(answer_before(error) if result is None else result, answer, hides_usage=self._hides_usage)
+            result = answer_before(error) if self.is_pending else self.result
+            self._see(result, answer, hides_usage=self._hides_usage)
         except Exception as fault:
             faults.report("read the answer before an error", fault)
         fail(self.call, error, answer)
