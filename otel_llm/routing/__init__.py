@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_llm.routing.deployments import LimitReached, Pool
+from otel_llm.routing.deployment_state import LimitReached
+from otel_llm.routing.deployments import Pool
 from otel_llm.routing.profiles import Profile, ProfileError, load, parse
 from otel_llm.settings import settings
 from otel_llm.support import lazy

@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import openai
 
-from otel_llm.routing.deployments import Attempt, Course, Pool, Target
+from otel_llm.routing.deployment_state import DeploymentState
+from otel_llm.routing.deployments import Attempt, Pool, Route
 from otel_llm.routing.profiles import Deployment
 
 _CHAT = "/chat/completions"
@@ -42,22 +43,22 @@ class _ProfileClient:
 
     with_options = copy
 
-    def _course(self, options: Any) -> Course:
+    def _route(self, options: Any) -> Route:
         # What was read from a file is gone after the first try.
-        return Course(self._pool, repeats=options.files is None and getattr(options, "content", None) is None)
+        return Route(self._pool, repeats=options.files is None and getattr(options, "content", None) is None)
 
     def _request(self, attempt: Attempt, cast_to: Any, options: Any, **stream: Any) -> Any:
         """The request at the deployment of an attempt; to be awaited in the async client."""
-        client = self._clients[attempt.target.deployment.name]
-        return client.request(cast_to, self._addressed(options, attempt.target), **stream)
+        client = self._clients[attempt.state.deployment.name]
+        return client.request(cast_to, self._addressed(options, attempt.state), **stream)
 
-    def _addressed(self, options: Any, target: Target) -> Any:
+    def _addressed(self, options: Any, state: DeploymentState) -> Any:
         """The request for this deployment; the profile's name as the model stands for the deployment's model."""
         body = options.json_data
-        if not isinstance(body, Mapping) or body.get("model") != target.deployment.profile:
+        if not isinstance(body, Mapping) or body.get("model") != state.deployment.profile:
             return options
         addressed = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-        addressed.json_data = _body(body, target.deployment, is_chat=options.url == _CHAT)
+        addressed.json_data = _body(body, state.deployment, is_chat=options.url == _CHAT)
         return addressed
 
 
@@ -75,14 +76,14 @@ class ProfileOpenAI(_ProfileClient, openai.OpenAI):  # type: ignore[misc]
     """Made by `LLMProvider.client`."""
 
     def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        course = self._course(options)
+        route = self._route(options)
         while True:
             try:
-                with course.next() as attempt:
+                with route.next() as attempt:
                     answer = self._request(attempt, cast_to, options, stream=stream, stream_cls=stream_cls)
                     return attempt.keep_for(answer)
             except Exception as error:
-                if not course.goes_on(error):
+                if not route.goes_on(error):
                     raise
 
 
@@ -90,14 +91,14 @@ class AsyncProfileOpenAI(_ProfileClient, openai.AsyncOpenAI):  # type: ignore[mi
     """Made by `LLMProvider.async_client`."""
 
     async def request(self, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        course = self._course(options)
+        route = self._route(options)
         while True:
             try:
-                with await course.next_async() as attempt:
+                with await route.next_async() as attempt:
                     answer = await self._request(attempt, cast_to, options, stream=stream, stream_cls=stream_cls)
                     return attempt.keep_for(answer)
             except Exception as error:
-                if not course.goes_on(error):
+                if not route.goes_on(error):
                     raise
 
 

@@ -11,34 +11,33 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.tools import BaseTool
 
 from otel_llm.routing import tools as tool_loop
-from otel_llm.routing.deployments import Attempt, Course, Pool, failures
+from otel_llm.routing.deployment_state import failures
+from otel_llm.routing.deployments import Attempt, Pool, Route
 from otel_llm.routing.profiles import Deployment
 
 Tool: TypeAlias = BaseTool | Callable[..., Any]
 
 
 class _Try(Runnable[Any, Any]):  # type: ignore[misc]
-    """One attempt of a call at the next deployment of its course: names it to the spans, and notes its failures."""
+    """One attempt of a call at the next deployment of its route: names it to the spans, and notes its failures."""
 
     def __init__(self, models: Mapping[str, Any]) -> None:
         self._models = models
 
     def _model(self, attempt: Attempt) -> Any:
-        return self._models[attempt.target.deployment.name]
+        return self._models[attempt.state.deployment.name]
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any) -> Any:
-        with course.next() as attempt:
+    def invoke(self, input: Any, config: RunnableConfig | None = None, *, route: Route, **kwargs: Any) -> Any:
+        with route.next() as attempt:
             return self._model(attempt).invoke(input, config, **kwargs)
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any) -> Any:
-        with await course.next_async() as attempt:
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, *, route: Route, **kwargs: Any) -> Any:
+        with await route.next_async() as attempt:
             return await self._model(attempt).ainvoke(input, config, **kwargs)
 
     # The first chunk alone is inside: a `with` around a `yield` would leave its context to whoever reads the stream.
-    def stream(
-        self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any
-    ) -> Iterator[Any]:
-        with course.next() as attempt:
+    def stream(self, input: Any, config: RunnableConfig | None = None, *, route: Route, **kwargs: Any) -> Iterator[Any]:
+        with route.next() as attempt:
             attempt.keep()
             chunks = self._model(attempt).stream(input, config, **kwargs)
             first = next(chunks, None)
@@ -50,9 +49,9 @@ class _Try(Runnable[Any, Any]):  # type: ignore[misc]
             attempt.give_back()
 
     async def astream(
-        self, input: Any, config: RunnableConfig | None = None, *, course: Course, **kwargs: Any
+        self, input: Any, config: RunnableConfig | None = None, *, route: Route, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        with await course.next_async() as attempt:
+        with await route.next_async() as attempt:
             attempt.keep()
             chunks = self._model(attempt).astream(input, config, **kwargs)
             first = await anext(chunks, None)
@@ -98,30 +97,30 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         composed.name = self.profile
         return composed
 
-    def _next(self) -> tuple[Any, Course]:
-        """What carries out a call, and the course that it is to be given."""
-        course = Course(self._pool)
-        return self._composed(course.tries), course
+    def _next(self) -> tuple[Any, Route]:
+        """What carries out a call, and the route that it is to be given."""
+        route = Route(self._pool)
+        return self._composed(route.tries), route
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """One call. Returns an AIMessage."""
-        call, course = self._next()
-        return call.invoke(input, config, course=course, **kwargs)
+        call, route = self._next()
+        return call.invoke(input, config, route=route, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """One call. Returns an AIMessage."""
-        call, course = self._next()
-        return await call.ainvoke(input, config, course=course, **kwargs)
+        call, route = self._next()
+        return await call.ainvoke(input, config, route=route, **kwargs)
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """One call, AIMessageChunks as they come."""
-        call, course = self._next()
-        return iter(call.stream(input, config, course=course, **kwargs))
+        call, route = self._next()
+        return iter(call.stream(input, config, route=route, **kwargs))
 
     def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """One call, AIMessageChunks as they come."""
-        call, course = self._next()
-        return aiter(call.astream(input, config, course=course, **kwargs))
+        call, route = self._next()
+        return aiter(call.astream(input, config, route=route, **kwargs))
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Self:
         """The same profile, its models knowing these tools. Arguments as `ChatOpenAI.bind_tools`."""

@@ -14,13 +14,10 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from otel_llm.routing.deployment_state import DeploymentState
 from otel_llm.support import forks
-
-if TYPE_CHECKING:
-    from otel_llm.routing.deployments import Target
 
 PATIENCE = 5.0
 """Seconds of waiting after which streams are looked for that were dropped unclosed: they refer to themselves, so only the
@@ -33,66 +30,66 @@ three million objects, so each one that finds nothing makes the pause to the nex
 class Slot:
     """The right to one call at a deployment. Given back when the call is over, or when nothing refers to the slot any more."""
 
-    __slots__ = ("__weakref__", "_door", "_epoch", "target")
+    __slots__ = ("__weakref__", "_epoch", "_slots", "state")
 
-    def __init__(self, target: Target, door: Door | None = None) -> None:
-        """`door` keeps count of it; None where the deployment has no limit."""
-        self.target = target
-        self._door = [] if door is None else [door]
-        self._epoch = None if door is None else door.epoch
+    def __init__(self, state: DeploymentState, slots: Slots | None = None) -> None:
+        """`slots` keeps count of it; None where the deployment has no limit."""
+        self.state = state
+        self._slots = [] if slots is None else [slots]
+        self._epoch = None if slots is None else slots.epoch
 
     def give_back(self) -> None:
         """Lets another call have it. Only the first time counts, from whatever thread."""
         try:
-            door = self._door.pop()
+            slots = self._slots.pop()
         except (IndexError, AttributeError):  # given back before; or interrupted before it was anything
             return
-        if door.epoch is self._epoch:
-            door.tell(self.target)
+        if slots.epoch is self._epoch:
+            slots.tell(self.state)
 
     def lend(self) -> None:
         """From now on the app has it, with a stream that it may drop."""
-        for door in self._door:
-            door.lent.add(self)
+        for slots in self._slots:
+            slots.lent.add(self)
 
     __del__ = give_back
 
 
-class Door:
+class Slots:
     """The slots of a profile's deployments. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self.reset()
-        _doors.add(self)
+        _all.add(self)
 
     def reset(self) -> None:
         """Forgets every slot and who waits: in a forked child they are its parent's."""
         self.epoch = object()
         self.lent: WeakSet[Slot] = WeakSet()
-        self._taken: Counter[Target] = Counter()
-        self._waiting: dict[Future[Slot], Sequence[Target]] = {}
+        self._taken: Counter[DeploymentState] = Counter()
+        self._waiting: dict[Future[Slot], Sequence[DeploymentState]] = {}
         """In the order they came; no deployment that one of them waits for has a free slot."""
-        self._told: deque[Target | Future[Slot]] = deque()
+        self._told: deque[DeploymentState | Future[Slot]] = deque()
         """Deployments with a slot that was given back, and those who wait no more."""
         self._lock = threading.Lock()
         self._next_search = 0.0
         self._pause = 0.0
 
-    def ask(self, targets: Sequence[Target]) -> Slot | Future[Slot]:
+    def ask(self, states: Sequence[DeploymentState]) -> Slot | Future[Slot]:
         """A slot of the first deployment that has a free one, else the place of one who waits for any of them."""
-        if targets[0].deployment.max_concurrency is None:
-            return Slot(targets[0])
+        if states[0].deployment.max_concurrency is None:
+            return Slot(states[0])
         with self._lock:
-            for target in targets:
-                if target.deployment.max_concurrency is None:
-                    asked: Slot | Future[Slot] = Slot(target)
+            for state in states:
+                if state.deployment.max_concurrency is None:
+                    asked: Slot | Future[Slot] = Slot(state)
                     break
-                if self._taken[target] < target.deployment.max_concurrency:
-                    asked = self._take(target)
+                if self._taken[state] < state.deployment.max_concurrency:
+                    asked = self._take(state)
                     break
             else:
                 asked = Future()
-                self._waiting[asked] = targets
+                self._waiting[asked] = states
         self._settle()
         return asked
 
@@ -117,7 +114,7 @@ class Door:
                 self._find_dropped()
             return waiting.result()
 
-    def tell(self, news: Target | Future[Slot]) -> None:
+    def tell(self, news: DeploymentState | Future[Slot]) -> None:
         """A slot of a deployment is free, or somebody waits no more."""
         self._told.append(news)
         self._settle()
@@ -134,9 +131,9 @@ class Door:
                 waiter.add_done_callback(lambda done: done.result().give_back())
             raise
 
-    def _take(self, target: Target) -> Slot:
-        self._taken[target] += 1
-        return Slot(target, self)
+    def _take(self, state: DeploymentState) -> Slot:
+        self._taken[state] += 1
+        return Slot(state, self)
 
     def _settle(self) -> None:
         """Does what was told. Whoever finds the lock held leaves it to its holder, who looks again after letting go."""
@@ -166,8 +163,8 @@ class Door:
                 self._waiting.pop(news, None)
                 continue
             self._taken[news] -= 1
-            for waiter, targets in self._waiting.items():
-                if news in targets and not waiter.cancelled():
+            for waiter, states in self._waiting.items():
+                if news in states and not waiter.cancelled():
                     granted.append((waiter, self._take(news)))
                     del self._waiting[waiter]
                     break
@@ -186,4 +183,4 @@ class Door:
             self._next_search = now + PATIENCE
 
 
-_doors = forks.members(forks.Turn.SLOTS, Door.reset)
+_all = forks.members(forks.Turn.SLOTS, Slots.reset)

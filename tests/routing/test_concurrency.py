@@ -20,10 +20,10 @@ import openai
 import pytest
 
 from otel_llm import LLMProvider
-from otel_llm.routing import slots
-from otel_llm.routing.deployments import Attempt, Course, Pool
+from otel_llm.routing import slots as slots_module
+from otel_llm.routing.deployments import Attempt, Pool, Route
 from otel_llm.routing.profiles import Deployment, Profile
-from otel_llm.routing.slots import Door, Slot
+from otel_llm.routing.slots import Slot, Slots
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
 from tests.routing.conftest import HELLO, MODEL, Clock, Make
@@ -48,7 +48,7 @@ async def _threads_for_all() -> AsyncIterator[None]:
 
 
 def waiting(provider: LLMProvider) -> int:
-    return len(provider._pools["fast"].door._waiting)
+    return len(provider._pools["fast"].slots._waiting)
 
 
 async def comes_to_wait(provider: LLMProvider, n: int = 1) -> None:
@@ -56,8 +56,8 @@ async def comes_to_wait(provider: LLMProvider, n: int = 1) -> None:
 
 
 def nothing_is_taken(provider: LLMProvider) -> bool:
-    door = provider._pools["fast"].door
-    return not any(door._taken.values()) and not door._waiting
+    slots = provider._pools["fast"].slots
+    return not any(slots._taken.values()) and not slots._waiting
 
 
 # --- each way of calling ----------------------------------------------------------------------------------------------
@@ -214,16 +214,16 @@ async def test_a_cancelled_call_gives_its_slot_back(way: Way, provider: Make, op
 
 
 async def test_cancelled_at_the_moment_that_the_slot_comes() -> None:
-    door, target = Door(), only(1)
-    held = door.ask([target])
+    slots, state = Slots(), only(1)
+    held = slots.ask([state])
     assert isinstance(held, Slot)
-    waiter = asyncio.ensure_future(door.wait_async(door.ask([target])))
+    waiter = asyncio.ensure_future(slots.wait_async(slots.ask([state])))
     await asyncio.sleep(0)
     held.give_back()  # it is the waiter's now, who does not know yet
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
-    assert isinstance(door.ask([target]), Slot)
+    assert isinstance(slots.ask([state]), Slot)
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ async def test_an_abandoned_stream_gives_its_slot_back(
     request: pytest.FixtureRequest,
 ) -> None:
     """The object refers to itself, and nobody runs the collector but who waits."""
-    monkeypatch.setattr(slots, "PATIENCE", 0.1)
+    monkeypatch.setattr(slots_module, "PATIENCE", 0.1)
     if is_traced:
         request.getfixturevalue("traced")
     made = provider(only=at_most(1))
@@ -310,7 +310,7 @@ async def test_an_abandoned_stream_gives_its_slot_back(
 async def test_an_invokers_abandoned_stream_gives_its_slot_back(
     provider: Make, openai_server: LocalOpenAI, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots, "PATIENCE", 0.1)
+    monkeypatch.setattr(slots_module, "PATIENCE", 0.1)
     made = provider(only=at_most(1))
     openai_server.open()
 
@@ -330,23 +330,23 @@ async def test_an_invokers_abandoned_stream_gives_its_slot_back(
 def test_searches_that_find_nothing_come_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one holds the whole process up, an event loop as well."""
     now, searched = 1_000.0, []
-    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(slots, "gc", SimpleNamespace(collect=lambda: searched.append(now)))
-    door, target = Door(), only(2)
-    held: list[Any] = [door.ask([target]), door.ask([target])]
+    monkeypatch.setattr(slots_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(slots_module, "gc", SimpleNamespace(collect=lambda: searched.append(now)))
+    slots, state = Slots(), only(2)
+    held: list[Any] = [slots.ask([state]), slots.ask([state])]
     for slot in held:
         slot.lend()
     del slot
     for _ in range(60):  # five minutes, as two wait
-        now += slots.PATIENCE
-        door._find_dropped()
-        door._find_dropped()
+        now += slots_module.PATIENCE
+        slots._find_dropped()
+        slots._find_dropped()
     assert [later - earlier for earlier, later in pairwise(searched)] == [5, 10, 20, 40, 60, 60, 60]
-    monkeypatch.setattr(slots, "gc", SimpleNamespace(collect=lambda: (searched.append(now), held.pop())))
+    monkeypatch.setattr(slots_module, "gc", SimpleNamespace(collect=lambda: (searched.append(now), held.pop())))
     searched.clear()
     for _ in range(60):
-        now += slots.PATIENCE
-        door._find_dropped()
+        now += slots_module.PATIENCE
+        slots._find_dropped()
     assert len(searched) == 2 and searched[1] - searched[0] == 5
     assert not held
 
@@ -369,7 +369,7 @@ async def test_after_a_failure_it_waits_for_one_that_works(provider: Make, opena
 
 
 def only(limit: int | None) -> Any:
-    return pool(Clock(), Deployment("fast", "only", "m", max_concurrency=limit)).targets[0]
+    return pool(Clock(), Deployment("fast", "only", "m", max_concurrency=limit)).states[0]
 
 
 def pool(clock: Clock, *deployments: Deployment) -> Pool:
@@ -379,56 +379,56 @@ def pool(clock: Clock, *deployments: Deployment) -> Pool:
 def test_one_that_cools_down_is_not_asked_instead_of_waiting(clock: Clock) -> None:
     shared = pool(clock, Deployment("fast", "a", "m", max_concurrency=1), Deployment("fast", "b", "m"))
     fail(shared, "b")
-    with Course(shared).next() as attempt:
-        assert attempt.target.deployment.name == "a"
-        asked = shared.door.ask(Course(shared)._best())
+    with Route(shared).next() as attempt:
+        assert attempt.state.deployment.name == "a"
+        asked = shared.slots.ask(Route(shared)._best())
         assert isinstance(asked, Future) and not asked.done()
-    assert asked.result(0).target.deployment.name == "a"
+    assert asked.result(0).state.deployment.name == "a"
 
 
 def test_what_is_sent_once_goes_to_one_that_is_free(clock: Clock) -> None:
     shared = pool(clock, Deployment("fast", "a", "m", weight=1e9, max_concurrency=1), Deployment("fast", "b", "m"))
-    with Course(shared).next():
-        course = Course(shared, repeats=False)
-        assert course.next().target.deployment.name == "b"
-        assert not course.goes_on(openai.APIConnectionError(request=Any))  # type: ignore[arg-type]
+    with Route(shared).next():
+        route = Route(shared, repeats=False)
+        assert route.next().state.deployment.name == "b"
+        assert not route.goes_on(openai.APIConnectionError(request=Any))  # type: ignore[arg-type]
 
 
 def test_a_limit_of_requests_a_minute_takes_no_slot(clock: Clock) -> None:
     shared = pool(clock, Deployment("fast", "a", "m", max_concurrency=1, requests_per_minute=1))
-    with Course(shared).next():
+    with Route(shared).next():
         pass
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="requests a minute"), Course(shared).next():
+        with pytest.raises(RuntimeError, match="requests a minute"), Route(shared).next():
             pytest.fail("was sent")
 
 
 def test_without_limits_nobody_is_counted(clock: Clock) -> None:
     shared = pool(clock, Deployment("fast", "a", "m"))
-    with Attempt(shared.targets[0]), Course(shared).next(), Course(shared).next():
-        assert not shared.door._taken
+    with Attempt(shared.states[0]), Route(shared).next(), Route(shared).next():
+        assert not shared.slots._taken
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- the slots ---------------------------------------------------------------------------------------------------------
 def test_threads_that_give_back_drop_and_leave() -> None:
-    door, targets = Door(), [only(2), only(1)]
-    inside, most = {id(target): 0 for target in targets}, {id(target): 0 for target in targets}
+    slots, states = Slots(), [only(2), only(1)]
+    inside, most = {id(state): 0 for state in states}, {id(state): 0 for state in states}
     lock = threading.Lock()
 
     def work(seed: int) -> None:
         chance = random.Random(seed)
         for _ in range(200):
-            asked = door.ask(chance.sample(targets, chance.randint(1, 2)))
+            asked = slots.ask(chance.sample(states, chance.randint(1, 2)))
             if isinstance(asked, Future) and chance.random() < 0.3 and asked.cancel():
-                door.tell(asked)
+                slots.tell(asked)
                 continue
-            slot = door.wait(asked)
+            slot = slots.wait(asked)
             with lock:
-                inside[id(slot.target)] += 1
-                most[id(slot.target)] = max(most[id(slot.target)], inside[id(slot.target)])
+                inside[id(slot.state)] += 1
+                most[id(slot.state)] = max(most[id(slot.state)], inside[id(slot.state)])
             time.sleep(0)  # another thread's turn
             with lock:
-                inside[id(slot.target)] -= 1
+                inside[id(slot.state)] -= 1
             if chance.random() < 0.5:
                 slot.give_back()
                 slot.give_back()  # counts once
@@ -436,8 +436,8 @@ def test_threads_that_give_back_drop_and_leave() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
-    assert most[id(targets[0])] <= 2 and most[id(targets[1])] == 1
-    assert not any(door._taken.values()) and not door._waiting
+    assert most[id(states[0])] <= 2 and most[id(states[1])] == 1
+    assert not any(slots._taken.values()) and not slots._waiting
 
 
 def test_what_a_signals_handler_raises_leaves_the_door_usable() -> None:
@@ -447,8 +447,8 @@ def test_what_a_signals_handler_raises_leaves_the_door_usable() -> None:
         pass
 
     for moment in range(1_000):
-        door, target = Door(), only(1)
-        held, waiter = door.ask([target]), door.ask([target])
+        slots, state = Slots(), only(1)
+        held, waiter = slots.ask([state]), slots.ask([state])
         assert isinstance(held, Slot) and isinstance(waiter, Future)
         left = moment
 
@@ -467,7 +467,7 @@ def test_what_a_signals_handler_raises_leaves_the_door_usable() -> None:
             interrupted = True
         finally:
             sys.setprofile(None)
-        assert not door._lock.locked()
+        assert not slots._lock.locked()
         if not interrupted:
             break
     assert moment > 10 and waiter.done()
@@ -475,49 +475,49 @@ def test_what_a_signals_handler_raises_leaves_the_door_usable() -> None:
 
 def test_a_slot_found_by_the_collector_inside_the_door() -> None:
     """What runs there may be anything: it must not wait for the lock that its own thread holds."""
-    door, target = Door(), only(1)
-    held = [door.ask([target])]
-    waiter = door.ask([target])
+    slots, state = Slots(), only(1)
+    held = [slots.ask([state])]
+    waiter = slots.ask([state])
     assert isinstance(held[0], Slot) and isinstance(waiter, Future)
 
     def drop() -> None:
-        with door._lock:
+        with slots._lock:
             held.clear()
 
     thread = threading.Thread(target=drop, daemon=True)
     thread.start()
     thread.join(30)
     assert not thread.is_alive() and not waiter.done()
-    assert isinstance(door.ask([only(None)]), Slot)
+    assert isinstance(slots.ask([only(None)]), Slot)
     assert not waiter.done()  # nobody has come by
-    later = door.ask([target])
+    later = slots.ask([state])
     assert waiter.done() and isinstance(later, Future)  # and who came first has it
-    door.wait(waiter).give_back()
+    slots.wait(waiter).give_back()
     assert isinstance(later.result(0), Slot)
 
 
 def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
-    target = pool(Clock(), Deployment("fast", "only", "m", requests_per_minute=5)).targets[0]
-    with target._lock:  # as another thread holds it for a moment
+    state = pool(Clock(), Deployment("fast", "only", "m", requests_per_minute=5)).states[0]
+    with state._lock:  # as another thread holds it for a moment
         child = os.fork()
         if not child:
             signal.alarm(30)
-            target.take()
+            state.take()
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_forked_child_begins_with_free_slots() -> None:
-    door, target = Door(), only(1)
-    held = door.ask([target])
+    slots, state = Slots(), only(1)
+    held = slots.ask([state])
     child = os.fork()
     if not child:
         code = 1
         try:
-            own = door.ask([target])
+            own = slots.ask([state])
             held.give_back()  # type: ignore[union-attr]
-            code = 0 if isinstance(own, Slot) and isinstance(door.ask([target]), Future) else 2
+            code = 0 if isinstance(own, Slot) and isinstance(slots.ask([state]), Future) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert isinstance(door.ask([target]), Future)
+    assert isinstance(slots.ask([state]), Future)

@@ -16,7 +16,8 @@ from opentelemetry import context as otel
 
 from otel_llm import context, llm_context
 from otel_llm.conventions import semconv
-from otel_llm.routing.deployments import Attempt, LimitReached, Pool, retry_after
+from otel_llm.routing.deployment_state import LimitReached, retry_after
+from otel_llm.routing.deployments import Attempt, Pool
 from otel_llm.routing.profiles import Deployment, Profile
 from tests.routing.conftest import Clock
 
@@ -30,7 +31,7 @@ def deployment(name: str, weight: float = 1, **options: object) -> Deployment:
 
 
 def order(pool: Pool) -> list[str]:
-    return [target.deployment.name for target in pool.order()]
+    return [state.deployment.name for state in pool.order()]
 
 
 def refused(headers: Mapping[str, str]) -> openai.RateLimitError:
@@ -39,9 +40,9 @@ def refused(headers: Mapping[str, str]) -> openai.RateLimitError:
 
 
 def fail(pool: Pool, name: str, error: Exception | None = None) -> None:
-    (target,) = (one for one in pool.targets if one.deployment.name == name)
+    (state,) = (one for one in pool.states if one.deployment.name == name)
     error = error or openai.APIConnectionError(request=httpx2.Request("POST", "http://127.0.0.1/"))
-    with pytest.raises(type(error)), Attempt(target):
+    with pytest.raises(type(error)), Attempt(state):
         raise error
 
 
@@ -128,9 +129,9 @@ def test_a_full_one_is_passed_over_and_all_full_is_an_error(clock: Clock) -> Non
     shared = pool(clock, deployment("a", 1e9, requests_per_minute=2), deployment("b", requests_per_minute=1))
     asked = []
     for _ in range(3):
-        target = shared.order()[0]
-        with Attempt(target):
-            asked.append(target.deployment.name)
+        state = shared.order()[0]
+        with Attempt(state):
+            asked.append(state.deployment.name)
         clock.now += 10
     assert asked == ["a", "a", "b"]
     with pytest.raises(LimitReached, match="each of its 2 deployments has reached"):
@@ -140,12 +141,12 @@ def test_a_full_one_is_passed_over_and_all_full_is_an_error(clock: Clock) -> Non
 
 
 def test_a_limit_is_never_passed_even_where_the_choice_was_earlier(clock: Clock) -> None:
-    (target,) = pool(clock, deployment("a", requests_per_minute=1)).order()
-    with Attempt(target):
+    (state,) = pool(clock, deployment("a", requests_per_minute=1)).order()
+    with Attempt(state):
         pass
-    with pytest.raises(LimitReached, match="deployment 'a': 1 requests a minute"), Attempt(target):
+    with pytest.raises(LimitReached, match="deployment 'a': 1 requests a minute"), Attempt(state):
         pytest.fail("was sent")
-    assert target.cooling_until < clock.now
+    assert state.cooling_until < clock.now
 
 
 def test_a_limit_holds_between_threads(clock: Clock) -> None:
@@ -153,9 +154,9 @@ def test_a_limit_holds_between_threads(clock: Clock) -> None:
 
     def ask(_: int) -> str:
         try:
-            target = shared.order()[0]
-            with Attempt(target):
-                return target.deployment.name
+            state = shared.order()[0]
+            with Attempt(state):
+                return state.deployment.name
         except LimitReached:
             return "full"
 
@@ -167,10 +168,10 @@ def test_a_limit_holds_between_threads(clock: Clock) -> None:
 
 
 def test_an_attempt_names_itself_to_the_spans_and_leaves_the_context_as_it_was(clock: Clock) -> None:
-    (target,) = pool(clock, deployment("a")).order()
+    (state,) = pool(clock, deployment("a")).order()
     with llm_context("shop", user_id="u"):
         before = otel.get_current()
-        with Attempt(target):
+        with Attempt(state):
             inside = context.attributes()
         assert otel.get_current() == before
     assert (inside[semconv.PROFILE], inside[semconv.DEPLOYMENT], inside[semconv.MODULE]) == ("fast", "a", "shop")

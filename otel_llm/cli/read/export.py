@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import duckdb
 
 
-class Kind(StrEnum):
+class FileFormat(StrEnum):
     """What `--format` takes."""
 
     parquet = "parquet"
@@ -31,12 +31,12 @@ class Kind(StrEnum):
 
 
 _OPTIONS: Final = {
-    Kind.parquet: "FORMAT parquet, COMPRESSION zstd",
-    Kind.csv: "FORMAT csv, HEADER",
-    Kind.json: "FORMAT json, ARRAY true",
-    Kind.jsonl: "FORMAT json",
+    FileFormat.parquet: "FORMAT parquet, COMPRESSION zstd",
+    FileFormat.csv: "FORMAT csv, HEADER",
+    FileFormat.json: "FORMAT json, ARRAY true",
+    FileFormat.jsonl: "FORMAT json",
 }
-_SUFFIXES: Final = {f".{kind}": kind for kind in Kind} | {".ndjson": Kind.jsonl}
+_SUFFIXES: Final = {f".{kind}": kind for kind in FileFormat} | {".ndjson": FileFormat.jsonl}
 
 
 class Table(StrEnum):
@@ -62,7 +62,11 @@ _TIMES: Final = {Table.llm_events: "occurred_at", Table.llm_conversations: "last
 )  # fmt: skip
 @period_options
 @click.option(
-    "--format", "-f", "kind", type=click.Choice([*map(str, Kind)]), help="In place of what the suffix of FILE says."
+    "--format",
+    "-f",
+    "kind",
+    type=click.Choice([*map(str, FileFormat)]),
+    help="In place of what the suffix of FILE says.",
 )
 @raw_option
 @force_option
@@ -91,7 +95,7 @@ def export(
     """
     from otel_llm.store.file import database
 
-    chosen = Kind(kind) if kind else _SUFFIXES.get(file.suffix.lower())
+    chosen = FileFormat(kind) if kind else _SUFFIXES.get(file.suffix.lower())
     if chosen is None:
         raise CommandError(f"{file} does not say what to write; use {', '.join(_SUFFIXES)} or --format")
     from otel_llm.support import files
@@ -117,9 +121,9 @@ def export(
     write_line(f"Wrote {counted(rows, 'row')} of {table} to {target} ({Size(target.stat().st_size)}).")
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, table: str, kind: Kind, *, raw: bool) -> str:
+def _columns(connection: duckdb.DuckDBPyConnection, table: str, kind: FileFormat, *, raw: bool) -> str:
     """The columns as they are written: CSV has no lists and maps, and its texts must not be formulas unless they are `raw`."""
-    if kind is not Kind.csv:
+    if kind is not FileFormat.csv:
         return "*"
     columns = connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {table})").fetchall()
     changed = {
