@@ -123,7 +123,7 @@ def test_state_of_other_middleware(app):
 
 
 def test_a_function_that_raises_is_reported_once_and_the_request_goes_on(app, caplog, monkeypatch):
-    monkeypatch.setattr(faults, "_counts", faults.Counter())
+    monkeypatch.setattr(faults, "counts", faults.Counter())
     client = client_of(app, module="api", user_id=lambda request: request.headers["missing"])
     for _ in range(2):
         assert client.get("/said").json() == {semconv.MODULE: "api"}

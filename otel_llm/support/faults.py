@@ -18,12 +18,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from types import CodeType, FrameType, TracebackType
-from typing import Any
+from typing import Any, Final
 
 from otel_llm.support import masking
 
 _logger = logging.getLogger("otel_llm")
-_counts: Counter[str] = Counter()
+
+counts: Final[Counter[str]] = Counter()
+"""How often each kind of fault happened in this process: what makes the first of its kind the one that is logged."""
 
 
 def report(where: str, error: BaseException) -> None:
@@ -38,22 +40,17 @@ def report(where: str, error: BaseException) -> None:
 def note(where: str, error: BaseException) -> None:
     """Like `report`, for a thread of our own, whose exceptions are nobody else's."""
     kind = f"{where}: {type(error).__name__}"
-    _counts[kind] += 1
-    if _counts[kind] == 1:
+    counts[kind] += 1
+    if counts[kind] == 1:
         _logger.warning(
             "otel-llm could not %s (%s); the app's call is not affected. Further faults of this kind are only counted.",
             where,
-            _told(error),
+            _text_of(error),
             exc_info=_logger.isEnabledFor(logging.DEBUG),
         )
 
 
-def counts() -> dict[str, int]:
-    """How often each kind of fault happened in this process."""
-    return dict(_counts)
-
-
-def _told(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     try:
         return masking.error(error)
     except Exception:  # an error that cannot be told

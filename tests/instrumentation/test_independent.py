@@ -86,13 +86,13 @@ def rows(path: Path) -> tuple[Rows, Rows]:
 
 @contextmanager
 def kept(provider: Any, path: Path) -> Iterator[None]:
-    before = dict(faults.counts())
+    before = faults.counts.copy()
     distro.instrument(tracer_provider=provider, store=path)
     try:
         yield
     finally:
         distro.uninstrument()
-    assert dict(faults.counts()) == before
+    assert faults.counts.copy() == before
 
 
 def plain(processor: SpanProcessor | None = None, **options: Any) -> TracerProvider:

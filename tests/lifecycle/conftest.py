@@ -39,12 +39,12 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def _observed(spans: Spans) -> Iterator[None]:
-    before = faults.counts()
+    before = faults.counts.copy()
     wiring.observe(spans.provider)
     yield
     assert not hub.subscribers
     wiring.unwire()
-    assert faults.counts() == before
+    assert faults.counts == before
 
 
 @pytest.fixture

@@ -113,8 +113,8 @@ def test_a_handler_that_raises_is_reported_once_and_goes_on(caplog: pytest.LogCa
     assert found.count("other") == 4
     told = [record.getMessage() for record in caplog.records]
     assert len([line for line in told if "raising_handler" in line and "ValueError" in line]) == 1
-    for kind in [kind for kind in faults.counts() if "raising_handler" in kind]:
-        del faults._counts[kind]
+    for kind in [kind for kind in faults.counts if "raising_handler" in kind]:
+        del faults.counts[kind]
 
 
 def test_a_handler_may_close_its_own_subscription() -> None:
@@ -149,8 +149,8 @@ async def test_an_async_handler_runs_on_the_loop_it_was_subscribed_from() -> Non
         run_once()
     assert found == ALL * 2
     assert subscription.closed
-    for kind in [kind for kind in faults.counts() if "handler" in kind]:
-        del faults._counts[kind]
+    for kind in [kind for kind in faults.counts if "handler" in kind]:
+        del faults.counts[kind]
 
 
 def test_an_async_handler_needs_a_loop() -> None:

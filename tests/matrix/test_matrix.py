@@ -76,7 +76,7 @@ def test_the_matrix_is_large_and_every_cell_has_a_name_of_its_own() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_one_row_for_each_call(cell: cells.Cell, account: Account) -> None:
-    before = dict(faults.counts())
+    before = faults.counts.copy()
     seen = account.matrix.run(cell)
     assert seen.error is None
     wanted = truth.truths(cell, seen.ledger)
@@ -84,7 +84,7 @@ def test_one_row_for_each_call(cell: cells.Cell, account: Account) -> None:
     assert truth.recorded(seen.spans) == wanted
     assert seen.open == []
     assert truth.faults(cell, seen) == []  # what the peers are asked
-    assert faults.counts() == before
+    assert faults.counts == before
     account.expect(cell, seen, wanted)
 
 

@@ -203,7 +203,7 @@ def test_no_exception_reaches_the_app(
     with caplog.at_level(logging.WARNING, "otel_llm"):
         for _ in range(3):
             tracer.start_span("chat", attributes=CHAT).end()
-    assert faults.counts()["journal a span: RuntimeError"] == 6 and len(caplog.records) == 1
+    assert faults.counts["journal a span: RuntimeError"] == 6 and len(caplog.records) == 1
 
 
 def test_without_the_sdk_s_inner_fields(quiet_store: Store, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_a_part_that_fails_is_said_once_and_the_others_are_done(
 ) -> None:
     from otel_llm.support import faults
 
-    monkeypatch.setattr(faults, "_counts", faults.Counter())
+    monkeypatch.setattr(faults, "counts", faults.Counter())
     done: list[str] = []
 
     def fail() -> None:

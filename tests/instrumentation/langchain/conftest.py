@@ -117,11 +117,11 @@ def open_runs() -> int:
 def traced(spans: Spans, openai_server: LocalOpenAI) -> Iterator[Traced]:
     """LangChain and OpenAI instrumented for the length of a test, which must leave nothing open and cause no fault."""
     traced = Traced(spans, openai_server)
-    before = faults.counts()
+    before = faults.counts.copy()
     with instrumented_clients(spans.provider):
         yield traced
         traced.check_closed()
-        assert faults.counts() == before
+        assert faults.counts == before
 
 
 @pytest.fixture

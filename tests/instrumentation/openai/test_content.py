@@ -44,9 +44,9 @@ def text(content: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _no_fault():
-    before = faults.counts()
+    before = faults.counts.copy()
     yield
-    assert faults.counts() == before
+    assert faults.counts == before
 
 
 def test_nothing_by_default(instrumented: Spans, client: openai.OpenAI) -> None:
@@ -276,12 +276,12 @@ def test_memory_is_bounded(capture: Capture) -> None:
 )
 def test_payloads_that_no_api_documents(payload: Any, capture: Capture) -> None:
     capture()
-    before = faults.counts()
+    before = faults.counts.copy()
     answer = Answer()
     answer.see(payload)
     told = answer.content.messages({0: "stop"})
     assert ["hi" in repr(told), isinstance(told, list)] == ["hi" in repr(payload), True]
-    assert faults.counts() == before
+    assert faults.counts == before
 
 
 def test_an_answer_whose_words_cannot_be_read_has_its_usage(

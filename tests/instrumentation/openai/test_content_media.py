@@ -25,10 +25,10 @@ Way = Callable[[Any], Any]
 
 @pytest.fixture
 def media() -> Iterator[openai.OpenAI]:
-    before = faults.counts()
+    before = faults.counts.copy()
     with media_server(HEARD, DRAWN) as base_url:
         yield openai.OpenAI(base_url=base_url, api_key="local", max_retries=0)
-    assert faults.counts() == before
+    assert faults.counts == before
 
 
 def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:

@@ -51,11 +51,11 @@ def script(sent: dict[str, Any]) -> list[Any]:
 @pytest.fixture
 def connect(instrumented: Spans) -> Iterator[Any]:
     """Gives clients of a server that answers by `script`."""
-    before = faults.counts()
+    before = faults.counts.copy()
     with WebsocketServer(script) as server:
         websocket = server.base_url.replace("http:", "ws:")
         yield lambda cls=openai.OpenAI: cls(base_url=server.base_url, websocket_base_url=websocket, api_key="local")
-    assert faults.counts() == before
+    assert faults.counts == before
 
 
 def until_done(connection: Any) -> None:
@@ -228,8 +228,8 @@ def test_memory_is_bounded(capture: Capture) -> None:
 )
 def test_events_that_no_api_documents(event: Any, capture: Capture) -> None:
     capture()
-    before = faults.counts()
+    before = faults.counts.copy()
     sent = Sent(is_live=False)
     sent.see(event)
     assert s.INPUT_MESSAGES not in sent.take(s.CHAT)
-    assert faults.counts() == before
+    assert faults.counts == before

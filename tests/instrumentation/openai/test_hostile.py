@@ -188,11 +188,11 @@ hostile = settings(max_examples=60, deadline=None, suppress_health_check=list(He
 
 
 def check(do: Any, *, always: bool, is_asked: bool = False) -> Any:
-    before = dict(faults.counts())
+    before = faults.counts.copy()
     plain = seen(do, without_usage=is_asked)
     result, spans = WATCH.spans(do)
     assert result == plain
-    assert faults.counts() == before
+    assert faults.counts == before
     assert len(spans) == 1 if always else len(spans) <= 1
     for span in spans:
         assert span.end_time is not None

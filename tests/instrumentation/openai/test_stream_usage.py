@@ -125,9 +125,9 @@ def caller(request: pytest.FixtureRequest, instrumented: Any) -> Caller:
 
 @pytest.fixture(autouse=True)
 def _no_fault() -> Iterator[None]:
-    before = faults.counts()
+    before = faults.counts.copy()
     yield
-    assert faults.counts() == before
+    assert faults.counts == before
     reload()
 
 

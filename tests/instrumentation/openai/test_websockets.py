@@ -75,11 +75,11 @@ def connect(instrumented) -> Iterator[Any]:
         websocket = server.base_url.replace("http:", "ws:")
         return cls(base_url=server.base_url, websocket_base_url=websocket, api_key="local")
 
-    before = dict(faults.counts())
+    before = faults.counts.copy()
     yield start
     for server in servers:
         server.__exit__(None, None, None)
-    assert faults.counts() == before
+    assert faults.counts == before
 
 
 def by_recv(connection: Any) -> None:

@@ -348,7 +348,7 @@ def test_a_price_list_that_cannot_be_read_is_said_once(
         raise ModuleNotFoundError("no price list")
 
     monkeypatch.setattr(book, "_library_quote", broken)
-    monkeypatch.setattr("otel_llm.support.faults._counts", Counter())
+    monkeypatch.setattr("otel_llm.support.faults.counts", Counter())
     for model in ("gpt-4o-mini", "gpt-4o"):
         usage = {semconv.INPUT_TOKENS: 1, semconv.OUTPUT_TOKENS: 1}
         found = cost(journal, store_path, {semconv.REQUEST_MODEL: model} | usage)
