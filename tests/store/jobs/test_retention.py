@@ -10,8 +10,8 @@ import pytest
 from duckdb import DuckDBPyConnection
 
 from otel_llm.settings import reload
-from otel_llm.store import Store, StoreBusy, store
-from otel_llm.store.jobs import exclusive, retention
+from otel_llm.store import Store, StoreBusy
+from otel_llm.store.jobs import exclusive, merger, retention
 from otel_llm.store.jobs.retention import Policy, Removed
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
@@ -250,14 +250,14 @@ def test_the_background_thread_applies_the_settings(store_path: Path, monkeypatc
 
     monkeypatch.setattr(retention, "keep", keep)
     clock = [1000.0]
-    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(merger.time, "monotonic", lambda: clock[0])
     opened = Store.open(store_path)
-    opened._tick()
-    opened._merge(0)  # the first step was not the last
-    opened._merge(0)
+    opened._thread._tick()
+    opened._merger.merge(0)  # the first step was not the last
+    opened._merger.merge(0)
     assert asked == [Policy(90 * DAY, 2 * 2**30)] * 2
     clock[0] += 61
-    opened._merge(0)
+    opened._merger.merge(0)
     assert len(asked) == 3
 
 
