@@ -67,7 +67,7 @@ SHARED_FILE_NAMES = frozenset(
 KNOWN_FILE_NAMES = frozenset({"_answer.py", "_hooks.py"})
 """File names that stand twice and shall not: to be emptied."""
 
-KNOWN_CLASS_NAMES = frozenset({"Answer", "Follower", "Hooks", "Request", "Room", "Server", "_Body"})
+KNOWN_CLASS_NAMES = frozenset({"Answer", "Hooks", "Request", "Room", "Server", "_Body"})
 """Class names that stand twice and shall not: to be emptied."""
 
 

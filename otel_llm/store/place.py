@@ -18,14 +18,14 @@ from otel_llm.support import files
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StorePlace:
     """A store, and why it is not the one that was asked for (None where it is)."""
 
     paths: StorePaths
     because: str | None = None
 
 
-def of(requested: str | os.PathLike[str]) -> Place:
+def of(requested: str | os.PathLike[str]) -> StorePlace:
     """Where this process keeps the account that it was asked to keep at `requested`. Raises nothing, makes nothing.
 
     Where it may write nowhere, that is the place that was asked for: calls are kept in memory then, and it is said.
@@ -34,11 +34,11 @@ def of(requested: str | os.PathLike[str]) -> Place:
     device = files.no_file_at(Path(requested).expanduser())
     because = device or objection(asked)
     if because is None:
-        return Place(asked)
+        return StorePlace(asked)
     for other in _others(asked, beside=device is None):
         if objection(other) is None:
-            return Place(other, because)
-    return Place(asked, because)
+            return StorePlace(other, because)
+    return StorePlace(asked, because)
 
 
 def to_read(requested: str | os.PathLike[str], *, named: bool = False) -> StorePaths:

@@ -16,7 +16,7 @@ from otel_llm.settings import settings
 from otel_llm.store import place
 from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.file import database, handles, publish
-from otel_llm.store.file.interrupts import aside
+from otel_llm.store.file.interrupts import off_main_thread
 from otel_llm.store.file.waiting import when_free
 from otel_llm.store.journal import locks, segments
 from otel_llm.store.merge import batch, ingest
@@ -50,7 +50,7 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     paths = _flush_own(chosen) or place.to_read(chosen, named=path is not None)
     if (reason := files.no_file_at(paths.database)) is not None:
         raise StoreError(f"{reason} that a store can be in")
-    return aside(partial(_connect_now, paths))()
+    return off_main_thread(partial(_connect_now, paths))()
 
 
 def _connect_now(paths: StorePaths) -> DuckDBPyConnection:

@@ -20,7 +20,7 @@ import pytest
 
 from otel_llm.conventions import semconv
 from otel_llm.store import store
-from otel_llm.store.journal.follow import Follower
+from otel_llm.store.journal.follow import JournalFollower
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge import ingest
 from otel_llm.store.paths import StorePaths
@@ -276,7 +276,7 @@ def test_a_writer_that_only_went_on_is_not_dead(store_path: Path, merged: bool) 
     begin, long_ago = start(st=time.time_ns()), start()
     dead.append(long_ago, start_of=identity(long_ago))
     dead.close()
-    with Follower(paths) as follower:
+    with JournalFollower(paths) as follower:
         journal.append(begin, start_of=identity(begin))
         assert spans_of(follower.poll()) == [("s", begin["s"])]
         journal.rotate()
@@ -306,7 +306,7 @@ def test_segments_that_rotate_merge_and_go_while_they_are_followed(store_path: P
     paths = StorePaths.of(store_path)
     written: list[tuple[str, str]] = []
     found: list[tuple[str, str]] = []
-    with Follower(paths) as follower:
+    with JournalFollower(paths) as follower:
         for round_ in range(10):
             journal = Journal(paths.journal, segment_size=1500)
             open_ = start(st=time.time_ns())  # its start is repeated in each segment
@@ -332,7 +332,7 @@ def test_segments_that_rotate_merge_and_go_while_they_are_followed(store_path: P
 def test_a_merge_deletes_what_has_been_read(store_path: Path) -> None:
     paths = StorePaths.of(store_path)
     journal = Journal(paths.journal)
-    with Follower(paths) as follower:
+    with JournalFollower(paths) as follower:
         call(journal)
         journal.close()
         ingest.merge(store_path)
@@ -350,7 +350,7 @@ def test_a_follower_that_is_dead_or_stuck_holds_nothing_back(store_path: Path) -
     paths.journal.mkdir()
     dead = paths.journal / "follower-1-cafe"
     dead.touch()
-    with Follower(paths) as follower:
+    with JournalFollower(paths) as follower:
         assert follower._sign is not None
         os.utime(follower._sign, ns=(1, 1))
         journal = Journal(paths.journal)
@@ -366,7 +366,7 @@ def test_damaged_and_unfinished_lines(store_path: Path) -> None:
     journal = Journal(paths.journal)
     call(journal)
     assert journal.segment is not None
-    with Follower(paths) as follower:
+    with JournalFollower(paths) as follower:
         one = call(journal)
         whole = journal.segment.read_bytes()
         last = whole.splitlines(keepends=True)[-1]

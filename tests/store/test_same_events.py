@@ -17,7 +17,7 @@ from otel_llm.cli.read import tail
 from otel_llm.conventions import dialects, semconv
 from otel_llm.lifecycle import Ended, ProviderCompleted, ToolsRequested, ToolsStarted, subscribe
 from otel_llm.lifecycle.event_processor import LifecycleProcessor
-from otel_llm.store.journal.follow import Follower
+from otel_llm.store.journal.follow import JournalFollower
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from otel_llm.store.store import Store
@@ -142,7 +142,7 @@ def tell(path: Path, cases: list[Case], nested: bool = False) -> Told:
     start_span = provider.get_tracer("otel_llm.instrumentation.tests").start_span
     clock = itertools.count(NOON, 1_000_000)
     live: list[Any] = []
-    with Follower(StorePaths.of(path)) as follower, subscribe(live.append):
+    with JournalFollower(StorePaths.of(path)) as follower, subscribe(live.append):
         running = []
         context = None
         for case in cases:

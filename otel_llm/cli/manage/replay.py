@@ -66,7 +66,7 @@ def replay(
     from otel_llm.store.jobs import replaying as sending
 
     try:
-        target = sending.Target.of(endpoint, protocol, os.environ)
+        target = sending.ReplayTarget.of(endpoint, protocol, os.environ)
     except ValueError as error:
         raise CommandError(str(error)) from error
     now = datetime.now().astimezone()

@@ -87,11 +87,11 @@ def tail(
 def _follow(
     path: Path, store: Path | None, wanted: _Filter, write: Callable[[Row], None], *, last: int, follow: bool
 ) -> None:
-    from otel_llm.store.journal.follow import Follower
+    from otel_llm.store.journal.follow import JournalFollower
     from otel_llm.store.paths import StorePaths
 
     seen: set[str] = set()
-    with Follower(StorePaths.of(path)) as follower:
+    with JournalFollower(StorePaths.of(path)) as follower:
         if last:
             for row in _last(store, last, wanted):
                 seen.add(row["id"])

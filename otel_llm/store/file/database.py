@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.store.errors import StoreBusy, StoreError, StoreTooNew
 from otel_llm.store.file import exits, handles
-from otel_llm.store.file.publish import Draft
+from otel_llm.store.file.publish import WorkingCopy
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
 
@@ -76,14 +76,14 @@ def keep_spills_private(connection: DuckDBPyConnection, paths: StorePaths) -> No
         connection.execute("SET temp_directory = ?", [folder])
 
 
-def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths, draft: Draft) -> None:
-    """Attaches the draft of the store to an instance and makes it the one in use; it is created or migrated where needed.
+def attach_for_merge(connection: DuckDBPyConnection, paths: StorePaths, working_copy: WorkingCopy) -> None:
+    """Attaches the working copy of the store to an instance and makes it the one in use; it is created or migrated where needed.
 
     The caller holds the merge lock. A damaged store is moved aside and a new one begun. Raises StoreBusy where another
     process has the database open, StoreError where it cannot be opened.
     """
-    _attach_or_quarantine(connection, paths, draft)
-    draft.opened()
+    _attach_or_quarantine(connection, paths, working_copy)
+    working_copy.opened()
     migrate(connection)
 
 
@@ -205,28 +205,28 @@ def _remove_placeholder(file: Path) -> None:
         handles.let_go(fd)
 
 
-def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths, draft: Draft) -> None:
+def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths, working_copy: WorkingCopy) -> None:
     import duckdb
 
     for last_try in (False, False, True):
-        new = not draft.file.exists()
+        new = not working_copy.file.exists()
         try:
-            (_attach_new if new else _attach)(connection, draft.file)
+            (_attach_new if new else _attach)(connection, working_copy.file)
             return
         except duckdb.Error as error:
             failure = classify(paths, error)
             if last_try or isinstance(failure, StoreBusy) or not is_corruption(error) or not _is_ours(paths, error):
                 raise failure from error
-            if draft.reused:
-                raise unusable(draft) from error
+            if working_copy.reused:
+                raise unusable(working_copy) from error
             quarantine(paths, str(error), only_wal=bool(_CORRUPT_WAL.search(str(error))))
-            draft.begin_anew()
+            working_copy.begin_anew()
     raise AssertionError("unreachable")
 
 
-def unusable(draft: Draft) -> StoreBusy:
-    """What to raise for damage in a draft that was made from the spare file: the next attempt is made from a whole copy."""
-    return StoreBusy(f"the spare file that became {draft.file} is damaged; it is made anew")
+def unusable(working_copy: WorkingCopy) -> StoreBusy:
+    """What to raise for damage in a working copy that was made from the spare file: the next attempt is made from a whole copy."""
+    return StoreBusy(f"the spare file that became {working_copy.file} is damaged; it is made anew")
 
 
 def _config() -> dict[str, Any]:

@@ -16,8 +16,8 @@ _Result = TypeVar("_Result")
 _SWALLOWED: Final = "Query interrupted"
 
 
-def aside(work: Callable[[], _Result]) -> Callable[[], _Result]:
-    """Does `work`; calling what is returned gives what it returned, or raises what it raised.
+def off_main_thread(work: Callable[[], _Result]) -> Callable[[], _Result]:
+    """Does `work` where no signal handler runs; calling what is returned gives what it returned, or raises what it raised.
 
     So whatever is raised here is the app's own. Who is interrupted here leaves the work to its own end.
     """

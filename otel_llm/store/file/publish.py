@@ -27,7 +27,7 @@ from stat import S_ISLNK, S_ISREG
 from typing import Final
 
 from otel_llm.store.errors import StoreBusy
-from otel_llm.store.file import blocks, custody, handles
+from otel_llm.store.file import blocks, handles, spare_note
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, forks
 
@@ -46,7 +46,7 @@ _REST: Final = 0.5
 _COMPARED: Final = 8 * 2**20
 """Bytes of the spare file that each merge compares whole, not by checksum only. That takes 2 ms where both files are in memory."""
 _UNTOUCHED: Final = 0
-"""The time of modification that a draft has until something is written to it, in nanoseconds since 1970."""
+"""The time of modification that a working copy has until something is written to it, in nanoseconds since 1970."""
 
 _ABANDONED: Final = 3600.0
 """Seconds after which a copy that nobody writes to is that of a dead process."""
@@ -57,14 +57,14 @@ _NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 _fixed: set[Path] = set()
 """Databases that cannot be renamed, such as a file that is mounted by itself, or that must be written in place otherwise."""
 _failed: set[Path] = set()
-"""Databases whose last draft came to nothing: where the disk is full, there may be room for the new rows but not for a copy."""
+"""Databases whose last working copy came to nothing: on a full disk there may be room for the new rows but not for a copy."""
 
 
-_under_way: Draft | None = None
+_under_way: WorkingCopy | None = None
 """The one that this process writes now."""
 
 
-class Draft:
+class WorkingCopy:
     """The file that is written: a copy of the database, a new one, or the database itself."""
 
     def __init__(self, paths: StorePaths) -> None:
@@ -76,7 +76,7 @@ class Draft:
         self.file = self._target
         self.reused = False
         """It is made from the spare file, so that damage found in it says nothing of the database."""
-        self._custody = custody.Note()
+        self._spare_note = spare_note.Note()
 
     @property
     def in_place(self) -> bool:
@@ -125,7 +125,7 @@ class Draft:
         self._source = files.open_own(self._target)
         handles.lock(self._source, fcntl.LOCK_SH)  # nobody writes to it while it is copied
         self._before = os.fstat(self._source)
-        self._custody = custody.read(self._paths)
+        self._spare_note = spare_note.read(self._paths)
         if not (self._reuse_spare(self._source) or self._copy_whole(self._source, self._before)):
             self.abandon()
             return
@@ -134,13 +134,13 @@ class Draft:
         handles.lock(self._source, fcntl.LOCK_UN)  # others may write from here on; `publish` sees whether they have
 
     def _reuse_spare(self, source: int) -> bool:
-        """Makes the draft from the spare file, if there is one that nobody reads."""
+        """Makes the working copy from the spare file, if there is one that nobody reads."""
         spare = self._paths.spare
         try:
             stat = spare.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
-        if S_ISREG(stat.st_mode) and custody.identity(stat) != self._custody.spare:
+        if S_ISREG(stat.st_mode) and spare_note.identity(stat) != self._spare_note.spare:
             spare.unlink(missing_ok=True)
             return False
         fresh = stat.st_size <= _SMALL and 0 <= time.time() - stat.st_ctime < _REST
@@ -167,8 +167,8 @@ class Draft:
         return False
 
     def _compare(self, source: int, spare: int) -> None:
-        compared, damaged = blocks.compare(source, spare, self._custody.compared, _COMPARED)
-        self._custody = replace(self._custody, compared=compared)
+        compared, damaged = blocks.compare(source, spare, self._spare_note.compared, _COMPARED)
+        self._spare_note = replace(self._spare_note, compared=compared)
         if damaged:
             _logger.warning(
                 "%d blocks of %s or of its spare file are not what was written there, and are mended; see to the disk",
@@ -177,7 +177,7 @@ class Draft:
             )
 
     def _copy_whole(self, source: int, stat: os.stat_result) -> bool:
-        """Makes the draft anew, unless that would be done too often for the size of the store."""
+        """Makes the working copy anew, unless that would be done too often for the size of the store."""
         if stat.st_size > _SMALL and 0 <= time.time() - self._paths.lock.stat().st_mtime < stat.st_size / _COPY_RATE:
             return False
         disk = shutil.disk_usage(self._target.parent)
@@ -191,7 +191,7 @@ class Draft:
             os.close(fd)
         with suppress(OSError):  # it is somebody else's
             os.utime(self._paths.lock)
-        self._custody = replace(self._custody, database=custody.identity(stat))
+        self._spare_note = replace(self._spare_note, database=spare_note.identity(stat))
         return True
 
     def opened(self) -> None:
@@ -204,7 +204,7 @@ class Draft:
         self._before = None
 
     def publish(self) -> None:
-        """Puts the draft, which nobody has open any more, in the place of the database.
+        """Puts the working copy, which nobody has open any more, in the place of the database.
 
         Raises StoreBusy where that has changed meanwhile: nothing was written then.
         """
@@ -235,18 +235,20 @@ class Draft:
     def _note(self, *, changed: bool) -> None:
         """For the next merge, when nothing touches the two files any more.
 
-        Where somebody else has put the database there or written to it, it is not what the draft was made equal to by checksums,
-        and so does not do as the spare file of that.
+        Where somebody else has put the database there or written to it, it is not what the working copy was made equal to by
+        checksums, and so does not do as the spare file of that.
         """
         spare = _stat(self._paths.spare)
         if not changed:
-            custody.write(self._paths, replace(self._custody, spare=custody.identity(spare)))
+            spare_note.write(self._paths, replace(self._spare_note, spare=spare_note.identity(spare)))
             return
-        kept = self._before is None or custody.identity(self._before) == self._custody.database
-        note = custody.Note(
-            custody.identity(_stat(self._target)), custody.identity(spare) if kept else (), self._custody.compared
+        kept = self._before is None or spare_note.identity(self._before) == self._spare_note.database
+        note = spare_note.Note(
+            spare_note.identity(_stat(self._target)),
+            spare_note.identity(spare) if kept else (),
+            self._spare_note.compared,
         )
-        custody.write(self._paths, note)
+        spare_note.write(self._paths, note)
 
     def _put_first(self) -> None:
         try:
@@ -299,13 +301,13 @@ class Draft:
 
 
 @contextmanager
-def draft(paths: StorePaths) -> Iterator[Draft]:
+def working_copy(paths: StorePaths) -> Iterator[WorkingCopy]:
     """What to open to write; it becomes the database when the block ends, and nothing has happened where that raises.
 
     The caller holds the merge lock and `guard.mutex`. Raises StoreBusy.
     """
     global _under_way
-    made = _under_way = Draft(paths)
+    made = _under_way = WorkingCopy(paths)
     try:
         made.begin()
         try:

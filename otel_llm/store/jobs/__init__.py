@@ -1,1 +1,1 @@
-"""What is done to a whole store by command: copying, keeping, pricing, sending again."""
+"""What is done to a whole store: merging in the background; by command copying, keeping, pricing, sending again."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from otel_llm.settings import Settings
 from otel_llm.store.errors import StoreBusy, StoreError
-from otel_llm.store.file.interrupts import aside, was_interrupted
+from otel_llm.store.file.interrupts import off_main_thread, was_interrupted
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
@@ -85,7 +85,7 @@ class Merger:
     def merge(self, timeout: float) -> bool:
         """Whether everything that has ended by now is in the database. Raises nothing for what fails."""
         position = self._journal.position
-        merged = aside(partial(merge, self._paths().database, timeout=timeout))
+        merged = off_main_thread(partial(merge, self._paths().database, timeout=timeout))
         try:
             result = merged()
         except StoreError as error:
@@ -119,7 +119,7 @@ class Merger:
         if time.monotonic() < self._retain_at:
             return
         self._retain_at = time.monotonic() + _RETENTION_SECONDS
-        kept = aside(partial(retention.keep, self._paths(), retention.Policy(self._max_age, self._max_size)))
+        kept = off_main_thread(partial(retention.keep, self._paths(), retention.Policy(self._max_age, self._max_size)))
         try:
             removed = kept()
             if removed is not None and not removed.complete:

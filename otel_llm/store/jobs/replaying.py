@@ -54,14 +54,14 @@ class BackendError(StoreError):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ReplayTarget:
     """Where spans are sent."""
 
     endpoint: str
     protocol: Protocol
 
     @classmethod
-    def of(cls, endpoint: str | None, protocol: str | None, environment: Mapping[str, str]) -> Target:
+    def of(cls, endpoint: str | None, protocol: str | None, environment: Mapping[str, str]) -> ReplayTarget:
         """The target that is given, or else the one that `OTEL_EXPORTER_OTLP_*` names. Raises ValueError for neither."""
         whole = environment.get(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, "").strip() if not endpoint else ""
         url = endpoint or whole or environment.get(OTEL_EXPORTER_OTLP_ENDPOINT, "").strip()
@@ -141,7 +141,7 @@ _BEFORE_ALL: Final[_Key] = (-(2**63), "")
 
 def replay(
     paths: StorePaths,
-    target: Target,
+    target: ReplayTarget,
     selection: Selection,
     progress: Callable[[int, int], None] = lambda sent, of: None,
 ) -> Outcome:
@@ -209,7 +209,7 @@ def _judged(columns: str, condition: str) -> str:
     return f"SELECT {columns}, {judgement} FROM spans WHERE {condition}"
 
 
-def _plan(connection: DuckDBPyConnection, target: Target, selection: Selection) -> tuple[Outcome, list[_Key]]:
+def _plan(connection: DuckDBPyConnection, target: ReplayTarget, selection: Selection) -> tuple[Outcome, list[_Key]]:
     """What there is to do, and the last span of each page. Only that is kept: a store may have millions of spans."""
     condition, values = _considered(selection)
     rows = connection.execute(
@@ -231,7 +231,9 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _page(connection: DuckDBPyConnection, target: Target, selection: Selection, after: _Key, last: _Key) -> list[_Row]:
+def _page(
+    connection: DuckDBPyConnection, target: ReplayTarget, selection: Selection, after: _Key, last: _Key
+) -> list[_Row]:
     """The spans behind `after` up to `last`. One that another replay has sent meanwhile is not among them."""
     condition, values = _considered(selection)
     (after_ns, after_id), (last_ns, last_id) = after, last
@@ -261,7 +263,7 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _remember(connection: DuckDBPyConnection, target: Target, rows: Sequence[_Row]) -> None:
+def _remember(connection: DuckDBPyConnection, target: ReplayTarget, rows: Sequence[_Row]) -> None:
     connection.execute(
         """INSERT INTO replayed (trace_id, span_id, endpoint, started_at, sent_at)
         SELECT trace_id, span_id, $endpoint, make_timestamptz(start_ns // 1000), now()
@@ -328,7 +330,7 @@ def _known(attributes: dict[str, Any] | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _exporting(target: Target) -> Iterator[Callable[[Sequence[ReadableSpan]], None]]:
+def _exporting(target: ReplayTarget) -> Iterator[Callable[[Sequence[ReadableSpan]], None]]:
     """A function that sends spans, or raises BackendError with what the exporter has to say about it."""
     with warnings_of("opentelemetry.exporter.otlp") as said:
         exporter = target.exporter()

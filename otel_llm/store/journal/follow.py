@@ -49,7 +49,7 @@ class _Position:
         self.pid: int | None = None
 
 
-class Follower:
+class JournalFollower:
     """Start and end records from now on, each once, of every process that writes the store.
 
     Where a process dies, each part that it was at gives a record of the kind `INTERRUPTED`.

@@ -65,17 +65,17 @@ def decode(line: bytes) -> dict[str, Any]:
 
 def long_texts(record: Record) -> dict[str, str]:
     """The attributes of a record that later ones of the same span leave out while they stay the same."""
-    attributes = record.get("a") or {}
-    return {name: value for name, value in attributes.items() if type(value) is str and len(value) >= _LONG}
+    whole = record.get("a") or {}
+    return {name: value for name, value in whole.items() if type(value) is str and len(value) >= _LONG}
 
 
 def shortened(record: Record, texts: Mapping[str, str]) -> Record:
     """`record` without those of its attributes that are in `texts`, by name and to the letter; itself where there are none."""
-    attributes = record.get("a") or {}
-    left_out = [name for name, text in texts.items() if type(own := attributes.get(name)) is str and own == text]
-    if not left_out:
+    whole = record.get("a") or {}
+    names = [name for name, text in texts.items() if type(own := whole.get(name)) is str and own == text]
+    if not names:
         return record
-    return {**record, "a": {name: attributes[name] for name in attributes if name not in left_out}, "m": left_out}
+    return {**record, "a": {name: whole[name] for name in whole if name not in names}, "m": names}
 
 
 def is_shortened(line: bytes) -> bool:
@@ -83,11 +83,27 @@ def is_shortened(line: bytes) -> bool:
     return _LEFT_OUT in line
 
 
+def left_out(record: Record) -> list[str]:
+    """The names of the attributes that it leaves out."""
+    names = record.get("m")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def attributes(line: bytes) -> dict[str, Any]:
+    """Those in an intact line; none where it is not as we write it."""
+    try:
+        found = decode(line).get("a")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def completed(record: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with what it leaves out, from the attributes of `earlier` records of its span."""
-    left_out = record.pop("m", None) or ()
-    if left_out:
-        record["a"] = {name: earlier[name] for name in left_out if name in earlier} | (record.get("a") or {})
+    names, own = left_out(record), record.get("a") or {}
+    if names and isinstance(own, dict):
+        record["a"] = {name: earlier[name] for name in names if name in earlier} | own
+    record.pop("m", None)
     return record
 
 

@@ -23,7 +23,7 @@ class RunningSpans:
     """By span id. The writer's lock is held where they are changed."""
 
     def __init__(self) -> None:
-        self.texts: dict[int, Mapping[str, str]] = {}
+        self.texts: dict[int | None, Mapping[str, str]] = {}
         """The long texts in the start lines of those that have any."""
         self._first: dict[int, bytes] = {}
         self._latest: dict[int, bytes] = {}

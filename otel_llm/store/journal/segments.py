@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -187,29 +188,28 @@ def _read_chunk(fd: int, segment: Segment, offset: int, limit: int, *, live: boo
 
 def _complete(fd: int, chunk: Chunk, block: bytes) -> None:
     """Gives the end lines of `chunk`, which was read from `block`, the texts that only the start lines of their spans have."""
-    short = {number: record.decode(line) for number, line in enumerate(chunk.ends) if record.is_shortened(line)}
+    short: dict[int, tuple[bytes, dict[str, Any]]] = {}
+    for number, line in enumerate(chunk.ends):
+        if record.is_shortened(line) and (span := _identity(line)) is not None:
+            with suppress(ValueError):  # the database will refuse it, and say why
+                short[number] = span, record.decode(line)
     if not short:
         return
-    spans = {number: _identity(chunk.ends[number]) for number in short}
-    told = _attributes_of(block, set(spans.values()))
-    begun_earlier = {
-        spans[number]
-        for number, one in short.items()
-        if not told.get(spans[number], {}).keys() >= set(one.get("m") or ())
-    }
+    said = _attributes_of(block, {span for span, _ in short.values()})
+    begun_earlier = {span for span, one in short.values() if not said.get(span, {}).keys() >= set(record.left_out(one))}
     for span, attributes in _attributes_of(os.pread(fd, chunk.start, 0), begun_earlier).items():
-        told[span] = attributes | told.get(span, {})
-    for number, one in short.items():
-        whole = record.completed(one, told.get(spans[number], {}))
-        chunk.ends[number] = record.encode(whole).removesuffix(b"\n")
+        said[span] = attributes | said.get(span, {})
+    for number, (span, one) in short.items():
+        chunk.ends[number] = record.encode(record.completed(one, said.get(span, {}))).removesuffix(b"\n")
 
 
-def _attributes_of(block: bytes, spans: Collection[bytes | None]) -> dict[bytes | None, dict[str, Any]]:
+def _attributes_of(block: bytes, spans: Collection[bytes]) -> dict[bytes, dict[str, Any]]:
     """The attributes in the start lines of `spans`."""
-    found: dict[bytes | None, dict[str, Any]] = {}
+    found: dict[bytes, dict[str, Any]] = {}
     for line in block.split(b"\n") if spans else ():
         if record.kind(line) == b"s" and (span := _identity(line)) in spans and record.is_intact(line):
-            found.setdefault(span, {}).update(record.decode(line).get("a") or {})
+            assert span is not None
+            found.setdefault(span, {}).update(record.attributes(line))
     return found
 
 
@@ -258,12 +258,16 @@ def unfinished(segment: Segment) -> tuple[bytes, list[bytes]]:
 
 def _last_known(lines: list[bytes]) -> bytes:
     """The last start line of a span, with what it leaves out."""
-    if not record.is_shortened(lines[-1]):
-        return lines[-1]
+    *before, last = lines
+    if not record.is_shortened(last):
+        return last
     earlier: dict[str, Any] = {}
-    for line in lines[:-1]:
-        earlier |= record.decode(line).get("a") or {}
-    return record.encode(record.completed(record.decode(lines[-1]), earlier)).removesuffix(b"\n")
+    for line in before:
+        earlier |= record.attributes(line)
+    try:
+        return record.encode(record.completed(record.decode(last), earlier)).removesuffix(b"\n")
+    except ValueError:
+        return last
 
 
 def running_calls(directory: Path) -> list[dict[str, Any]]:

@@ -113,18 +113,21 @@ class Journal:
     def append(self, entry: record.Record, *, start_of: int | None = None, end_of: int | None = None) -> None:
         """Writes one record. `start_of` and `end_of` are the id of the span that it begins or ends."""
         is_start = start_of is not None
-        texts = self._running.texts.get(start_of if start_of is not None else end_of or 0)
-        short = entry if texts is None else record.shortened(entry, texts)
+        running = self._running
+        short = entry
+        if running.texts and (texts := running.texts.get(start_of if is_start else end_of)) is not None:
+            short = record.shortened(entry, texts)
         line = record.encode(short)
         outermost = not self._lock._is_owned()  # type: ignore[attr-defined]
         with self._lock:
             if outermost:
                 self._busy = False  # an exception may have kept that from being said
             self.records += 1
-            if end_of is not None and not self._running.end(end_of) and short is not entry:
+            running = self._running  # another, if this is in the child of a fork by now
+            if end_of is not None and not running.end(end_of) and short is not entry:
                 line = record.encode(entry)  # its start line may not be in the open segment
             if start_of is not None:
-                line = self._running.begin(start_of, line, entry, is_short=short is not entry)
+                line = running.begin(start_of, line, entry, is_short=short is not entry)
             segment = self._open
             if self._busy or self._waiting or self._starts_missing or segment is None:
                 self._append_slowly(entry, is_start=is_start)

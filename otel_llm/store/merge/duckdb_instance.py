@@ -47,19 +47,19 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
     attached = False
     try:
         database.prepare(paths)
-        with publish.draft(paths) as draft:
+        with publish.working_copy(paths) as working_copy:
             try:
-                database.attach_for_merge(connection, paths, draft)
+                database.attach_for_merge(connection, paths, working_copy)
                 attached = True
                 try:
                     yield connection
                 finally:
-                    database.detach(connection, draft.file)
+                    database.detach(connection, working_copy.file)
             except duckdb.InterruptException as error:
                 raise database.classify(paths, error) from error
             except duckdb.Error as error:
-                if draft.reused and database.is_corruption(error):
-                    raise database.unusable(draft) from error
+                if working_copy.reused and database.is_corruption(error):
+                    raise database.unusable(working_copy) from error
                 raise
     except StoreBusy:
         if attached:

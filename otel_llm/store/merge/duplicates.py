@@ -188,12 +188,12 @@ def _covered() -> str:
 def _results(tables: list[str]) -> str:
     """What the results tell that are not counted yet, and the calls that they are the results of."""
     rows = " UNION ALL BY NAME ".join(f"SELECT * FROM {table}" for table in ("batch", *tables))
-    facts = ", ".join(f"facts.{column}" for column in (*_RESULT, "output_messages"))
+    reported = ", ".join(f"reported.{column}" for column in (*_RESULT, "output_messages"))
     return f"""INSERT INTO result BY NAME
-    SELECT {facts}, result.trace_id, result.span_id, result.is_new, call.trace_id AS call_trace_id,
+    SELECT {reported}, result.trace_id, result.span_id, result.is_new, call.trace_id AS call_trace_id,
         call.span_id AS call_span_id, call.is_new AS call_is_new, call.input_tokens IS NOT NULL AS is_complete
     FROM seen AS result JOIN seen AS call USING (response_id)
-    JOIN ({rows}) AS facts ON {_same("facts", "result")}
+    JOIN ({rows}) AS reported ON {_same("reported", "result")}
     WHERE result.is_result AND NOT call.is_result AND call.level = 2 AND (result.is_new OR call.is_new)
         AND NOT EXISTS (FROM covered WHERE {_same("covered", "result")})
     QUALIFY row_number() OVER (PARTITION BY result.trace_id, result.span_id ORDER BY call.start_us DESC) = 1"""
@@ -201,8 +201,8 @@ def _results(tables: list[str]) -> str:
 
 def _complete_new() -> str:
     """A call of the batch gets what its result, new or stored, tells."""
-    facts = ", ".join(f"{column} = result.{column}" for column in _RESULT)
-    return f"""UPDATE batch SET {facts}, output_messages = coalesce(result.output_messages, batch.output_messages)
+    reported = ", ".join(f"{column} = result.{column}" for column in _RESULT)
+    return f"""UPDATE batch SET {reported}, output_messages = coalesce(result.output_messages, batch.output_messages)
     FROM result WHERE call_is_new AND NOT is_complete
         AND batch.trace_id = call_trace_id AND batch.span_id = call_span_id"""
 

@@ -18,7 +18,7 @@ from otel_llm.settings import reload, settings, store_path
 from otel_llm.store import Store, StoreError, connect, place, store
 from otel_llm.store.jobs import copying
 from otel_llm.store.journal import segments
-from otel_llm.store.journal.follow import Follower
+from otel_llm.store.journal.follow import JournalFollower
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
@@ -135,7 +135,7 @@ def test_in_the_journal(make: Callable[[Path], None], name: str, store_path: Pat
     write_call(journal)
     journal.append({"k": "nonsense"})
     assert segments.running_calls(journal.directory) == []
-    with Follower(StorePaths.of(store_path)) as follower:
+    with JournalFollower(StorePaths.of(store_path)) as follower:
         write_call(journal)
         assert len(follower.poll()) == 2
     assert kept(store_path) == 3

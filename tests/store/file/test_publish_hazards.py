@@ -150,7 +150,7 @@ def test_something_else_in_the_place_of_the_spare_file(
 def test_the_lock_file_is_deleted_in_the_middle_of_a_merge(
     stored: Callable[[], None], journal: Journal, paths: StorePaths
 ) -> None:
-    """With `rm usage.duckdb*`, say. The next one may begin then, and neither may take the other's draft for its own."""
+    """With `rm usage.duckdb*`, say. The next one may begin then, and neither may take the other's working copy for its own."""
     stored()
     stored()
     with pytest.raises(StoreBusy, match="deleted while it was written"), exclusive.alone(paths) as connection:

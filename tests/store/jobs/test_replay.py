@@ -16,13 +16,13 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from otel_llm.store import StoreBusy, StoreNotFound
 from otel_llm.store.jobs import exclusive, replaying, retention
-from otel_llm.store.jobs.replaying import BackendError, Outcome, Selection, Target
+from otel_llm.store.jobs.replaying import BackendError, Outcome, ReplayTarget, Selection
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import NOON, end, merging, query, start, write_call
 
-TARGET = Target("http://backend:4317", "grpc")
+TARGET = ReplayTarget("http://backend:4317", "grpc")
 
 
 class Backend(SpanExporter):
@@ -52,11 +52,11 @@ class Backend(SpanExporter):
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
     backend = Backend()
-    monkeypatch.setattr(Target, "exporter", lambda _: backend)
+    monkeypatch.setattr(ReplayTarget, "exporter", lambda _: backend)
     return backend
 
 
-def send(paths: StorePaths, target: Target = TARGET, **selection: Any) -> Outcome:
+def send(paths: StorePaths, target: ReplayTarget = TARGET, **selection: Any) -> Outcome:
     return replaying.replay(paths, target, Selection(**selection))
 
 
@@ -88,7 +88,7 @@ def test_all_sends_again_and_remembers_once(
 
 def test_another_endpoint_knows_nothing_of_it(journal: Journal, paths: StorePaths, backend: Backend) -> None:
     write_call(journal)
-    assert send(paths).sent == send(paths, Target("http://other:4317", "grpc")).sent == 1
+    assert send(paths).sent == send(paths, ReplayTarget("http://other:4317", "grpc")).sent == 1
 
 
 def test_selected_by_time_and_trace(journal: Journal, paths: StorePaths, backend: Backend) -> None:
@@ -346,7 +346,7 @@ def test_targets(
     endpoint: str | None, protocol: str | None, environment: dict[str, str], expected: tuple[str, str]
 ) -> None:
     named = {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in environment.items()}
-    target = Target.of(endpoint, protocol, named)
+    target = ReplayTarget.of(endpoint, protocol, named)
     assert (target.endpoint, target.protocol) == expected
 
 
@@ -362,9 +362,9 @@ def test_targets(
 )
 def test_what_is_no_target(endpoint: str | None, protocol: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Target.of(endpoint, protocol, {})
+        ReplayTarget.of(endpoint, protocol, {})
 
 
 def test_secrets_of_an_endpoint_are_not_remembered() -> None:
-    target = Target.of("https://user:secret@h:4318/v1/traces?key=secret", None, {})
+    target = ReplayTarget.of("https://user:secret@h:4318/v1/traces?key=secret", None, {})
     assert target.name == "https://h:4318/v1/traces"

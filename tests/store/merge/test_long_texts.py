@@ -8,12 +8,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from otel_llm.conventions import semconv
 from otel_llm.store.journal import record, running, segments
-from otel_llm.store.journal.follow import Follower
+from otel_llm.store.journal.follow import JournalFollower
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
@@ -200,8 +201,25 @@ def test_what_only_looks_as_if_something_were_left_out(attribute: str, journal: 
     assert record.orjson.loads(attributes)[attribute] == ["x"]
 
 
+@pytest.mark.parametrize("rest", [b'"m":["a"],"a":{', b'"m":[1,["a"]],"a":[]}', b'"m":["a"],"a":7}', b'"m":["a"]}'])
+@pytest.mark.parametrize("kind", [b"s", b"e"])
+def test_what_no_version_of_ours_writes(kind: bytes, rest: bytes, journal: Journal, store_path: Path) -> None:
+    """It costs nothing but itself."""
+    call = write_call(journal)
+    body = b'"k":"%b","t":"%b","s":"%b",%b' % (kind, b"a" * 32, b"b" * 16, rest)
+    assert journal.segment is not None
+    with journal.segment.open("ab") as file:
+        for _ in range(2):
+            file.write(b'{"c":"%08x",%b\n' % (crc32(body), body))
+    journal.close()
+    assert merge(store_path).complete
+    assert query(
+        store_path, f"SELECT input_tokens FROM spans JOIN llm_usage USING (span_id) WHERE span_id = '{call['s']}'"
+    ) == [(1000,)]
+
+
 def test_who_reads_without_a_merge(journal: Journal, store_path: Path, paths: StorePaths) -> None:
-    with Follower(paths) as follower:
+    with JournalFollower(paths) as follower:
         begun = begin(journal)
         update(journal, begun)
         (call,) = segments.running_calls(paths.journal)

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from otel_llm.store.file import blocks, custody, publish
+from otel_llm.store.file import blocks, publish, spare_note
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
@@ -54,8 +54,8 @@ def rot(path: Path, start: int) -> None:
 
 def trust(paths: StorePaths) -> None:
     """As if nobody had touched the two files: what a disk does to them changes no time."""
-    there = (custody.identity(path.stat()) for path in (paths.database, paths.spare))
-    custody.write(paths, custody.Note(*there))
+    there = (spare_note.identity(path.stat()) for path in (paths.database, paths.spare))
+    spare_note.write(paths, spare_note.Note(*there))
 
 
 def whole(paths: StorePaths) -> tuple[int, str, str]:
@@ -102,11 +102,11 @@ def test_a_restored_directory_s_spare_file_is_given_up(account: StorePaths, tmp_
 def test_after_another_start_of_the_machine_a_whole_copy_is_made(
     account: StorePaths, stored: Callable[[], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(custody, "_boot", lambda: "another")
+    monkeypatch.setattr(spare_note, "_boot", lambda: "another")
     for start in starts(account.spare):
         rot(account.spare, start)
     trust(account)
-    monkeypatch.setattr(custody, "_boot", lambda: "one more")
+    monkeypatch.setattr(spare_note, "_boot", lambda: "one more")
     stored()
     is_right(account, 4)
     assert not caplog.text
@@ -183,7 +183,7 @@ def test_nothing_of_it_costs_a_whole_copy(
     def never(*_: object) -> Iterator[None]:
         raise AssertionError("a whole copy")
 
-    monkeypatch.setattr(publish.Draft, "_copy_whole", never)
+    monkeypatch.setattr(publish.WorkingCopy, "_copy_whole", never)
     pair = {account.database.stat().st_ino, account.spare.stat().st_ino}
     for _ in range(3):
         stored()
