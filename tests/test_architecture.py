@@ -35,6 +35,7 @@ ROOMS = (
     "store",
     "lifecycle",
     "instrumentation",
+    "instrumentation.engine",
     "instrumentation.openai",
     "instrumentation.langchain",
     "routing",

@@ -1,1 +1,1 @@
-"""What any generated client shares, whichever API it is for: a request of its that is carried out with a span around it."""
+"""What any generated client shares, whichever API it is for: one of its requests, carried out with a span around it."""
