@@ -172,10 +172,10 @@ class _Response:
     __slots__ = ("_iterator", "_response", "_room")
 
     def __init__(self, response: Iterable[bytes], inside: otel.Context) -> None:
-        from otel_llm.context.generators import Room
+        from otel_llm.context.generators import StepContext
 
         self._response = response
-        self._room = Room(inside)
+        self._room = StepContext(inside)
         self._iterator: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:

@@ -33,7 +33,7 @@ _ENOUGH_STRIKES: Final = 3
 """So many refusals in a row for other reasons, and no answer between: then those were perhaps not the reasons."""
 
 
-class Server:
+class KnownServer:
     """What one server has shown, at one endpoint and API version. A gateway may differ by model.
 
     Changed without a lock: each step is one operation, and one that is lost to another thread is learned again.
@@ -146,16 +146,16 @@ class _Memory:
         self.path: Path | None = None
         self.is_new = False
         """Whether something has been learned that the file does not say."""
-        self._servers: dict[str, Server] = {}
-        self._told: dict[str, Server] | None = None
+        self._servers: dict[str, KnownServer] = {}
+        self._told: dict[str, KnownServer] | None = None
         """What the file said, as long as nobody has asked for it."""
 
-    def server(self, address: str, name: str, *, is_documented: bool = False) -> Server:
+    def server(self, address: str, name: str, *, is_documented: bool = False) -> KnownServer:
         known = self._servers.get(address)
         if known is None:
             if self._told is None:
                 self._told = {} if self.path is None else read(self.path)
-            known = self._told.get(_digest(address)) or Server(name)
+            known = self._told.get(_digest(address)) or KnownServer(name)
             known.is_sure = known.is_documented = is_documented
             while len(self._servers) >= MAX_SERVERS:
                 with contextlib.suppress(KeyError, RuntimeError, StopIteration):
@@ -188,7 +188,7 @@ class _Memory:
 _memory = _Memory()
 
 
-def server(address: str, name: str, *, is_documented: bool = False) -> Server:
+def server(address: str, name: str, *, is_documented: bool = False) -> KnownServer:
     """What is known of the server at `address`, which tells it from every other; `name` is what people call it."""
     return _memory.server(address, name, is_documented=is_documented)
 
@@ -209,7 +209,7 @@ def forget() -> None:
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
-def read(path: Path) -> dict[str, Server]:
+def read(path: Path) -> dict[str, KnownServer]:
     """What the file at `path` says, by the digest of each server's address: nothing, where it is damaged or not ours."""
     try:
         content = _content(path)
@@ -220,12 +220,12 @@ def read(path: Path) -> dict[str, Server]:
     return dict(_sound(servers)) if isinstance(servers, dict) else {}
 
 
-def _sound(servers: Mapping[str, Any]) -> Iterator[tuple[str, Server]]:
+def _sound(servers: Mapping[str, Any]) -> Iterator[tuple[str, KnownServer]]:
     now = time.time()
     for digest, told in list(servers.items())[:MAX_SERVERS]:
         if not isinstance(told, dict) or not isinstance(told.get("server"), str):
             continue
-        server = Server(told["server"])
+        server = KnownServer(told["server"])
         if _is_time(told.get("taken")):
             server.taken_at = min(told["taken"], now)
         refused = told.get("refused")
@@ -249,14 +249,14 @@ def _content(path: Path) -> bytes:
     return content if len(content) <= MAX_BYTES else b""
 
 
-def _merged(told: Mapping[str, Server], learned: Mapping[str, Server]) -> dict[str, Server]:
+def _merged(told: Mapping[str, KnownServer], learned: Mapping[str, KnownServer]) -> dict[str, KnownServer]:
     """What the file will say: other processes learn too, and what they learn of one server at once is all true."""
     both = dict(told)
     for digest, server in learned.items():
         if not server.last_change:
             continue
         if (other := both.get(digest)) is not None:
-            merged = Server(server.name)
+            merged = KnownServer(server.name)
             merged.taken_at = max(server.taken_at, other.taken_at)
             merged.refused = {**other.refused, **server.refused}
             server = merged
@@ -265,7 +265,7 @@ def _merged(told: Mapping[str, Server], learned: Mapping[str, Server]) -> dict[s
     return dict(kept)
 
 
-def _write(path: Path, servers: Mapping[str, Server]) -> None:
+def _write(path: Path, servers: Mapping[str, KnownServer]) -> None:
     """Puts the file in place in one step. Raises OSError."""
     told = {
         digest: {"server": server.name, "taken": server.taken_at or None, "refused": server.refused}

@@ -15,7 +15,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, Status, StatusCode
 
-from otel_llm.content.parts import ALL_TEXTS, COST, SLACK, TRUNCATED, Room, plain
+from otel_llm.content.parts import ALL_TEXTS, COST, SLACK, TRUNCATED, Allowance, plain
 from otel_llm.content.redaction import Message, RedactionFailed, current, fail, redact
 from otel_llm.content.secrets import scrub
 from otel_llm.conventions import semconv
@@ -118,12 +118,12 @@ def clean_messages(messages: list[Message]) -> list[Message]:
         if left <= 0:
             kept.append({"role": "system", "parts": [{"type": "omitted", "messages": number + 1}]})
             break
-        message = plain(messages[number], longest, Room(left + SLACK))
+        message = plain(messages[number], longest, Allowance(left + SLACK))
         if redactor is not None:
             message = redact(redactor, message)
             if message is None:
                 continue
-            message = plain(message, longest, Room(left + SLACK))
+            message = plain(message, longest, Allowance(left + SLACK))
         message = scrub(message, limit, TRUNCATED)
         left -= _length(message)
         kept.append(message)

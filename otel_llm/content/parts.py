@@ -196,7 +196,7 @@ def _binary(kind: str, modality: str, found: Mapping[str, Any]) -> Part:
     return part
 
 
-class Room:
+class Allowance:
     """How much of a value is still copied, in characters."""
 
     __slots__ = ("left",)
@@ -205,35 +205,35 @@ class Room:
         self.left = left
 
 
-def plain(value: object, longest: int, room: Room | None = None, depth: int = 0) -> Any:
+def plain(value: object, longest: int, allowance: Allowance | None = None, depth: int = 0) -> Any:
     """A bounded copy of `value` that JSON can say: texts of at most `longest` characters, no base64, nothing that is the app's.
 
-    Of lists too long for `room` (`ALL_TEXTS` of those texts by default) the rest is `{"type": "omitted", "items": 12}`.
+    Of lists too long for `allowance` (`ALL_TEXTS` of those texts by default) the rest is `{"type": "omitted", "items": 12}`.
     """
-    if room is None:
-        room = Room(longest * ALL_TEXTS)
+    if allowance is None:
+        allowance = Allowance(longest * ALL_TEXTS)
     try:
-        return _plain(value, longest, room, depth)
+        return _plain(value, longest, allowance, depth)
     except Exception as error:  # an object of the app's that is not what it seems
         faults.pass_on(error)
         return f"<{class_name(type(value))}>"
 
 
-def _plain(value: Any, longest: int, room: Room, depth: int) -> Any:
+def _plain(value: Any, longest: int, allowance: Allowance, depth: int) -> Any:
     # By `type`, and by the methods of the built-in types: what is the app's may lie about its class, iterate for ever, or count how
     # often it is looked at. Nothing of it is called that is not needed to know what the value is.
     if value is None or value is True or value is False:
         return value
     kind = type(value)
-    is_full = room.left <= 0
+    is_full = allowance.left <= 0
     if issubclass(kind, str):
         text = value if kind is str else str.__str__(value)
         if is_full and len(text) > COST:
             return TRUNCATED  # not a part of it: half a secret would not be seen as one
         text = _shortened(text, longest)
-        room.left -= len(text)
+        allowance.left -= len(text)
         return text
-    room.left -= COST // 8
+    allowance.left -= COST // 8
     if issubclass(kind, int):
         number = int.__index__(value)
         return number if -(2**63) <= number < 2**63 else str(number)
@@ -244,29 +244,29 @@ def _plain(value: Any, longest: int, room: Room, depth: int) -> Any:
     if depth >= _MAX_DEPTH or is_full:
         return TRUNCATED
     if issubclass(kind, dict | Mapping):
-        room.left -= COST
+        allowance.left -= COST
         items = islice(dict.items(value) if issubclass(kind, dict) else value.items(), _MAX_ITEMS)
-        return {_key(key): plain(item, longest, room, depth + 1) for key, item in items}
+        return {_key(key): plain(item, longest, allowance, depth + 1) for key, item in items}
     for sequence in (list, tuple, set, frozenset):
         if issubclass(kind, sequence):
-            return _plain_items(sequence, value, longest, room, depth)
+            return _plain_items(sequence, value, longest, allowance, depth)
     if issubclass(kind, type):
         return f"<class {class_name(value)}>"
     if issubclass(kind, Enum):
-        return plain(value._value_, longest, room, depth + 1)
+        return plain(value._value_, longest, allowance, depth + 1)
     own = {} if issubclass(kind, ModuleType) else fields(value) or _slots(value)
     if public := {name: item for name, item in own.items() if type(name) is str and not name.startswith("_")}:
-        return plain(public, longest, room, depth + 1)
-    return plain(str(value), longest, room, depth)
+        return plain(public, longest, allowance, depth + 1)
+    return plain(str(value), longest, allowance, depth)
 
 
-def _plain_items(sequence: Any, value: Any, longest: int, room: Room, depth: int) -> list[Any]:
+def _plain_items(sequence: Any, value: Any, longest: int, allowance: Allowance, depth: int) -> list[Any]:
     copied: list[Any] = []
     for item in islice(sequence.__iter__(value), _MAX_ITEMS):
-        if room.left <= 0:
+        if allowance.left <= 0:
             copied.append({"type": "omitted", "items": sequence.__len__(value) - len(copied)})
             break
-        copied.append(plain(item, longest, room, depth + 1))
+        copied.append(plain(item, longest, allowance, depth + 1))
     return copied
 
 

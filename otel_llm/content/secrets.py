@@ -408,7 +408,7 @@ def _masked(value: Any, depth: int) -> Any:
     return API_KEY
 
 
-class Kind(Enum):
+class SecretKind(Enum):
     """How sure a name is to stand for a secret."""
 
     STRONG = 1
@@ -417,13 +417,13 @@ class Kind(Enum):
 
 
 @lru_cache(maxsize=1024)
-def kind_of(name: str) -> Kind | None:
+def kind_of(name: str) -> SecretKind | None:
     """Whether what stands in a field of this name is a secret."""
     if len(name) > _LONGEST_NAME:
         return None
     if _STRONG_NAME.fullmatch(name):
-        return Kind.STRONG
-    return Kind.WEAK if _WEAK_NAME.fullmatch(name) else None
+        return SecretKind.STRONG
+    return SecretKind.WEAK if _WEAK_NAME.fullmatch(name) else None
 
 
 def is_secret(name: str) -> bool:
@@ -516,7 +516,7 @@ def _scrub_named(text: str) -> Iterator[str]:
             and name.lower() in ("key", "token", "secret")
             and _TWO_WORDS.search(text, max(0, start - 12), start)
         ):
-            kind = Kind.WEAK
+            kind = SecretKind.WEAK
         if kind is None:
             continue
         for first, last in _values(text, start, end, kind, is_option=name.startswith("-")):
@@ -526,7 +526,7 @@ def _scrub_named(text: str) -> Iterator[str]:
     yield text[done:]
 
 
-def _values(text: str, start: int, at: int, kind: Kind, *, is_option: bool) -> Iterator[tuple[int, int]]:
+def _values(text: str, start: int, at: int, kind: SecretKind, *, is_option: bool) -> Iterator[tuple[int, int]]:
     """Where the secrets stand whose name is between `start` and `at`."""
     name_end = at
     sign = _SIGN.match(text, at)
@@ -607,7 +607,7 @@ def _is_name(value: str) -> bool:
     return _DIGIT.search(value) is None and kind_of(value) is not None
 
 
-def _spoken(text: str, start: int, at: int, kind: Kind) -> Iterator[tuple[int, int]]:
+def _spoken(text: str, start: int, at: int, kind: SecretKind) -> Iterator[tuple[int, int]]:
     """Where a secret follows its name without a sign: `set DB_PASSWORD …`, `PASSWORD '…'`, `setPassword("…")`."""
     name = text[start:at]
     if (
@@ -627,11 +627,11 @@ def _spoken(text: str, start: int, at: int, kind: Kind) -> Iterator[tuple[int, i
     elif item is None and (plain := _PLAIN.match(text, gap.end())) and _CODE.match(text, gap.end()) is None:
         value = plain["value"]
         mixed = value != value.lower() and value != value.upper() and ("/" not in value or len(value) > _LONG)
-        if len(value) >= _SHORTEST and _is_value(value, Kind.WEAK, ":") and (mixed or (loud and "_" in name)):
+        if len(value) >= _SHORTEST and _is_value(value, SecretKind.WEAK, ":") and (mixed or (loud and "_" in name)):
             yield plain.start("value"), _end_of(text, plain.end())
 
 
-def _lines(text: str, start: int, at: int, kind: Kind, *, is_block: bool) -> Iterator[tuple[int, int]]:
+def _lines(text: str, start: int, at: int, kind: SecretKind, *, is_block: bool) -> Iterator[tuple[int, int]]:
     """Where the secrets stand in the lines below a name in YAML: those that stand further to the right."""
     before = max(
         start - _LONGEST_NAME,
@@ -646,7 +646,7 @@ def _lines(text: str, start: int, at: int, kind: Kind, *, is_block: bool) -> Ite
         if said and len(line["indent"]) <= margin and not (line["item"] and len(line["indent"]) == margin):
             return
         if is_block:
-            if said and (kind is Kind.STRONG or _DIGIT.search(said)):
+            if said and (kind is SecretKind.STRONG or _DIGIT.search(said)):
                 yield line.span("said")
         elif (
             " " in said
@@ -659,7 +659,7 @@ def _lines(text: str, start: int, at: int, kind: Kind, *, is_block: bool) -> Ite
             yield line.span("said")
 
 
-def _is_value(value: str, kind: Kind, sign: str) -> bool:
+def _is_value(value: str, kind: SecretKind, sign: str) -> bool:
     """Whether a word without quotation marks, after this sign, is a secret rather than the next word of a sentence, or a number."""
     if value.casefold() in _NOTHING:
         return False
@@ -670,7 +670,7 @@ def _is_value(value: str, kind: Kind, sign: str) -> bool:
         return False
     if sign not in (":", "=", ":=", "=>", "：", "＝") and not sign.startswith(("%", "\\", "</")):
         return has_digit and len(value) >= _SHORTEST and not value.isdigit()
-    if kind is Kind.STRONG:
+    if kind is SecretKind.STRONG:
         return len(value) >= (_SHORTEST if sign == ":" else 4)
     return (
         has_digit and len(value) >= (_SHORTEST if sign == ":" else 4) and not value.isdigit() and value[0] not in "/~"

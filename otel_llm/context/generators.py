@@ -20,16 +20,16 @@ from otel_llm.support import faults
 Opening = AbstractContextManager[otel.Context]
 """Opens the context of one body with its first step, and closes it with its last one. It attaches nothing itself."""
 
-_ROOM = otel.create_key("otel-llm-room")
+_STEP_CONTEXT = otel.create_key("otel-llm-step_context")
 
 
-class Room:
+class StepContext:
     """An OpenTelemetry context that is entered for each step, and left as the step leaves it."""
 
     __slots__ = ("_inside",)
 
     def __init__(self, inside: otel.Context) -> None:
-        self._inside = otel.set_value(_ROOM, self, inside)
+        self._inside = otel.set_value(_STEP_CONTEXT, self, inside)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)`, called inside."""
@@ -50,7 +50,7 @@ class Room:
         finally:
             current = otel.get_current()
             # What is dropped in the middle is closed wherever the garbage collector runs: nothing there is ours to change.
-            if otel.get_value(_ROOM, current) is self:
+            if otel.get_value(_STEP_CONTEXT, current) is self:
                 self._inside = current
                 otel.attach(outside)
 
@@ -58,11 +58,11 @@ class Room:
 def drive(body: Generator[Any, Any, Any], opening: Opening) -> Generator[Any, Any, Any]:
     """`body`, each of its steps taken inside."""
     with opening as inside:
-        room = Room(inside)
+        step_context = StepContext(inside)
         step, value = body.send, None
         while True:
             try:
-                item = room.run(step, value)
+                item = step_context.run(step, value)
             except StopIteration as stop:
                 return stop.value
             finally:
@@ -77,12 +77,12 @@ def drive(body: Generator[Any, Any, Any], opening: Opening) -> Generator[Any, An
 async def drive_async(body: AsyncGenerator[Any, Any], opening: Opening) -> AsyncGenerator[Any, Any]:
     """The same for an async generator."""
     with opening as inside:
-        room = Room(inside)
+        step_context = StepContext(inside)
         step: Callable[[Any], Any] = body.asend
         value: Any = None
         while True:
             try:
-                item = await room.wait(step(value))
+                item = await step_context.wait(step(value))
             except StopAsyncIteration:
                 return
             finally:
@@ -96,7 +96,7 @@ async def drive_async(body: AsyncGenerator[Any, Any], opening: Opening) -> Async
 
 async def _finish(coroutine: Coroutine[Any, Any, Any], opening: Opening) -> Any:
     with opening as inside:
-        return await Room(inside).wait(coroutine)
+        return await StepContext(inside).wait(coroutine)
 
 
 def continued(result: Any, opening: Opening) -> Any:

@@ -15,8 +15,8 @@ from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.langchain import private
+from otel_llm.instrumentation.langchain._callbacks import CallbackHooks
 from otel_llm.instrumentation.langchain._handler import Handler, tell_to_the_end
-from otel_llm.instrumentation.langchain._hooks import Hooks
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.support import faults
 
@@ -32,7 +32,7 @@ class LangChainInstrumentor(Instrumentor):
 
     def _install(self, tracer: Tracer) -> None:
         runs = Runs(tracer)
-        hooks = Hooks(runs)
+        hooks = CallbackHooks(runs)
         handler = Handler(runs)
         patches = patching.Patches()
         self._installed = (runs, handler, patches)

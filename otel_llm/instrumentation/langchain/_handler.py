@@ -11,14 +11,14 @@ from uuid import UUID
 from otel_llm.calls import abandoned, ending, tracing
 from otel_llm.conventions import semconv
 from otel_llm.conventions.tool_calls import returned_by_tool, returned_in_chat
-from otel_llm.instrumentation.langchain._models import Request
+from otel_llm.instrumentation.langchain._models import ModelRequest
 from otel_llm.instrumentation.langchain._runs import Runs
 from otel_llm.instrumentation.langchain._tree import Graph, conversation_of, is_unnamed, part_of
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
-_Said = Callable[[], dict[str, Any]]
+_ReadContent = Callable[[], dict[str, Any]]
 
 _MODELS = ("ai", "AIMessageChunk")
 _TOOLS = ("tool", "ToolMessageChunk")
@@ -39,7 +39,7 @@ def _safe(hook: _Hook) -> _Hook:
 
 
 class Handler:
-    """Keeps the runs. Told of every event in order, in the context that it happens in; no handler of LangChain's (see `_hooks`)."""
+    """Keeps the runs. Told of every event in order, in its context; no handler of LangChain's (see `_callbacks`)."""
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
@@ -78,7 +78,7 @@ class Handler:
         )
         said = {}
         if part.operation in semconv.CHAIN_OPERATIONS and settings().captures_content:
-            said = _run_said(inputs=inputs)
+            said = _run_content(inputs=inputs)
         run = runs.begin(run_id, parent, part.name, conversation_of(metadata))
         if graph is not None and graph.thread_id is not None:
             run.conversation_id = run.conversation_configured = graph.thread_id
@@ -90,21 +90,21 @@ class Handler:
 
     @_safe
     def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
-        said = self._said_at_end(run_id, inputs, outputs)
+        said = self._content_at_end(run_id, inputs, outputs)
         self._runs.end(run_id, ending.OK, attributes=None if said is None else said())
 
     @_safe
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
-        self._fail(run_id, error, self._said_at_end(run_id, inputs))
+        self._fail(run_id, error, self._content_at_end(run_id, inputs))
 
-    def _said_at_end(self, run_id: UUID, inputs: Any, outputs: Any = None) -> _Said | None:
+    def _content_at_end(self, run_id: UUID, inputs: Any, outputs: Any = None) -> _ReadContent | None:
         """Reads what is known at the end alone: the answer, and what a stream was given, which LangChain tells then.
 
         None where there is nothing to read.
         """
         if not settings().captures_content or (run := self._runs.get(run_id)) is None:
             return None
-        return partial(_run_said, inputs, outputs) if run.operation in semconv.CHAIN_OPERATIONS else None
+        return partial(_run_content, inputs, outputs) if run.operation in semconv.CHAIN_OPERATIONS else None
 
     # --- tools -------------------------------------------------------------------------------------------------------
     @_safe
@@ -131,13 +131,13 @@ class Handler:
         if tool_call_id:
             attributes[semconv.TOOL_CALL_ID] = str(tool_call_id)
         if settings().captures_content:
-            attributes |= _said(semconv.TOOL_CALL_ARGUMENTS, input_str if inputs is None else inputs)
+            attributes |= _content(semconv.TOOL_CALL_ARGUMENTS, input_str if inputs is None else inputs)
         run = runs.begin(run_id, runs.parent(parent_run_id), tool, conversation_of(metadata))
         runs.open_span(run, semconv.EXECUTE_TOOL, tool, attributes)
 
     @_safe
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        said = _said(semconv.TOOL_CALL_RESULT, output) if settings().captures_content else {}
+        said = _content(semconv.TOOL_CALL_RESULT, output) if settings().captures_content else {}
         identity, has_failed = returned_by_tool(output)
         if identity is not None:
             said[semconv.TOOL_CALL_ID] = identity  # older LangChains do not tell it at the start
@@ -166,13 +166,13 @@ class Handler:
         runs = self._runs
         if not _is_wanted(runs):
             return
-        said = _said(semconv.RETRIEVAL_QUERY, query) if settings().captures_content else {}
+        said = _content(semconv.RETRIEVAL_QUERY, query) if settings().captures_content else {}
         name = name or _name_of(serialized, "retriever")
         runs.begin_retriever(run_id, runs.parent(parent_run_id), name, said, conversation_of(metadata))
 
     @_safe
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        said = _said(semconv.RETRIEVAL_DOCUMENTS, documents) if settings().captures_content else None
+        said = _content(semconv.RETRIEVAL_DOCUMENTS, documents) if settings().captures_content else None
         self._runs.end(run_id, ending.OK, attributes=said)
 
     @_safe
@@ -197,7 +197,7 @@ class Handler:
         if not _is_wanted(runs):
             return
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""), conversation_of(metadata))
-        run.request = Request(semconv.CHAT, serialized, metadata, invocation_params, messages)
+        run.request = ModelRequest(semconv.CHAT, serialized, metadata, invocation_params, messages)
         last = messages[0] if messages else ()
         if returned := returned_in_chat(last, "type", _MODELS, _TOOLS):
             run.request.attributes[semconv.RETURNED_TOOL_IDS] = returned
@@ -220,11 +220,11 @@ class Handler:
         if not _is_wanted(runs):
             return
         run = runs.begin(run_id, runs.parent(parent_run_id), _name_of(serialized, ""), conversation_of(metadata))
-        run.request = Request(semconv.TEXT_COMPLETION, serialized, metadata, invocation_params, prompts)
+        run.request = ModelRequest(semconv.TEXT_COMPLETION, serialized, metadata, invocation_params, prompts)
         run.started_ns = time.time_ns()
         if batch_size <= 1:
             runs.begin_call(run)
-        # Else `Hooks.generate_many` is next, and knows whether the prompts share a request.
+        # Else `CallbackHooks.generate_many` is next, and knows whether the prompts share a request.
 
     @_safe
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -251,7 +251,7 @@ class Handler:
             model.fail(error, response)
 
     # --- ends --------------------------------------------------------------------------------------------------------
-    def _fail(self, run_id: UUID, error: BaseException, said: _Said | None = None) -> None:
+    def _fail(self, run_id: UUID, error: BaseException, said: _ReadContent | None = None) -> None:
         runs = self._runs
         status, error_type = ending.status_of(error), ending.error_type_of(error)
         if (
@@ -284,7 +284,7 @@ def tell_to_the_end(runs: Runs, handler: Handler) -> None:
         manager.handlers = [*manager.handlers, teller]  # a new list: others have the one that it was
 
 
-def _said(name: str, value: Any) -> dict[str, Any]:
+def _content(name: str, value: Any) -> dict[str, Any]:
     """What a tool or a retriever is asked or answers, as its span takes it."""
     from otel_llm.content import capture  # only with capture
     from otel_llm.content.langchain import documents, tool_output
@@ -296,7 +296,7 @@ def _said(name: str, value: Any) -> dict[str, Any]:
         return {}
 
 
-def _run_said(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
+def _run_content(inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
     """What an agent or a workflow is asked and answers, as its span takes it."""
     from otel_llm.content import capture  # only with capture
     from otel_llm.content.langchain import run_input, run_output

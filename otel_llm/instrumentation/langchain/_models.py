@@ -11,7 +11,7 @@ from otel_llm.calls.parent import Parent
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
 from otel_llm.conventions.hosts import provider_name
-from otel_llm.instrumentation.langchain._answer import Answer
+from otel_llm.instrumentation.langchain._result import ModelResult
 from otel_llm.settings import settings
 
 _MODEL_KEYS = ("model", "model_name", "model_id")
@@ -37,9 +37,9 @@ class ModelRun:
 
     __slots__ = ("_answer", "_asked", "_left", "_parameters", "call")
 
-    def __init__(self, call: ModelCall, requests: Sequence[Request]) -> None:
+    def __init__(self, call: ModelCall, requests: Sequence[ModelRequest]) -> None:
         self.call = call
-        self._answer = Answer()
+        self._answer = ModelResult()
         self._left = len(requests)
         # Read at the end, and only if no client's hook has carried out the call: it reads what is really sent.
         self._asked = [request.asked for request in requests if request.asked is not None]
@@ -99,7 +99,7 @@ class ModelRun:
             self.call.abandon(ending.CANCELLED, self._answer.usage, self._answer.attributes())
 
 
-class Request:
+class ModelRequest:
     """What is known of a model call when its run starts."""
 
     __slots__ = ("asked", "attributes", "model", "operation", "parameters")

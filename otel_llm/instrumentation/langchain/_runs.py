@@ -21,7 +21,7 @@ from otel_llm.calls.parent import Find, Parent, inherit, innermost
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import private
-from otel_llm.instrumentation.langchain._models import ModelRun, Request
+from otel_llm.instrumentation.langchain._models import ModelRequest, ModelRun
 from otel_llm.instrumentation.langchain._tree import Part, Shown
 from otel_llm.signals import metrics
 from otel_llm.support import forks
@@ -65,7 +65,7 @@ class Run:
         self.span: Span | None = None
         self.attributes: dict[str, Any] = {}
         """What its span was told."""
-        self.request: Request | None = None
+        self.request: ModelRequest | None = None
         """What a model run asks for, until its call has begun."""
         self.model: ModelRun | None = None
         self.pending: str | None = None

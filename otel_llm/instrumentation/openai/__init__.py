@@ -14,7 +14,7 @@ from otel_llm.calls.tracing import Tracer
 from otel_llm.instrumentation import patching
 from otel_llm.instrumentation.instrumentor import Instrumentor
 from otel_llm.instrumentation.openai import private
-from otel_llm.instrumentation.openai._hooks import Hooks
+from otel_llm.instrumentation.openai._hooks import ClientHooks
 from otel_llm.instrumentation.openai._observe import background
 from otel_llm.instrumentation.openai._websocket import WebsocketHooks
 from otel_llm.support import faults
@@ -29,7 +29,7 @@ class OpenAIInstrumentor(Instrumentor):
         return ("openai >= 1.26",)
 
     def _install(self, tracer: Tracer) -> None:
-        hooks = Hooks(tracer, self.scope)
+        hooks = ClientHooks(tracer, self.scope)
         self._patches = patching.Patches()
         atexit.register(background.close)
 
@@ -46,7 +46,7 @@ class OpenAIInstrumentor(Instrumentor):
         self._patches.when_imported(private.BASE_CLIENT, patch)
         WebsocketHooks(tracer).patch(self._patches)
 
-    def _wrap_what_bypasses(self, hooks: Hooks) -> None:
+    def _wrap_what_bypasses(self, hooks: ClientHooks) -> None:
         """Another instrumentation may have wrapped `request` on a subclass before us: its wrapper calls the plain one."""
         for module, names in private.CLIENTS.items():
             for name, hook in zip(names, (hooks.request, hooks.request_async), strict=True):

@@ -36,12 +36,12 @@ _OPTION: Final = "stream_options"
 _ABSENT: Final = object()
 
 
-class _Body(dict[str, Any]):
+class AskedBody(dict[str, Any]):
     """The part of a request's body that we put the question into: our own copy, which the client's retries share."""
 
     __slots__ = ("_before", "is_asked", "server")
 
-    def __init__(self, body: Mapping[str, Any], asked: Mapping[str, Any], server: stream_usage.Server) -> None:
+    def __init__(self, body: Mapping[str, Any], asked: Mapping[str, Any], server: stream_usage.KnownServer) -> None:
         super().__init__(body)
         self._before = body.get(_OPTION, _ABSENT)
         self[_OPTION] = {**asked, "include_usage": True}
@@ -62,7 +62,9 @@ class Asking:
 
     __slots__ = ("_body", "_is_again", "_is_over", "_model", "_server", "options")
 
-    def __init__(self, server: stream_usage.Server, model: str, options: Any | None, body: _Body | None) -> None:
+    def __init__(
+        self, server: stream_usage.KnownServer, model: str, options: Any | None, body: AskedBody | None
+    ) -> None:
         self._server = server
         self._model = model
         self._body = body
@@ -141,7 +143,7 @@ def asking(
         return None
     copied = options.model_copy() if hasattr(options, "model_copy") else options.copy()
     part = "json_data" if options.extra_json is None else "extra_json"  # of the two the second is what is sent
-    ours = _Body(getattr(options, part), asked or {}, known)
+    ours = AskedBody(getattr(options, part), asked or {}, known)
     setattr(copied, part, ours)
     if raw is not None:
         copied.post_parser = _hiding(options.post_parser, ours)
@@ -151,7 +153,7 @@ def asking(
 def before_retry(options: Any, response: Any) -> None:
     """The client is about to send a request once more. `response`: what it got, where it says so."""
     for body in (getattr(options, "extra_json", None), getattr(options, "json_data", None)):
-        if not isinstance(body, _Body) or body.server.is_sure:
+        if not isinstance(body, AskedBody) or body.server.is_sure:
             continue
         if getattr(response, "status_code", None) not in _NOT_OF_THE_SERVER:
             body.take_back()
@@ -178,7 +180,7 @@ def _headers(options: Any) -> tuple[str | None, bool]:
     return raw, is_repeatable
 
 
-def _hiding(theirs: Any, body: _Body) -> Callable[[Any], Any]:
+def _hiding(theirs: Any, body: AskedBody) -> Callable[[Any], Any]:
     """What the client calls with the stream that it makes of a raw response: it is the app's, and the usage is not."""
 
     def parsed(stream: Any) -> Any:

@@ -29,14 +29,14 @@ from otel_llm.instrumentation.openai._request import (
     sent_model,
     server_of,
 )
-from otel_llm.instrumentation.openai._stream import Follower, follow_body, follow_stream, see_body
+from otel_llm.instrumentation.openai._stream import StreamRecorder, follow_body, follow_stream, see_body
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
 _PROXY: Any = getattr(wrapt, "BaseObjectProxy", wrapt.ObjectProxy)
 
 
-class Hooks:
+class ClientHooks:
     """The wrappers, with the tracer they write to."""
 
     def __init__(self, tracer: Tracer, scope: str) -> None:
@@ -94,7 +94,7 @@ class Hooks:
             faults.report("read the parameters of a request", fault)
             known = {semconv.PROVIDER: server.provider}
         if settings().captures_content:
-            known |= _said(endpoint.operation, body, getattr(options, "files", None))
+            known |= _request_content(endpoint.operation, body, getattr(options, "files", None))
         asking = None
         if stream and len(args) > 1:
             try:
@@ -214,7 +214,7 @@ class RecordedExchange(Exchange):
             result = result.__wrapped__
         own = getattr(result, "__dict__", {})
         if private.iterator(result) is not None:
-            follow_stream(result, Follower(self.call, hides_usage=hides_usage, refused=self._refused))
+            follow_stream(result, StreamRecorder(self.call, hides_usage=hides_usage, refused=self._refused))
             return True
         response = own.get("http_response")  # the raw responses
         if response is None and len(own) == 1:  # a binary answer, of speech
@@ -228,14 +228,14 @@ class RecordedExchange(Exchange):
             else:
                 answer.see(result)
         elif not response.is_closed:
-            follow_body(response, Follower(self.call, refused=self._refused))
+            follow_body(response, StreamRecorder(self.call, refused=self._refused))
             return True
         else:
             see_body(answer, response.headers.get("content-type", ""), response.content)
         return False
 
 
-def _said(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:
+def _request_content(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:
     from otel_llm.content import capture  # only with capture
 
     if not capture.wanted():

@@ -24,12 +24,12 @@ from otel_llm.instrumentation.openai._observe import Observer
 from otel_llm.support import fast_json, faults
 
 _T = TypeVar("_T")
-_FOLLOWER = "_otel_llm_follower"
+_RECORDER = "_otel_llm_recorder"
 _BODY = "_otel_llm_body"
 _SSE = "text/event-stream"
 
 
-class Follower:
+class StreamRecorder:
     """Ties a stream to its call."""
 
     __slots__ = ("_refused", "answer", "call", "hides_usage", "pulling")
@@ -114,7 +114,7 @@ def _hide_usage(chunk: Any) -> bool:
     return False
 
 
-class _Veil(Follower):
+class _Veil(StreamRecorder):
     """Hides the usage from whoever iterates the stream made of a raw response, whose body is followed already."""
 
     def __init__(self) -> None:
@@ -140,82 +140,82 @@ class _Veil(Follower):
 def hide_usage_of(stream: Any) -> None:
     """Takes the usage that we asked for out of an `openai.Stream` or `openai.AsyncStream`, in place."""
     iterator = private.iterator(stream)
-    if iterator is not None and _FOLLOWER not in stream.__dict__:
+    if iterator is not None and _RECORDER not in stream.__dict__:
         veil = _Veil()
         watch = _watch_async if hasattr(stream, "__anext__") else _watch
         private.replace_iterator(stream, watch(iterator, veil))
 
 
-def follow_stream(stream: Any, follower: Follower) -> None:
+def follow_stream(stream: Any, recorder: StreamRecorder) -> None:
     """Follows an `openai.Stream` or `openai.AsyncStream`, in place."""
     is_async = hasattr(type(stream), "__anext__")
-    if not _follow(stream, follower, _ASYNC_STREAM if is_async else _SYNC_STREAM):
+    if not _follow(stream, recorder, _ASYNC_STREAM if is_async else _SYNC_STREAM):
         return
     watch = _watch_async if is_async else _watch
-    private.replace_iterator(stream, watch(private.iterator(stream), follower))
+    private.replace_iterator(stream, watch(private.iterator(stream), recorder))
     # The client's helpers (`.stream()`) close the response beneath. What is no event stream gives no chunk: its body tells.
     response = getattr(stream, "response", None)
     headers = getattr(response, "headers", None)
     if headers is None:
         return
     if "json" in headers.get("content-type", ""):
-        follow_body(response, follower)
+        follow_body(response, recorder)
     else:
-        _follow(response, follower, _CLOSED)
+        _follow(response, recorder, _CLOSED)
 
 
-def _watch(chunks: Iterator[_T], follower: Follower) -> Iterator[_T]:
+def _watch(chunks: Iterator[_T], recorder: StreamRecorder) -> Iterator[_T]:
     chunk: _T | None = None
     try:
-        follower.pulling = True
+        recorder.pulling = True
         for chunk in chunks:
-            follower.pulling = False
-            if follower.see(chunk):
+            recorder.pulling = False
+            if recorder.see(chunk):
                 yield chunk
             chunk = None
-            follower.pulling = True
+            recorder.pulling = True
     except GeneratorExit:
-        follower.drop()
+        recorder.drop()
         raise
     except BaseException as error:
-        follower.fail(error, chunk)
+        recorder.fail(error, chunk)
         raise
-    follower.complete()
+    recorder.complete()
 
 
-async def _watch_async(chunks: AsyncIterator[_T], follower: Follower) -> AsyncIterator[_T]:
+async def _watch_async(chunks: AsyncIterator[_T], recorder: StreamRecorder) -> AsyncIterator[_T]:
     chunk: _T | None = None
     try:
-        follower.pulling = True
+        recorder.pulling = True
         async for chunk in chunks:
-            follower.pulling = False
-            if follower.see(chunk):
+            recorder.pulling = False
+            if recorder.see(chunk):
                 yield chunk
             chunk = None
-            follower.pulling = True
+            recorder.pulling = True
     except GeneratorExit:
-        follower.drop()
+        recorder.drop()
         raise
     except BaseException as error:
-        follower.fail(error, chunk)
+        recorder.fail(error, chunk)
         raise
-    follower.complete()
+    recorder.complete()
 
 
 # --- the body under `with_raw_response` and `with_streaming_response` ------------------------------------------------
-class _Body:
+class _BodyReader:
     """Reads the decoded body as it passes: events of a stream one by one, a plain JSON answer at its end."""
 
-    __slots__ = ("_content_type", "_follower", "_is_sse", "_keep", "_pending")
+    __slots__ = ("_content_type", "_is_sse", "_keep", "_pending", "_recorder")
 
     LONGEST = 32 * 2**20
     """Bytes of a JSON body that are kept to read its usage; a longer one is recorded without."""
 
-    def __init__(self, follower: Follower, content_type: str) -> None:
-        self._follower = follower
+    def __init__(self, recorder: StreamRecorder, content_type: str) -> None:
+        self._recorder = recorder
         self._content_type = content_type
         self._is_sse = content_type.startswith(_SSE)
-        self._keep = is_readable(follower.answer, content_type)
+        self._keep = is_readable(recorder.answer, content_type)
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> None:
@@ -224,11 +224,11 @@ class _Body:
                 return
             self._pending += data
             if self._is_sse:
-                self._follower.call.chunk(self._follower.answer.model)
+                self._recorder.call.chunk(self._recorder.answer.model)
                 if b"\n" in data:
                     *lines, rest = bytes(self._pending).split(b"\n")
                     self._pending[:] = rest
-                    see_events(self._follower.answer, lines)
+                    see_events(self._recorder.answer, lines)
             if len(self._pending) > self.LONGEST:
                 self._pending.clear()
                 self._keep = self._is_sse
@@ -238,11 +238,11 @@ class _Body:
     def end(self) -> None:
         try:
             if self._keep and self._pending:
-                see_body(self._follower.answer, self._content_type, self._pending)
+                see_body(self._recorder.answer, self._content_type, self._pending)
         except Exception as fault:
             faults.report("read a raw body", fault)
         self._pending.clear()
-        self._follower.complete()
+        self._recorder.complete()
 
 
 def is_readable(answer: Answer, content_type: str) -> bool:
@@ -286,78 +286,80 @@ def loads(data: bytes | bytearray) -> Any:
         return None
 
 
-def follow_body(response: Any, follower: Follower) -> None:
+def follow_body(response: Any, recorder: StreamRecorder) -> None:
     """Follows the body of an `httpx` response that has not been read yet, in place, however the app reads it."""
-    if _follow(response, follower, _RESPONSE):
-        response.__dict__[_BODY] = _Body(follower, response.headers.get("content-type", ""))
+    if _follow(response, recorder, _RESPONSE):
+        response.__dict__[_BODY] = _BodyReader(recorder, response.headers.get("content-type", ""))
 
 
-def _follow(followed: Any, follower: Follower, methods: dict[str, Any]) -> bool:
-    """Gives an object these methods and the follower that they tell; False where it has one."""
-    if _FOLLOWER in followed.__dict__:
+def _follow(followed: Any, recorder: StreamRecorder, methods: dict[str, Any]) -> bool:
+    """Gives an object these methods and the recorder that they tell; False where it has one."""
+    if _RECORDER in followed.__dict__:
         return False
     cls = _followed_class(type(followed), methods)
-    followed.__dict__[_FOLLOWER] = follower
+    followed.__dict__[_RECORDER] = recorder
     followed.__class__ = cls
-    follower.call.is_followed = True
+    recorder.call.is_followed = True
     return True
 
 
 def _iter_bytes(base: type) -> Any:
     def iter_bytes(self: Any, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        return _watch_body(base.iter_bytes(self, *args, **kwargs), self._otel_llm_body, self._otel_llm_follower)  # type: ignore[attr-defined]
+        return _watch_body(base.iter_bytes(self, *args, **kwargs), self._otel_llm_body, self._otel_llm_recorder)  # type: ignore[attr-defined]
 
     return iter_bytes
 
 
 def _aiter_bytes(base: type) -> Any:
     def aiter_bytes(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        return _watch_body_async(base.aiter_bytes(self, *args, **kwargs), self._otel_llm_body, self._otel_llm_follower)  # type: ignore[attr-defined]
+        return _watch_body_async(base.aiter_bytes(self, *args, **kwargs), self._otel_llm_body, self._otel_llm_recorder)  # type: ignore[attr-defined]
 
     return aiter_bytes
 
 
-def _watch_body(chunks: Iterator[bytes], body: _Body, follower: Follower) -> Iterator[bytes]:
+def _watch_body(chunks: Iterator[bytes], body: _BodyReader, recorder: StreamRecorder) -> Iterator[bytes]:
     try:
-        follower.pulling = True
+        recorder.pulling = True
         for data in chunks:
-            follower.pulling = False
+            recorder.pulling = False
             body.feed(data)
             yield data
-            follower.pulling = True
+            recorder.pulling = True
     except GeneratorExit:
         raise  # not the end yet: the rest may be read by another iterator; closing or dropping the response tells
     except BaseException as error:
-        follower.fail(error)
+        recorder.fail(error)
         raise
     body.end()
 
 
-async def _watch_body_async(chunks: AsyncIterator[bytes], body: _Body, follower: Follower) -> AsyncIterator[bytes]:
+async def _watch_body_async(
+    chunks: AsyncIterator[bytes], body: _BodyReader, recorder: StreamRecorder
+) -> AsyncIterator[bytes]:
     try:
-        follower.pulling = True
+        recorder.pulling = True
         async for data in chunks:
-            follower.pulling = False
+            recorder.pulling = False
             body.feed(data)
             yield data
-            follower.pulling = True
+            recorder.pulling = True
     except GeneratorExit:
         raise
     except BaseException as error:
-        follower.fail(error)
+        recorder.fail(error)
         raise
     body.end()
 
 
 # --- subclasses, one per class followed ------------------------------------------------------------------------------
 def _leave(followed: Any) -> None:
-    followed.__dict__[_FOLLOWER].leave()
+    followed.__dict__[_RECORDER].leave()
 
 
 def _leave_response(response: Any) -> None:
-    follower = response.__dict__[_FOLLOWER]
-    if not (follower.pulling or _is_disposed_of()):
-        follower.leave()
+    recorder = response.__dict__[_RECORDER]
+    if not (recorder.pulling or _is_disposed_of()):
+        recorder.leave()
 
 
 def _is_disposed_of() -> bool:
@@ -408,7 +410,7 @@ def _async_close(name: str, leave: Callable[[Any], None]) -> Any:
 
 def _del(base: type) -> Any:
     def __del__(self: Any) -> None:
-        self.__dict__[_FOLLOWER].drop()
+        self.__dict__[_RECORDER].drop()
         if hasattr(base, "__del__"):
             base.__del__(self)
 

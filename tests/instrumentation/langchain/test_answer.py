@@ -10,8 +10,8 @@ from langchain_core.outputs import ChatGeneration, Generation, LLMResult
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import Usage
-from otel_llm.instrumentation.langchain._answer import Answer
-from otel_llm.instrumentation.langchain._models import Request
+from otel_llm.instrumentation.langchain._models import ModelRequest
+from otel_llm.instrumentation.langchain._result import ModelResult
 
 _PROVIDERS = {
     "azure": "azure.ai.openai",
@@ -37,8 +37,8 @@ _PROVIDERS = {
 """LangChain's `ls_provider`, and what the conventions call it where the two differ."""
 
 
-def _seen(*results: object) -> Answer:
-    answer = Answer()
+def _seen(*results: object) -> ModelResult:
+    answer = ModelResult()
     for result in results:
         answer.see(result)
     return answer
@@ -125,13 +125,13 @@ def test_a_cost_of_nought_from_the_provider_is_no_cache_hit() -> None:
     ],
 )
 def test_providers(metadata: Any, serialized: Any, provider: str) -> None:
-    assert Request("chat", serialized, metadata, None).attributes[semconv.PROVIDER] == provider
+    assert ModelRequest("chat", serialized, metadata, None).attributes[semconv.PROVIDER] == provider
 
 
 def test_the_model_that_is_sent_goes_before_the_one_that_is_shown() -> None:
-    assert Request("chat", None, {"ls_model_name": "gpt-4o-2024"}, {"model": "gpt-4o"}).model == "gpt-4o"
-    assert Request("chat", None, {"ls_model_name": "dep"}, {"model": None, "model_name": None}).model == "dep"
-    assert Request("chat", None, None, None).model is None
+    assert ModelRequest("chat", None, {"ls_model_name": "gpt-4o-2024"}, {"model": "gpt-4o"}).model == "gpt-4o"
+    assert ModelRequest("chat", None, {"ls_model_name": "dep"}, {"model": None, "model_name": None}).model == "dep"
+    assert ModelRequest("chat", None, None, None).model is None
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,6 @@ def test_the_model_that_is_sent_goes_before_the_one_that_is_shown() -> None:
     ],
 )  # fmt: skip
 def test_parameters_of_a_request(parameters: dict[str, Any], expected: dict[str, Any]) -> None:
-    attributes = Request(semconv.CHAT, None, {"ls_provider": "ollama"}, parameters).attributes
+    attributes = ModelRequest(semconv.CHAT, None, {"ls_provider": "ollama"}, parameters).attributes
     assert attributes == {semconv.PROVIDER: "ollama", **expected}
     assert {type(value) for value in expected.values()} <= {type(attributes[name]) for name in expected}

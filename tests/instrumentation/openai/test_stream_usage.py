@@ -374,8 +374,8 @@ def test_a_fault_of_ours_costs_the_question_alone(caller, instrumented, monkeypa
     monkeypatch.setattr(faults, "report", lambda *_: None)
     for owner, name in (
         (stream_usage, "server"),
-        (stream_usage.Server, "took"),
-        (stream_usage.Server, "blames_the_app"),
+        (stream_usage.KnownServer, "took"),
+        (stream_usage.KnownServer, "blames_the_app"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, broken)

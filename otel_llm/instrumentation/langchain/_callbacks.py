@@ -20,31 +20,31 @@ from otel_llm.instrumentation.langchain._runs import Run, Runs
 from otel_llm.instrumentation.langchain._tree import conversation_of, graph_of
 from otel_llm.support import faults
 
-Told = Callable[..., None]
+Tell = Callable[..., None]
 
 
-class Hooks:
+class CallbackHooks:
     """The wrappers, with the runs they tell of."""
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
 
-    def start(self, told: Told, event: str, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+    def start(self, tell: Tell, event: str, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
         """Around a manager's `on_…_start`, async or not: its handlers first, so that a run is as long as what it does."""
         frame_says = _starting() if event == "on_chain_start" else {}
         started = wrapped(*args, **kwargs)
         if type(started) is CoroutineType:
-            return self._started(told, event, started, manager, args, kwargs, frame_says)
-        self._tell_start(told, event, started, manager, args, kwargs, frame_says)
+            return self._started(tell, event, started, manager, args, kwargs, frame_says)
+        self._tell_start(tell, event, started, manager, args, kwargs, frame_says)
         return started
 
-    async def _started(self, told: Told, event: str, starting: Awaitable[Any], *of_run: Any) -> Any:
+    async def _started(self, tell: Tell, event: str, starting: Awaitable[Any], *of_run: Any) -> Any:
         started = await starting
-        self._tell_start(told, event, started, *of_run)
+        self._tell_start(tell, event, started, *of_run)
         return started
 
     def _tell_start(
-        self, told: Told, event: str, started: Any, manager: Any, args: Any, kwargs: Any, frame_says: dict[str, Any]
+        self, tell: Tell, event: str, started: Any, manager: Any, args: Any, kwargs: Any, frame_says: dict[str, Any]
     ) -> None:
         try:
             rest = {**kwargs, **frame_says}
@@ -58,7 +58,7 @@ class Hooks:
             of_each = event in private.STARTS_OF_SEVERAL
             for one, each in zip(started, asked, strict=True) if of_each else ((started, asked),):
                 rest["run_id"] = one.run_id
-                told(serialized, [each] if of_each else each, **rest)
+                tell(serialized, [each] if of_each else each, **rest)
                 self._runs.watch(one.run_id, one)
         except Exception as fault:
             faults.report(f"take LangChain's {event}", fault)
@@ -73,10 +73,10 @@ class Hooks:
             faults.report("take a piece of a stream of LangChain's", fault)
         return wrapped(*args, **kwargs)
 
-    def tell(self, told: Told, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
+    def tell(self, tell: Tell, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
         """Around what a run's manager is told of it, its end above all, async or not: before the handlers, which take time."""
         try:
-            told(*args, **{**kwargs, "run_id": manager.run_id})
+            tell(*args, **{**kwargs, "run_id": manager.run_id})
         except Exception as fault:
             faults.report(f"take LangChain's {wrapped.__name__}", fault)
         return wrapped(*args, **kwargs)

@@ -17,10 +17,10 @@ _MODEL_KEYS = ("model_name", "model", "model_id")
 _USAGE_KEYS = ("token_usage", "usage")
 
 
-class Answer:
+class ModelResult:
     """The facts of one or more results that are recorded. Keeps no reference to the results."""
 
-    __slots__ = ("_finish_reasons", "_requested", "_said", "cache_hit", "id", "model", "usage")
+    __slots__ = ("_finish_reasons", "_messages", "_requested", "cache_hit", "id", "model", "usage")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -29,7 +29,7 @@ class Answer:
         self.cache_hit = False
         self._finish_reasons: list[str] = []
         self._requested: ToolRequests | None = None
-        self._said: list[dict[str, Any]] = []
+        self._messages: list[dict[str, Any]] = []
         """The messages of the results, where content is captured."""
 
     def see(self, result: object) -> None:
@@ -37,7 +37,7 @@ class Answer:
         if settings().captures_content:
             from otel_llm.content.langchain import output as messages
 
-            self._said += messages(result)
+            self._messages += messages(result)
         output = _mapping(getattr(result, "llm_output", None))
         usage = None
         for candidates in getattr(result, "generations", None) or ():
@@ -85,8 +85,8 @@ class Answer:
             found[semconv.CACHE_HIT] = True
         if self._requested is not None:
             found |= self._requested.attributes()
-        if self._said:
-            found[semconv.OUTPUT_MESSAGES] = self._said
+        if self._messages:
+            found[semconv.OUTPUT_MESSAGES] = self._messages
         return found
 
 
