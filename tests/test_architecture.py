@@ -187,11 +187,18 @@ def repeated_files(package: Path) -> dict[str, list[str]]:
 
 
 def repeated_classes(package: Path) -> dict[str, list[str]]:
-    """Class names that stand more than once."""
+    """Class names that stand more than once. Those that apps know are bound to be what they are."""
     found: dict[str, list[str]] = defaultdict(list)
     for module, file in modules(package).items():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        public = {
+            name
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            for name in ast.literal_eval(node.value)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name not in public:
                 found[node.name].append(module)
     return {name: places for name, places in found.items() if len(places) > 1}
 
@@ -307,6 +314,8 @@ def test_a_name_that_stands_twice_is_seen(house: Path) -> None:
     (house / "store" / "faults.py").write_text("def f():\n    class Fault: ...")
     assert repeated_files(house)["faults.py"] == ["store/faults.py", "support/faults.py"]
     assert repeated_classes(house) == {"Fault": ["store.faults", "support.faults"]}
+    (house / "store" / "faults.py").write_text("__all__ = ['Fault']\nclass Fault: ...")
+    assert repeated_classes(house) == {}
 
 
 if __name__ == "__main__":
