@@ -24,14 +24,14 @@ from otel_llm.conventions import semconv
 from otel_llm.support import otel_private
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace import TracerProvider
 
     from otel_llm.store import Store
+    from otel_llm.store.usage_processor import UsageSpanProcessor
 
 _lock = threading.Lock()
-_wired: WeakKeyDictionary[Any, _Wiring] = WeakKeyDictionary()
-_observed: WeakKeyDictionary[Any, SpanProcessor] = WeakKeyDictionary()
-_stages: WeakKeyDictionary[Any, tracing.Stage] = WeakKeyDictionary()
+_wirings: WeakKeyDictionary[Any, _Wiring] = WeakKeyDictionary()
+"""By tracer provider."""
 _DEEPEST: Final = 8
 """Wrappers round a provider, as far as they are looked into."""
 
@@ -63,16 +63,48 @@ class AccountSampler(Sampler):
 
 
 class _Wiring:
-    def __init__(self, provider: TracerProvider | None, stage: tracing.Stage, store: Store) -> None:
+    """What one tracer provider has been given."""
+
+    def __init__(self, provider: Any) -> None:
+        from otel_llm.lifecycle.event_processor import LifecycleProcessor
+        from otel_llm.lifecycle.hub import hub
+
+        self.observer = LifecycleProcessor()
+        self.stage = tracing.Stage(provider, getattr(taking_processors(provider), "resource", None))
+        self.stage.is_listened_to = lambda: hub.subscribers
+        self.stage.add(self.observer)
+        self.store: Store | None = None
+        self._account: UsageSpanProcessor | None = None
+        tracing.stages.append(self.stage)
+
+    def observe(self, able: TracerProvider | None) -> None:
+        """Has the provider tell the observer of its spans, those that its sampler drops included."""
+        if able is not None:
+            able.add_span_processor(self.observer)
+            if callable(getattr(getattr(able, "sampler", None), "should_sample", None)):
+                otel_private.set_sampler(able, AccountSampler(able.sampler))
+
+    def keep_account(self, provider: TracerProvider | None, store: Store) -> None:
+        """Has the provider's spans go to `store`, those that it does not tell of included."""
         from otel_llm.store.usage_processor import UsageSpanProcessor
 
-        self.store = store
-        self.processor = UsageSpanProcessor(store)
-        stage.add(self.processor)
-        stage.keeps_account = True
+        self._account = UsageSpanProcessor(store)
+        self.stage.add(self._account)
+        self.stage.keeps_account = True
         if provider is not None:
-            provider.add_span_processor(self.processor)
-        listeners.append(self.processor)
+            provider.add_span_processor(self._account)
+        listeners.append(self._account)
+        self.store = store
+
+    def undo(self, provider: Any) -> None:
+        """Takes all of it off the provider again."""
+        if isinstance(sampler := getattr(provider, "sampler", None), AccountSampler):
+            otel_private.set_sampler(provider, sampler.inner)
+        otel_private.remove_span_processor(provider, self.observer)
+        if self._account is not None:
+            otel_private.remove_span_processor(provider, self._account)
+            listeners.remove(self._account)
+            self._account.shutdown()
 
 
 class _Other:
@@ -109,32 +141,22 @@ def _key(provider: Any) -> Any:
     return provider
 
 
-def _observe(provider: Any) -> tracing.Stage:
-    from otel_llm.lifecycle.event_processor import LifecycleProcessor
-    from otel_llm.lifecycle.hub import hub
-
-    key = _key(provider)
-    if key not in _observed:
-        able = taking_processors(provider)
-        _observed[key] = observer = LifecycleProcessor()
-        _stages[key] = stage = tracing.Stage(provider, getattr(able, "resource", None))
-        stage.is_listened_to = lambda: hub.subscribers
-        stage.add(observer)
-        tracing.stages.append(stage)
-        if able is not None:
-            able.add_span_processor(observer)
-            if callable(getattr(getattr(able, "sampler", None), "should_sample", None)):
-                otel_private.set_sampler(able, AccountSampler(able.sampler))
-    return _stages[key]
-
-
 def observe(provider: Any) -> None:
     """Has `chain`, `step` and `tool` write to a TracerProvider, and its GenAI spans tell of themselves to whoever subscribes."""
+    _wiring(provider)
+
+
+def _wiring(provider: Any) -> _Wiring:
     from otel_llm.lifecycle.scopes import tracer
 
     tracer.use(provider)
+    key = _key(provider)
     with _lock:
-        _observe(provider)
+        found = _wirings.get(key)
+        if found is None:
+            found = _wirings[key] = _Wiring(provider)
+            found.observe(taking_processors(provider))
+        return found
 
 
 def wire(provider: Any, path: Path) -> Store:
@@ -145,17 +167,16 @@ def wire(provider: Any, path: Path) -> Store:
     from otel_llm.store import Store
 
     withholding.withhold()
-    observe(provider)
+    wiring = _wiring(provider)
     with _lock:
-        key = _key(provider)
-        wiring = _wired.get(key)
-        if wiring is None:
+        if wiring.store is None:
             store = Store.open(path)
             if abandoned.finish_abandoned not in store.before_flush:
                 store.before_flush.append(abandoned.finish_abandoned)
                 store.before_flush.append(stream_usage.save)
             stream_usage.keep_at(store.paths.stream_usage)
-            wiring = _wired[key] = _Wiring(taking_processors(provider), _stages[key], store)
+            wiring.keep_account(taking_processors(provider), store)
+            return store
         return wiring.store
 
 
@@ -165,18 +186,10 @@ def unwire() -> None:
 
     tracer.use(None)
     with _lock:
-        for provider, observer in list(_observed.items()):
-            if isinstance(sampler := getattr(provider, "sampler", None), AccountSampler):
-                otel_private.set_sampler(provider, sampler.inner)
-            otel_private.remove_span_processor(provider, observer)
-        _observed.clear()
-        _stages.clear()
-        tracing.stages.clear()
-        for provider, wiring in list(_wired.items()):
-            otel_private.remove_span_processor(provider, wiring.processor)
-            listeners.remove(wiring.processor)
-            wiring.processor.shutdown()
-        _wired.clear()
+        for provider, wiring in list(_wirings.items()):
+            wiring.undo(provider)
+        _wirings.clear()
+        tracing.stages.clear()  # those of providers that are no more, too
         stream_usage.keep_at(None)
         withholding.restore()
 

@@ -263,7 +263,7 @@ def test_a_run_that_is_remote_begins_here(spans: Spans, recorder: Recorder) -> N
 def test_nothing_is_remembered_of_spans_while_nobody_listens(spans: Spans) -> None:
     from otel_llm.setup import wiring
 
-    processor: Any = wiring._observed[spans.provider]
+    processor: Any = wiring._wirings[spans.provider].observer
     with chain("c"):
         pass
     assert not processor._running
