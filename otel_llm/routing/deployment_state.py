@@ -23,6 +23,8 @@ _LONGEST_COOLDOWN = 3600.0
 class LimitReached(RuntimeError):
     """Every deployment of the profile has had the requests that its limits allow. Nothing was sent."""
 
+    __module__ = "otel_llm.routing"  # where apps import it from: `error.type` names it so
+
 
 @cache
 def failures() -> tuple[type[BaseException], ...]:

@@ -16,6 +16,8 @@ from langchain_core.tools import tool as as_tool
 class StepLimitReached(RuntimeError):
     """The model still asks for tools after as many calls as were allowed."""
 
+    __module__ = "otel_llm.routing"
+
 
 class _ModelCall:
     def __init__(self, model: Any, messages: list[BaseMessage]) -> None:

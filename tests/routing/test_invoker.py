@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import openai
@@ -14,8 +15,9 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from otel_llm import LLMInvoker
+from otel_llm.calls.ending import error_type_of
 from otel_llm.conventions import semconv
-from otel_llm.routing import StepLimitReached
+from otel_llm.routing import LimitReached, StepLimitReached
 from otel_llm.support import faults
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
@@ -196,6 +198,13 @@ def test_a_tool_that_is_not_there_is_told_to_the_model() -> None:
     assert [(one.tool_call_id, one.status) for one in answers] == [("1", "error"), ("2", "error"), ("3", "error")]
     assert answers[0].text == "Error: there is no tool 'wether'; there is weather"
     assert "valid JSON" in answers[2].text
+
+
+def test_errors_are_named_as_apps_import_them() -> None:
+    """`error.type` has this name, and rows are found by it: a move inside the package must not change it."""
+    for error in (LimitReached, StepLimitReached):
+        assert error_type_of(error()) == f"otel_llm.routing.{error.__name__}"
+        assert type(pickle.loads(pickle.dumps(error("x")))) is error
 
 
 async def test_the_steps_are_limited(provider: Make, openai_server: LocalOpenAI) -> None:
