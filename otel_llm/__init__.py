@@ -8,7 +8,7 @@ from otel_llm.support import lazy
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
-    from otel_llm.context import llm_context
+    from otel_llm.context import LLMContext, LLMContextFilter, current_context, llm_context
     from otel_llm.lifecycle import chain, events, step, subscribe, tool
     from otel_llm.routing import LLMProvider
     from otel_llm.routing.invoker import LLMInvoker
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from otel_llm.store import connect
 
 __all__ = [
+    "LLMContext",
+    "LLMContextFilter",
     "LLMInvoker",
     "LLMProvider",
     "__version__",
     "chain",
     "connect",
+    "current_context",
     "events",
     "flush",
     "instrument",
@@ -32,10 +35,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LLMContext": "context",
+    "LLMContextFilter": "context",
     "LLMInvoker": "routing.invoker",
     "LLMProvider": "routing",
     "chain": "lifecycle",
     "connect": "store",
+    "current_context": "context",
     "events": "lifecycle",
     "flush": "setup.distro",
     "instrument": "setup.distro",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache, wraps
-from logging import getLogger
+from functools import cache, lru_cache, wraps
+from itertools import takewhile
+from logging import Filter, LogRecord, getLogger
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote_plus
@@ -19,6 +21,7 @@ from urllib.parse import quote_plus
 from opentelemetry import baggage
 from opentelemetry import context as otel
 
+from otel_llm.context import around_yield
 from otel_llm.conventions import semconv
 from otel_llm.settings import settings
 from otel_llm.support import faults, forks
@@ -40,6 +43,15 @@ MOST_BAGGAGE = 4096
 """Bytes that our entries take in the header at most; the other half is the app's."""
 
 _FIELDS = (semconv.MODULE, semconv.USER_ID, semconv.SESSION_ID, semconv.CONVERSATION_ID, semconv.REQUEST_ID)
+_ARGUMENTS = ("module", "user_id", "session_id", "conversation_id", "request_id")
+_MEANT = {
+    **{name.replace("_", ""): name for name in _ARGUMENTS},
+    **{name.removesuffix("_id"): name for name in _ARGUMENTS},
+    "modulename": "module",
+    "thread": "conversation_id",
+    "threadid": "conversation_id",
+}
+"""What a tag's name, without underscores and in lower case, is likely to stand for."""
 _FIELD_NAMES = frozenset(_FIELDS)
 _MOST = len(_FIELDS) + MOST_TAGS
 _GOES_ON = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
@@ -49,7 +61,7 @@ _ids = random.Random()
 forks.register(forks.Turn.CONTEXT_IDS, after_in_child=_ids.seed)
 
 
-class _Layer:
+class Layer:
     """One open `llm_context`, as the OpenTelemetry context holds it."""
 
     __slots__ = ("inner", "outer", "owner", "size", "values")
@@ -107,6 +119,7 @@ class llm_context:
                     self._take(name, value)
             if tags:
                 for key in list(tags)[:MOST_TAGS]:
+                    _warn_of_likely_argument(key)
                     if tags[key] is not None:
                         self._take(semconv.TAG_PREFIX + clean(key), tags[key])
         except Exception as error:  # a value that cannot be made text
@@ -117,29 +130,36 @@ class llm_context:
             self._values[name] = text
             self._size += _most_bytes(name, text)
 
-    def __enter__(self) -> llm_context:
+    def __enter__(self) -> LLMContext:
         try:
-            otel.attach(self._open(otel.get_current()))
+            inner = self._open(otel.get_current())
+            otel.attach(inner)
+            layer = cast("Layer", inner[_KEY])
+            around_yield.enter(sys._getframe(1), layer)
+            return LLMContext(layer.values)
         except Exception as error:
             faults.report("open an llm_context", error)
-        return self
+            return LLMContext(self._values)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # No token: it would fail in another task, and in the wrong order it would bring back what was left before.
         try:
+            by_generator = around_yield.leave(sys._getframe(1), self)
             current = otel.get_current()
             layer = current.get(_KEY)
-            if isinstance(layer, _Layer) and layer.owner is self and layer.inner is current:
+            if isinstance(layer, Layer) and layer.owner is self and layer.inner is current:
                 layer.inner = None
                 otel.attach(layer.outer)
             elif (found := _find(current, self)) is not None:
                 otel.attach(_without(current, found))
+            elif by_generator and exc_type is not GeneratorExit:  # which the garbage collector brings, wherever it runs
+                around_yield.warn()
         except Exception as error:
             faults.report("leave an llm_context", error)
 
-    async def __aenter__(self) -> llm_context:
+    async def __aenter__(self) -> LLMContext:
         return self.__enter__()
 
     async def __aexit__(
@@ -187,10 +207,10 @@ class llm_context:
     def _open(self, outer: otel.Context) -> otel.Context:
         """`outer` with this in it."""
         around = outer.get(_KEY)
-        if isinstance(around, _Layer):
+        if isinstance(around, Layer):
             values, size = {**around.values, **self._values}, around.size + self._size
         else:
-            believed = attributes(outer)
+            believed = _said_in(outer)
             values = {**believed, **self._values}
             size = self._size + sum(_most_bytes(name, value) for name, value in believed.items())
         if semconv.REQUEST_ID not in values:
@@ -198,9 +218,73 @@ class llm_context:
             size += _REQUEST_ID_BYTES
         if len(values) > _MOST:
             values = _bounded(values)
-        layer = _Layer(self, outer, values, size)
+        layer = Layer(self, outer, values, size)
         inner = layer.inner = _with(outer, layer, outer)
         return inner
+
+
+class LLMContext:
+    """Who is asking: what `current_context()` and `with llm_context(...) as ...` give. It stays as it was."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    @property
+    def module(self) -> str | None:
+        """The part of the app that calls."""
+        return self._values.get(semconv.MODULE)
+
+    @property
+    def user_id(self) -> str | None:
+        """The user for whom it calls."""
+        return self._values.get(semconv.USER_ID)
+
+    @property
+    def session_id(self) -> str | None:
+        """The user's session."""
+        return self._values.get(semconv.SESSION_ID)
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation that the calls belong to."""
+        return self._values.get(semconv.CONVERSATION_ID)
+
+    @property
+    def request_id(self) -> str | None:
+        """The request: given, or made by the outermost `llm_context` (32 hexadecimal digits)."""
+        return self._values.get(semconv.REQUEST_ID)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Everything else that was named."""
+        prefix = semconv.TAG_PREFIX
+        return {name.removeprefix(prefix): value for name, value in self._values.items() if name.startswith(prefix)}
+
+    def __repr__(self) -> str:
+        said = {name: value for name in _ARGUMENTS if (value := getattr(self, name)) is not None} | self.tags
+        return f"LLMContext({', '.join(f'{name}={value!r}' for name, value in said.items())})"
+
+
+def current_context() -> LLMContext:
+    """Who is asking here: the values of all `llm_context` blocks that this line is in; all None outside any."""
+    return LLMContext(attributes())
+
+
+class LLMContextFilter(Filter):
+    """A `logging.Filter` that lets every record pass, and puts on it who is asking.
+
+    Its attributes are `llm_module`, `llm_user_id`, `llm_session_id`, `llm_conversation_id` and `llm_request_id`, "-" where nobody
+    has said one. Add it to a handler: `handler.addFilter(LLMContextFilter())`.
+    """
+
+    def filter(self, record: LogRecord) -> bool:
+        """Adds the attributes; always True."""
+        values = attributes()
+        for argument, name in zip(_ARGUMENTS, _FIELDS, strict=True):
+            setattr(record, f"llm_{argument}", values.get(name, "-"))
+        return True
 
 
 def _continued(result: Any) -> Any:
@@ -210,7 +294,7 @@ def _continued(result: Any) -> Any:
     return continued(result, nullcontext(otel.get_current()))
 
 
-def _with(context: otel.Context, layer: _Layer | None, outside: otel.Context) -> otel.Context:
+def _with(context: otel.Context, layer: Layer | None, outside: otel.Context) -> otel.Context:
     """`context` with `layer` as its innermost one, and the baggage to match.
 
     What came in under one of our names and is not believed goes no further: the next service may believe us.
@@ -228,29 +312,24 @@ def _with(context: otel.Context, layer: _Layer | None, outside: otel.Context) ->
     return otel.Context(changed)
 
 
-def _find(context: otel.Context, owner: llm_context) -> _Layer | None:
+def _find(context: otel.Context, owner: llm_context) -> Layer | None:
     """The innermost layer of `owner` in `context`."""
-    layer = context.get(_KEY)
-    while isinstance(layer, _Layer):
-        if layer.owner is owner:
-            return layer
-        layer = layer.outer.get(_KEY)
-    return None
+    return next((layer for layer in _outwards(cast("Layer | None", context.get(_KEY))) if layer.owner is owner), None)
 
 
-def _without(context: otel.Context, left: _Layer) -> otel.Context:
+def _without(context: otel.Context, left: Layer) -> otel.Context:
     """`context` as it would be had `left` never been in it; the layers inside it stay."""
-    layer = cast("_Layer", context[_KEY])
+    layer = cast("Layer", context[_KEY])
     layer.inner = None
     if layer is left:
         around = left.outer.get(_KEY)
-        return _with(context, around if isinstance(around, _Layer) else None, left.outer)
+        return _with(context, around if isinstance(around, Layer) else None, left.outer)
     outer = _without(layer.outer, left)
-    values = {**attributes(outer), **layer.owner._values}
+    values = {**_said_in(outer), **layer.owner._values}
     values.setdefault(semconv.REQUEST_ID, layer.values[semconv.REQUEST_ID])  # its calls have had this one so far
     # Its `inner` stays unset, so that it will be taken out of what is current then: of what it was opened in, other parts (a
     # `chain`, say) may have been left by now.
-    return _with(context, _Layer(layer.owner, outer, values, layer.size), outer)
+    return _with(context, Layer(layer.owner, outer, values, layer.size), outer)
 
 
 def opened(outer: otel.Context, values: Mapping[str, str]) -> otel.Context:
@@ -268,12 +347,40 @@ def attributes(context: otel.Context | None = None) -> Mapping[str, str]:
     """
     if context is None:
         context = otel.get_current()
+    if entered := around_yield.entered():
+        return _with_lost(cast("Layer | None", context.get(_KEY)), entered)
+    return _said_in(context)
+
+
+def _said_in(context: otel.Context) -> Mapping[str, str]:
     layer = context.get(_KEY)
-    if isinstance(layer, _Layer):
+    if isinstance(layer, Layer):
         return layer.values
     if settings().trust_baggage:
         return _from_baggage(context)
     return _NOTHING
+
+
+def _with_lost(layer: Layer | None, entered: Sequence[Layer]) -> Mapping[str, str]:
+    """The values of `layer`, with those of the layers that a generator has `entered`, where it has lost some of them.
+
+    What was opened in these goes before them; what they were opened in does not.
+    """
+    now = list(_outwards(layer))
+    if layer is not None and all(each in now for each in entered):
+        return layer.values
+    around = list(_outwards(entered[0]))
+    inside = list(takewhile(lambda each: each not in around, now))
+    values = dict(entered[0].values)
+    for each in (*entered[1:], *reversed(inside)):
+        values.update(each.owner._values)
+    return values
+
+
+def _outwards(layer: Layer | None) -> Iterator[Layer]:
+    while isinstance(layer, Layer):
+        yield layer
+        layer = cast("Layer | None", layer.outer.get(_KEY))
 
 
 def extended(values: Mapping[str, str]) -> otel.Context:
@@ -282,8 +389,8 @@ def extended(values: Mapping[str, str]) -> otel.Context:
     around = current.get(_KEY)
     owner = llm_context()
     owner._values.update(values)
-    size = around.size if isinstance(around, _Layer) else 0
-    return otel.set_value(_KEY, _Layer(owner, current, {**attributes(current), **values}, size), current)
+    size = around.size if isinstance(around, Layer) else 0
+    return otel.set_value(_KEY, Layer(owner, current, {**_said_in(current), **values}, size), current)
 
 
 def of_span(attributes: Mapping[str, Any]) -> dict[str, str]:
@@ -347,6 +454,19 @@ def _most_bytes(name: str, text: str) -> int:
 
 
 _REQUEST_ID_BYTES = _most_bytes(semconv.REQUEST_ID, 32 * "0")
+
+
+@lru_cache(1024)
+def _warn_of_likely_argument(tag: str) -> None:
+    """Says once of each name that it has become a tag though an argument was most likely meant."""
+    import difflib
+
+    argument = _MEANT.get(tag.replace("_", "").lower())
+    if argument is None:
+        near = difflib.get_close_matches(tag, _ARGUMENTS, 1, 0.92)
+        argument = near[0] if near else None
+    if argument is not None:
+        _logger.warning("llm_context(%s=...) becomes a tag; did you mean %s=? Said once.", clean(tag), argument)
 
 
 @cache

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import itertools
+import logging
 import random
 import threading
 
@@ -15,7 +16,7 @@ from opentelemetry import context as otel
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_llm import llm_context
+from otel_llm import LLMContextFilter, context, current_context, llm_context
 from otel_llm.context import LONGEST_VALUE, MOST_BAGGAGE, MOST_TAGS, _warn_of_baggage, attributes, clean
 from otel_llm.conventions import semconv
 from otel_llm.settings import reload
@@ -328,3 +329,47 @@ def test_what_does_not_fit_stays_in_this_process(caplog):
     with llm_context("m", user_id="u", **tags):
         pass
     assert len(caplog.records) == 1
+
+
+def test_who_is_asking_can_be_read() -> None:
+    assert repr(current_context()) == "LLMContext()" and current_context().request_id is None
+    outer = llm_context("chat", user_id="u1", experiment="b")
+    with outer as asked, llm_context(conversation_id="c1", session_id="s1") as inner:
+        assert inner.request_id == asked.request_id == current_context().request_id
+        assert (inner.module, inner.user_id, inner.conversation_id, inner.session_id) == ("chat", "u1", "c1", "s1")
+        assert inner.tags == {"experiment": "b"}
+    assert asked.request_id is not None and len(asked.request_id) == 32  # for the response, when the block is left
+    assert asked.conversation_id is None and current_context().module is None
+    assert repr(asked) == f"LLMContext(module='chat', user_id='u1', request_id='{asked.request_id}', experiment='b')"
+
+
+@pytest.mark.parametrize(
+    ("tag", "argument"),
+    [
+        ("module_name", "module"), ("user", "user_id"), ("userId", "user_id"), ("session", "session_id"),
+        ("conversation", "conversation_id"), ("thread_id", "conversation_id"), ("request", "request_id"),
+        ("conversaton_id", "conversation_id"),
+        *((name, None) for name in ("model", "user_ip", "user_name", "experiment", "requests")),
+    ],
+)  # fmt: skip
+def test_a_tag_that_was_meant_as_an_argument(tag: str, argument: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    context._warn_of_likely_argument.cache_clear()
+    for _ in range(2):
+        with llm_context(**{tag: "x"}) as asked:
+            assert asked.tags == {tag: "x"}
+    said = f"llm_context({tag}=...) becomes a tag; did you mean {argument}=? Said once."
+    assert [record.message for record in caplog.records] == ([said] if argument else [])
+
+
+def test_log_lines_say_who_is_asking() -> None:
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(handler.format(record))  # type: ignore[method-assign]
+    handler.addFilter(LLMContextFilter())
+    handler.setFormatter(logging.Formatter("%(llm_user_id)s %(llm_module)s %(llm_conversation_id)s %(message)s"))
+    logger = logging.Logger("an app's")
+    logger.addHandler(handler)
+    logger.warning("outside")
+    with llm_context("chat", user_id="u1"):
+        logger.warning("inside")
+    assert logged == ["- - - outside", "u1 chat - inside"]
