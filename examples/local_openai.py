@@ -29,6 +29,7 @@ Behaviours: give one as the model's name, or in the header `x-local-behaviour` (
     stream-pause                      10 ms between chunks
     stream-broken                     connection dropped half-way, no terminator
     stream-error-event                an error event half-way, then the end
+    stream-error-first                an error event before any token, as an overloaded provider sends it after its 200
     stream-failed                     Responses only: ends with `response.failed`, which carries no usage
     no-usage                          the answer carries no usage (it is billed all the same)
     no-stream-options                 400 where the request has `stream_options`, as some compatible servers do
@@ -288,7 +289,7 @@ _DATED = {
 _MODELS = (*_DATED, "gpt-3.5-turbo-instruct", "text-embedding-3-small", "text-embedding-3-large")
 _BEHAVIOUR = re.compile(
     r"error-\d{3}(-echo|-after-\d+)?|error-html|flaky-\d+|words-\d+|slow|no-usage|no-stream-options|parallel-tools"
-    r"|stream-(slow|pause|broken|error-event|failed)"
+    r"|stream-(slow|pause|broken|error-event|error-first|failed)"
 )
 _REASONING = re.compile(r"o\d|gpt-5")
 _WORDS = re.compile(r"\w+|[^\w\s]")
@@ -818,10 +819,10 @@ def _plan_embeddings(request: _Request, wire_usage: Any) -> _Plan:
 def _misbehave(request: _Request, plan: _Plan, error: list[bytes]) -> _Plan:
     """Cuts a prepared stream short where a behaviour asks for it."""
     plan.content_type = b"text/event-stream; charset=utf-8"
-    if request.has("stream-broken") or request.has("stream-error-event"):
-        del plan.frames[max(len(plan.frames) // 2, 1) :]
+    if any(map(request.has, ("stream-broken", "stream-error-event", "stream-error-first"))):
+        del plan.frames[0 if request.has("stream-error-first") else max(len(plan.frames) // 2, 1) :]
         plan.usage_frame = None
-        if request.has("stream-error-event"):
+        if not request.has("stream-broken"):
             plan.frames.append(error)
     return plan
 

@@ -20,6 +20,7 @@ from otel_llm.support import lazy
 
 if TYPE_CHECKING:
     import openai
+    from langchain_core.callbacks import Callbacks
 
     from otel_llm.routing.invoker import LLMInvoker
     from otel_llm.routing.tools import StepLimitReached
@@ -51,7 +52,10 @@ class LLMProvider:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **options: Any) -> LLMProvider:
-        """The profiles of a TOML file. Options as those of the class. Raises ProfileError, with a line for each mistake."""
+        """The profiles of a TOML file, or of a YAML file (`.yaml`, `.yml`; with the extra `otel-llm[yaml]`).
+
+        Options as those of the class. Raises ProfileError, with a line for each mistake.
+        """
         return cls(load(Path(path).expanduser()), str(path), **options)
 
     @classmethod
@@ -73,12 +77,13 @@ class LLMProvider:
         """Names of the profiles."""
         return tuple(self._pools)
 
-    def create_invoker(self, profile: str, *, streaming: bool = False) -> LLMInvoker:
+    def create_invoker(self, profile: str, *, streaming: bool = False, callbacks: Callbacks = None) -> LLMInvoker:
         """A LangChain runnable that calls the models of a profile.
 
         Args:
             profile: its name.
             streaming: have `invoke` stream behind the scenes, so that callbacks see each token.
+            callbacks: LangChain's handlers, for every call of this invoker.
 
         Raises:
             ProfileError: there is no such profile, or the API key of a deployment is not in the environment.
@@ -86,7 +91,7 @@ class LLMProvider:
         from otel_llm.routing.invoker import make_invoker
 
         pool = self._pool(profile)
-        return make_invoker(pool, self._keys(pool), streaming=streaming)
+        return make_invoker(pool, self._keys(pool), streaming=streaming, callbacks=callbacks)
 
     def client(self, profile: str) -> openai.OpenAI:
         """An OpenAI client whose requests go to the deployments of a profile; in them, `model=` is the profile's name.

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import openai
 
+from otel_llm.routing import first_token
 from otel_llm.routing.deployment_state import DeploymentState
 from otel_llm.routing.deployments import Attempt, Pool, Route
 from otel_llm.routing.profiles import Deployment
@@ -81,6 +82,8 @@ class ProfileOpenAI(_ProfileClient, openai.OpenAI):  # type: ignore[misc]
             try:
                 with route.next() as attempt:
                     answer = self._request(attempt, cast_to, options, stream=stream, stream_cls=stream_cls)
+                    if route.tries and isinstance(answer, openai.Stream):
+                        answer._iterator = first_token.begun(answer._iterator)
                     return attempt.keep_for(answer)
             except Exception as error:
                 if not route.goes_on(error):
@@ -96,6 +99,8 @@ class AsyncProfileOpenAI(_ProfileClient, openai.AsyncOpenAI):  # type: ignore[mi
             try:
                 with await route.next_async() as attempt:
                     answer = await self._request(attempt, cast_to, options, stream=stream, stream_cls=stream_cls)
+                    if route.tries and isinstance(answer, openai.AsyncStream):
+                        answer._iterator = await first_token.begun_async(answer._iterator)
                     return attempt.keep_for(answer)
             except Exception as error:
                 if not route.goes_on(error):

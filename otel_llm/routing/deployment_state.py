@@ -12,6 +12,7 @@ from functools import cache
 
 from otel_llm import context
 from otel_llm.conventions import semconv
+from otel_llm.routing import first_token
 from otel_llm.routing.profiles import Deployment
 from otel_llm.support import forks
 
@@ -28,10 +29,16 @@ class LimitReached(RuntimeError):
 
 @cache
 def failures() -> tuple[type[BaseException], ...]:
-    """What another deployment may do better: 429, 5xx, no connection, time-out. The caller's mistakes are not among them."""
+    """What another deployment may do better: 429, 5xx, no connection, time-out, a stream that begins with an error.
+
+    The caller's mistakes are not among them.
+    """
     import openai
 
-    return openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError, LimitReached
+    return (
+        openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError, first_token.error_in_stream(),
+        LimitReached,
+    )  # fmt: skip
 
 
 class DeploymentState:

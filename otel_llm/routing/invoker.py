@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Self, TypeAlias
 
+from langchain_core.callbacks import Callbacks
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables.config import merge_configs
 from langchain_core.tools import BaseTool
 
+from otel_llm.routing import first_token
 from otel_llm.routing import tools as tool_loop
 from otel_llm.routing.deployment_state import failures
 from otel_llm.routing.deployments import Attempt, Pool, Route
@@ -35,16 +38,14 @@ class _Try(Runnable[Any, Any]):  # type: ignore[misc]
         with await route.next_async() as attempt:
             return await self._model(attempt).ainvoke(input, config, **kwargs)
 
-    # The first chunk alone is inside: a `with` around a `yield` would leave its context to whoever reads the stream.
+    # What comes before the first token alone is inside: a `with` around a `yield` would leave its context to the reader.
     def stream(self, input: Any, config: RunnableConfig | None = None, *, route: Route, **kwargs: Any) -> Iterator[Any]:
         with route.next() as attempt:
             attempt.keep()
             chunks = self._model(attempt).stream(input, config, **kwargs)
-            first = next(chunks, None)
+            begun = first_token.begun(chunks)
         try:
-            if first is not None:
-                yield first
-                yield from chunks
+            yield from begun
         finally:
             attempt.give_back()
 
@@ -54,12 +55,10 @@ class _Try(Runnable[Any, Any]):  # type: ignore[misc]
         with await route.next_async() as attempt:
             attempt.keep()
             chunks = self._model(attempt).astream(input, config, **kwargs)
-            first = await anext(chunks, None)
+            begun = await first_token.begun_async(chunks)
         try:
-            if first is not None:
-                yield first
-                async for chunk in chunks:
-                    yield chunk
+            async for chunk in begun:
+                yield chunk
         finally:
             try:
                 await chunks.aclose()
@@ -71,16 +70,19 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
     """A profile as a LangChain runnable: prompt or messages in, an AIMessage out. Made by `LLMProvider.create_invoker`.
 
     Each call goes to a deployment drawn by weight, and to the next one after 429, 5xx, a failed connection or a time-out.
-    A stream gives way until its first chunk. Where all are at their `max_concurrency`, a call waits. Composes as any runnable does:
+    A stream gives way until its first token. Where all are at their `max_concurrency`, a call waits. Composes as any runnable does:
     `prompt | invoker | parser`, `batch`.
+
+    Each method takes `callbacks=[...]` too, LangChain's handlers, beside those of `config` and of the invoker.
 
     Raises, from each method that calls a model: the OpenAI client's exceptions (of the first deployment asked, where all
     failed), and LimitReached where the limits of all deployments are reached.
     """
 
-    def __init__(self, pool: Pool, models: Mapping[str, Any]) -> None:
+    def __init__(self, pool: Pool, models: Mapping[str, Any], callbacks: Callbacks = None) -> None:
         self._pool = pool
         self._models = models
+        self._callbacks = callbacks
         self._try = _Try(models)
         # As LangChain composes it, once for each number of deployments.
         self._composed = lru_cache(self._compose)
@@ -102,25 +104,40 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         route = Route(self._pool)
         return self._composed(route.tries), route
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+    def _config(self, config: RunnableConfig | None, callbacks: Callbacks) -> RunnableConfig | None:
+        """`config` with the callbacks of the invoker and of the call."""
+        for more in (self._callbacks, callbacks):
+            if more is not None:
+                config = merge_configs(config, {"callbacks": more})
+        return config
+
+    def invoke(
+        self, input: Any, config: RunnableConfig | None = None, *, callbacks: Callbacks = None, **kwargs: Any
+    ) -> Any:
         """One call. Returns an AIMessage."""
         call, route = self._next()
-        return call.invoke(input, config, route=route, **kwargs)
+        return call.invoke(input, self._config(config, callbacks), route=route, **kwargs)
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+    async def ainvoke(
+        self, input: Any, config: RunnableConfig | None = None, *, callbacks: Callbacks = None, **kwargs: Any
+    ) -> Any:
         """One call. Returns an AIMessage."""
         call, route = self._next()
-        return await call.ainvoke(input, config, route=route, **kwargs)
+        return await call.ainvoke(input, self._config(config, callbacks), route=route, **kwargs)
 
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, *, callbacks: Callbacks = None, **kwargs: Any
+    ) -> Iterator[Any]:
         """One call, AIMessageChunks as they come."""
         call, route = self._next()
-        return iter(call.stream(input, config, route=route, **kwargs))
+        return iter(call.stream(input, self._config(config, callbacks), route=route, **kwargs))
 
-    def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+    def astream(
+        self, input: Any, config: RunnableConfig | None = None, *, callbacks: Callbacks = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
         """One call, AIMessageChunks as they come."""
         call, route = self._next()
-        return aiter(call.astream(input, config, route=route, **kwargs))
+        return aiter(call.astream(input, self._config(config, callbacks), route=route, **kwargs))
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Self:
         """The same profile, its models knowing these tools. Arguments as `ChatOpenAI.bind_tools`."""
@@ -131,7 +148,8 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         return self._with_models(lambda model: model.with_structured_output(schema, **kwargs))
 
     def _with_models(self, change: Callable[[Any], Any]) -> Self:
-        return type(self)(self._pool, {name: change(model) for name, model in self._models.items()})
+        models = {name: change(model) for name, model in self._models.items()}
+        return type(self)(self._pool, models, self._callbacks)
 
     def invoke_with_tools(
         self,
@@ -139,6 +157,7 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         tools: Sequence[Tool],
         config: RunnableConfig | None = None,
         *,
+        callbacks: Callbacks = None,
         max_steps: int = 10,
         transcript: list[BaseMessage] | None = None,
     ) -> AIMessage:
@@ -159,7 +178,7 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         Raises:
             StepLimitReached: the model still asks for tools after `max_steps` calls.
         """
-        answer: AIMessage = self._loop(tools, max_steps, transcript).invoke(input, config)
+        answer: AIMessage = self._loop(tools, max_steps, transcript).invoke(input, self._config(config, callbacks))
         return answer
 
     async def ainvoke_with_tools(
@@ -168,11 +187,14 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         tools: Sequence[Tool],
         config: RunnableConfig | None = None,
         *,
+        callbacks: Callbacks = None,
         max_steps: int = 10,
         transcript: list[BaseMessage] | None = None,
     ) -> AIMessage:
         """As `invoke_with_tools`; the tools of one answer run at the same time."""
-        answer: AIMessage = await self._loop(tools, max_steps, transcript).ainvoke(input, config)
+        answer: AIMessage = await self._loop(tools, max_steps, transcript).ainvoke(
+            input, self._config(config, callbacks)
+        )
         return answer
 
     def _loop(self, tools: Sequence[Tool], max_steps: int, transcript: list[BaseMessage] | None) -> Any:
@@ -189,11 +211,10 @@ class LLMInvoker(Runnable[Any, Any]):  # type: ignore[misc]
         return RunnableLambda(run, afunc=arun, name=f"{self.profile} with tools")
 
 
-def make_invoker(pool: Pool, keys: Mapping[str, str], *, streaming: bool) -> LLMInvoker:
+def make_invoker(pool: Pool, keys: Mapping[str, str], *, streaming: bool, callbacks: Callbacks = None) -> LLMInvoker:
     """The invoker of a profile; `keys` has the API key of each deployment."""
-    return LLMInvoker(
-        pool, {one.name: _model(one, keys[one.name], streaming=streaming) for one in pool.profile.deployments}
-    )
+    models = {one.name: _model(one, keys[one.name], streaming=streaming) for one in pool.profile.deployments}
+    return LLMInvoker(pool, models, callbacks)
 
 
 def _model(deployment: Deployment, key: str, *, streaming: bool) -> Any:

@@ -57,14 +57,30 @@ class Profile:
 
 
 def load(path: Path) -> dict[str, Profile]:
-    """The profiles of a TOML file. Raises ProfileError."""
+    """The profiles of a TOML file, or of a YAML one. Raises ProfileError."""
+    language = "YAML" if path.suffix.lower() in (".yaml", ".yml") else "TOML"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = _from_yaml(text, path) if language == "YAML" else tomllib.loads(text)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from None
-    except ValueError as error:  # not TOML, not UTF-8
-        raise ProfileError(f"{path}: is not valid TOML ({error}); correct it there") from None
+    except ProfileError:
+        raise
+    except ValueError as error:  # not of that language, not UTF-8
+        raise ProfileError(f"{path}: is not valid {language} ({error}); correct it there") from None
     return parse(document, str(path))
+
+
+def _from_yaml(text: str, path: Path) -> Mapping[str, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise ProfileError(f"{path}: YAML needs PyYAML; pip install 'otel-llm[yaml]', or write TOML") from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return document if isinstance(document, Mapping) else {}
 
 
 def parse(document: Mapping[str, Any], source: str) -> dict[str, Profile]:
@@ -81,8 +97,6 @@ class _Key:
     accepts: Callable[[Any], bool]
     expected: str
     example: str
-    in_profile: bool = False
-    """Whether a profile may say it for all its deployments."""
 
 
 def _is_number(value: object) -> bool:
@@ -115,13 +129,13 @@ _KEYS: dict[str, _Key] = {
     "api_key_env": _Key(_is_variable, "the name of an environment variable", 'api_key_env = "OPENAI_API_KEY"'),
     "weight": _Key(lambda value: _is_number(value) and value >= 0, "a number, 0 or more", "weight = 1"),
     "limits": _Key(lambda value: isinstance(value, Mapping), "a table", "limits = { requests_per_minute = 600 }"),
-    "timeout": _Key(lambda value: _is_number(value) and value > 0, "a number of seconds", "timeout = 20", True),
-    "max_retries": _Key(lambda value: _is_count(value) and value >= 0, "a whole number", "max_retries = 1", True),
-    "cooldown": _Key(lambda value: _is_number(value) and value >= 0, "a number of seconds", "cooldown = 30", True),
-    "stream_usage": _Key(lambda value: isinstance(value, bool), "true or false", "stream_usage = true", True),
-    "parameters": _Key(lambda value: isinstance(value, Mapping), "a table", "parameters = { temperature = 0.2 }", True),
+    "timeout": _Key(lambda value: _is_number(value) and value > 0, "a number of seconds", "timeout = 20"),
+    "max_retries": _Key(lambda value: _is_count(value) and value >= 0, "a whole number", "max_retries = 1"),
+    "cooldown": _Key(lambda value: _is_number(value) and value >= 0, "a number of seconds", "cooldown = 30"),
+    "stream_usage": _Key(lambda value: isinstance(value, bool), "true or false", "stream_usage = true"),
+    "parameters": _Key(lambda value: isinstance(value, Mapping), "a table", "parameters = { temperature = 0.2 }"),
 }
-_PROFILE_KEYS = {"deployments", *(name for name, key in _KEYS.items() if key.in_profile)}
+_PROFILE_KEYS = {"deployments", "model_names", *_KEYS} - {"model"}
 _NO_PARAMETERS = {
     # what the call says itself, or a key of the deployment
     "messages": "it comes with each call: take it out",
@@ -166,13 +180,33 @@ class _Reader:
             return Profile(name, ())
         self._unknown(where, table, _PROFILE_KEYS)
         common = self._values(where, {key: value for key, value in table.items() if key in _PROFILE_KEYS})
-        deployments = table.get("deployments")
-        if not isinstance(deployments, Mapping) or not deployments:
-            self._add(where, "no deployments", f'add [profiles.{name}.deployments.main] with model = "gpt-4o-mini"')
+        common.update(self._limits(where, common.pop("limits", {})))
+        deployments = self._deployments(where, table)
+        if not deployments:
+            remedy = (
+                f'add [profiles.{name}.deployments.main] with model = "gpt-4o-mini", or model_names = ["gpt-4o-mini"]'
+            )
+            self._add(where, "no deployments", remedy)
             return Profile(name, ())
         # Waiting for a deployment that fails helps only where there is no other.
         common.setdefault("max_retries", 0 if len(deployments) > 1 else 2)
         return Profile(name, tuple(self._deployment(name, *item, common) for item in deployments.items()))
+
+    def _deployments(self, where: tuple[str, ...], table: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that have a table, and one by the name of each model in `model_names`."""
+        tables = table.get("deployments", {})
+        if not isinstance(tables, Mapping):
+            self._add(where, "deployments is not a table", "write [profiles.NAME.deployments.main]")
+            tables = {}
+        names = table.get("model_names", [])
+        if not isinstance(names, list) or not all(map(_is_text, names)):
+            problem = f"model_names = {_shown(names)} is not a list of names of models"
+            self._add(where, problem, 'write e.g. model_names = ["gpt-4o-mini", "gpt-4.1-mini"]')
+            names = []
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1 or name in tables:
+                self._add(where, f"{name!r} stands there twice", "name each deployment once")
+        return {**{name: {"model": name} for name in names}, **tables}
 
     def _deployment(self, profile: str, name: str, table: Any, common: dict[str, Any]) -> Deployment:
         where = (f"profile {profile!r}", f"deployment {name!r}")
@@ -183,9 +217,9 @@ class _Reader:
         values = self._values(where, table)
         if "model" not in table:
             self._add(where, "no model", f"add {_KEYS['model'].example}")
+        values["parameters"] = {**common.get("parameters", {}), **values.get("parameters", {})}
         limits = self._limits(where, values.pop("limits", {}))
-        parameters = {**common.get("parameters", {}), **values.pop("parameters", {})}
-        values = {"model": "", **common, **values, **limits, "parameters": parameters}
+        values = {"model": "", **common, **values, **limits}
         return Deployment(profile, name, **values)
 
     def _values(self, where: tuple[str, ...], table: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,29 @@ def test_a_stream_gives_way_until_it_begins(provider: Make, openai_server: Local
     assert [span.attributes[semconv.STATUS] for span in traced.all()] == ["error", "ok"]
 
 
+def test_a_stream_that_begins_with_an_error_gives_way(
+    provider: Make, openai_server: LocalOpenAI, traced: Spans
+) -> None:
+    client = provider(bad="stream-error-first", good={"stream_usage": True}).client("fast")
+    chunks = list(ask(client, stream=True))
+    assert chunks[-1].usage.prompt_tokens == openai_server.ledger[-1].input_tokens
+    assert [span.attributes[semconv.STATUS] for span in traced.all()] == ["error", "ok"]
+    assert list(ask(client, stream=True))  # the first one rests now
+    assert models(openai_server) == [("stream-error-first", 200), (MODEL, 200), (MODEL, 200)]
+
+
+def test_where_all_streams_begin_with_an_error_it_is_the_clients_own(provider: Make) -> None:
+    client = provider(bad="stream-error-first", worse="stream-error-first").client("fast")
+    with pytest.raises(openai.APIError, match=r"The server had an error\.") as caught:
+        list(ask(client, stream=True))
+    assert caught.value.body == {
+        "message": "The server had an error.",
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
+
+
 def test_a_failure_in_mid_stream_is_the_apps_to_see(provider: Make, openai_server: LocalOpenAI) -> None:
     client = provider(bad="stream-broken", good=MODEL).client("fast")
     seen = []
@@ -184,6 +207,9 @@ async def test_the_async_client_does_the_same(provider: Make, openai_server: Loc
             stream=True,
         )
         assert [chunk async for chunk in stream][-1].usage is not None
+        async with provider(bad="stream-error-first", good=MODEL).async_client("fast") as other:
+            stream = await other.chat.completions.create(model="fast", messages=HELLO, stream=True)  # type: ignore[arg-type]
+            assert len([chunk async for chunk in stream]) > 2
         with pytest.raises(openai.BadRequestError):
             await client.chat.completions.create(model="error-400", messages=HELLO)  # type: ignore[arg-type]
         assert [page async for page in client.models.list()]

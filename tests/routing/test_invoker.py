@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
@@ -79,6 +80,39 @@ def test_the_callers_mistake_is_the_callers(status: int, provider: Make, openai_
         invoker.invoke("Hello")
     assert caught.value.status_code == status
     assert len(openai_server.requests) == 1
+
+
+async def test_a_stream_that_begins_with_an_error_gives_way(provider: Make, openai_server: LocalOpenAI) -> None:
+    def invoker() -> LLMInvoker:
+        return provider(bad="stream-error-first", good=MODEL).create_invoker("fast")
+
+    assert "".join(chunk.text for chunk in invoker().stream("Hello")).startswith("You asked: Hello")
+    assert "".join([chunk.text async for chunk in invoker().astream("Hello")]).startswith("You asked: Hello")
+    assert [call.model for call in openai_server.requests] == ["stream-error-first", MODEL] * 2
+
+
+class Heard(BaseCallbackHandler):
+    """Counts the models that it is told of."""
+
+    def __init__(self) -> None:
+        self.models = 0
+
+    def on_chat_model_start(self, *_: Any, **__: Any) -> None:
+        self.models += 1
+
+
+async def test_callbacks_by_keyword(provider: Make) -> None:
+    always, config, call = Heard(), Heard(), Heard()
+    invoker = provider(main=MODEL).create_invoker("fast", callbacks=[always])
+    invoker.invoke("Hello", {"callbacks": [config]}, callbacks=[call])
+    await invoker.ainvoke("Hello", callbacks=[call])
+    assert list(invoker.stream("Hello", callbacks=[call]))
+    assert [chunk async for chunk in invoker.astream("Hello", callbacks=[call])]
+    invoker.batch(["a", "b"], callbacks=[call])
+    await invoker.bind_tools([weather]).ainvoke("Hello", callbacks=[call])
+    invoker.invoke_with_tools("Hello", [], callbacks=[call])
+    await invoker.ainvoke_with_tools("Hello", [], callbacks=[call])
+    assert (always.models, config.models, call.models) == (9, 1, 9)
 
 
 async def test_a_failure_in_mid_stream_is_the_apps_to_see(provider: Make, openai_server: LocalOpenAI) -> None:

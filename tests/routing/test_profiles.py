@@ -95,14 +95,15 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     eu = f"{path}, profile 'fast', deployment 'eu': "
     assert caught.value.mistakes == (
         f"{path}: unknown key 'default'; only [profiles.NAME] is read here",
-        f"{path}, profile 'fast': unknown key 'colour'; known are cooldown, deployments, max_retries, parameters, "
-        "stream_usage, timeout",
+        f"{path}, profile 'fast': unknown key 'colour'; known are api_key_env, base_url, cooldown, deployments, limits, "
+        "max_retries, model_names, parameters, stream_usage, timeout, weight",
         f"{path}, profile 'fast': timeout = 'long' is not a number of seconds; write e.g. timeout = 20",
         f"{eu}unknown key 'modle'; did you mean model?",
         f"{eu}unknown key 'api_key'; a key does not belong in a file; name its variable in api_key_env",
         f"{eu}weight = -1 is not a number, 0 or more; write e.g. weight = 1",
         f'{eu}no model; add model = "gpt-4o-mini"',
-        f"{path}, profile 'slow': no deployments; add [profiles.slow.deployments.main] with model = \"gpt-4o-mini\"",
+        f"{path}, profile 'slow': no deployments; add [profiles.slow.deployments.main] with model = \"gpt-4o-mini\", "
+        'or model_names = ["gpt-4o-mini"]',
     )
     assert "sk-secret" not in str(caught.value)
 
@@ -139,6 +140,76 @@ def test_each_mistake_is_one_line_with_a_remedy(key: str, value: object, told: s
     (line,) = mistakes({"model": "m", key: value})
     assert line.startswith(told)
     assert "; " in line
+
+
+MANY = """
+[profiles.fast]
+model_names = ["a", "b"]
+base_url = "http://127.0.0.1:1/v1"
+api_key_env = "GATEWAY_KEY"
+limits = { requests_per_minute = 60 }
+parameters = { temperature = 0.2 }
+
+[profiles.fast.deployments.spare]
+model = "c"
+weight = 0
+limits = { max_concurrency = 1 }
+"""
+THE_SAME_IN_YAML = """
+profiles:
+  fast:
+    model_names: [a, b]
+    base_url: http://127.0.0.1:1/v1
+    api_key_env: GATEWAY_KEY
+    limits: {requests_per_minute: 60}
+    parameters: {temperature: 0.2}
+    deployments:
+      spare: {model: c, weight: 0, limits: {max_concurrency: 1}}
+"""
+
+
+def test_models_by_their_names_share_what_the_profile_says(tmp_path: Path) -> None:
+    toml = load(written(tmp_path / "llm.toml", MANY))
+    a, b, spare = toml["fast"].deployments
+    assert [(one.name, one.model, one.weight) for one in (a, b, spare)] == [
+        ("a", "a", 1),
+        ("b", "b", 1),
+        ("spare", "c", 0),
+    ]
+    assert {one.base_url for one in (a, b, spare)} == {"http://127.0.0.1:1/v1"}
+    assert {(one.api_key_env, one.requests_per_minute) for one in (a, b, spare)} == {("GATEWAY_KEY", 60)}
+    assert spare.max_concurrency == 1 and a.max_concurrency is None and b.parameters == {"temperature": 0.2}
+    assert (
+        load(written(tmp_path / "llm.yaml", THE_SAME_IN_YAML))
+        == load(written(tmp_path / "l.YML", THE_SAME_IN_YAML))
+        == toml
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("a", "model_names = 'a' is not a list of names of models; write e.g. model_names = ["),
+        (["a", ""], "model_names = ['a', ''] is not a list of names"),
+        (["a", "a"], "'a' stands there twice; name each deployment once"),
+        (["main"], "'main' stands there twice"),
+    ],
+)
+def test_names_of_models_that_cannot_be(names: object, told: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        LLMProvider.from_dict({"profiles": {"p": {"model_names": names, "deployments": {"main": {"model": "m"}}}}})
+    (line,) = caught.value.mistakes
+    assert line.startswith(f"the profiles, profile 'p': {told}")
+
+
+def test_yaml_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProfileError, match=r"llm\.yaml: is not valid YAML \(.*line"):
+        load(written(tmp_path / "llm.yaml", "profiles: [\n"))
+    with pytest.raises(ProfileError, match=r"llm\.yaml: no profiles"):
+        load(written(tmp_path / "llm.yaml", "- a\n"))
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(ProfileError, match=r"YAML needs PyYAML; pip install 'otel-llm\[yaml\]'"):
+        load(written(tmp_path / "llm.yaml", THE_SAME_IN_YAML))
 
 
 @pytest.mark.parametrize("document", [{}, {"profiles": {}}, {"profiles": []}])
