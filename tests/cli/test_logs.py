@@ -70,10 +70,18 @@ def test_ten_unless_asked_otherwise(fill: Fill, run: Run) -> None:
         (["--since", "2026-11-20T12:30Z"], ["bob"]),
         (["--until", "2026-11-20T12:30Z"], ["alice"]),
         (["--where", "tags['team'] = 'core'"], ["alice"]),
+        (["-q", "BRIEF line,"], ["alice"]),
+        (["-q", "brief bob"], []),
+        (["-q", 'weather "%'], []),
+        (["-q", 'Grüße,\n"C:\\dir"'], ["bob"]),
+        (["-q", " "], ["alice", "bob"]),
     ],
 )
 def test_which_calls(arguments: list[str], found: list[str], fill: Fill, run: Run) -> None:
-    fill(CALL, OTHER)
+    said = json.dumps(
+        [{"role": "user", "parts": [{"type": "text", "content": 'GRÜSSE, Grüße,\n"C:\\dir"'}]}], ensure_ascii=False
+    )
+    fill(CALL | SAID, OTHER | {"input_messages": said})
     assert users(run, *arguments) == found
 
 

@@ -41,6 +41,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 _FILTERS: Final = {"user": "user_id = ?", "conversation": "conversation_id = ?", "module": "module = ?"}
+_SAID: Final = "contains(lower(concat_ws(' ', input_messages, output_messages)), lower(?))"
 _MODEL: Final = "(request_model GLOB ? OR response_model GLOB ?)"
 
 _SHOWN: Final = {
@@ -64,6 +65,9 @@ _SPARED: Final = {"ms": 2, "input": 1, "output": 1}
     help="How many calls; 0 for all.",
 )
 @click.option("--model", "-m", metavar="MODEL", help="The model that was asked for or answered; * and ? match.")
+@click.option(
+    "--search", "-q", "search", metavar="TEXT", help="Only calls in whose messages every word of TEXT stands."
+)
 @click.option("--user", metavar="ID", help="The user id of llm_context.")
 @click.option("--conversation", metavar="ID", help="The conversation id of llm_context.")
 @click.option("--module", metavar="NAME", help="The module of llm_context.")
@@ -76,6 +80,7 @@ _SPARED: Final = {"ms": 2, "input": 1, "output": 1}
 def logs(
     most: int,
     model: str | None,
+    search: str | None,
     errors: bool,
     since: str | None,
     until: str | None,
@@ -93,6 +98,7 @@ def logs(
       otel-llm logs -n 50 --model "gpt-5*" --short
       otel-llm logs --errors --since 2h
       otel-llm logs --user alice --json
+      otel-llm logs -q "winter tyres"
       otel-llm logs --where "duration_ms > 10000"
 
     The newest call comes last. Messages are there only for calls that were made with content capture turned on; --short
@@ -107,6 +113,9 @@ def logs(
     if model is not None:
         clauses.append(_MODEL)
         parameters += [model, model]
+    for word in (search or "").split():
+        clauses.append(_SAID)
+        parameters.append(json.dumps(word, ensure_ascii=False)[1:-1])  # messages stand there as JSON
     if errors:
         clauses.append("status = 'error'")
     with reading(store) as connection:
