@@ -187,7 +187,8 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths) -> None:
     for table in ("spans", "llm_usage"):
         connection.execute(f"CREATE TEMP TABLE new_{table} AS FROM {stored}.{table} LIMIT 0")
     # The file may be of an earlier version, and cannot be migrated now.
-    connection.execute("ALTER TABLE new_llm_usage ADD COLUMN IF NOT EXISTS service_tier VARCHAR")
+    for column in ("service_tier", "error_message"):
+        connection.execute(f"ALTER TABLE new_llm_usage ADD COLUMN IF NOT EXISTS {column} VARCHAR")
     connection.execute("CREATE TEMP TABLE hidden (trace_id VARCHAR, span_id VARCHAR)")
     batch.prepare(connection)
     snapshot = segments.Snapshot(paths.journal)

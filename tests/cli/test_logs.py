@@ -85,6 +85,16 @@ def test_which_calls(arguments: list[str], found: list[str], fill: Fill, run: Ru
     assert users(run, *arguments) == found
 
 
+def test_the_text_of_an_error(fill: Fill, run: Run) -> None:
+    fill(CALL | SAID, OTHER | {"error_message": "Too many\x1b[2J requests.\nTry later."})
+    shown = run("logs").out
+    assert "bob  search  error 429" in shown and "\n  error: Too many" in shown and "\n    Try later.\n" in shown
+    assert "\x1b[2J" not in shown
+    (row,) = json.loads(run("logs", "--errors", "--json", "-q", "many try").out)
+    assert row["error_message"].startswith("Too many")
+    assert "Too many" not in run("logs", "--short").out
+
+
 def test_json(fill: Fill, run: Run) -> None:
     fill(CALL | SAID)
     (row,) = json.loads(run("logs", "--json").out)

@@ -54,6 +54,16 @@ def test_a_tree_keeps_its_shape(fill: Fill, fill_spans: Fill, run: Run, on_termi
     ]
 
 
+def test_the_text_of_an_error_stands_below_its_span(fill: Fill, fill_spans: Fill, run: Run) -> None:
+    fill({"request_model": "a"})
+    failed = {"status": "error", "status_message": "No tyres\x1b[2J\nleft.", "parent_span_id": f"{0:016x}"}
+    fill_spans({"name": "a"}, {"name": "b"} | failed, {"name": "c", "parent_span_id": f"{0:016x}"})
+    lines = run("show").out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["a", "├─ b", "│", "└─ c"]
+    assert lines[3].startswith("│     No tyres") and lines[3].endswith("left.") and "\x1b" not in lines[3]
+    assert [row["error_message"] is None for row in json.loads(run("show", "--json").out)] == [True, False, True]
+
+
 @pytest.mark.parametrize("url", ["http://localhost:16686", "http://localhost:16686/"])
 def test_the_page_in_jaeger_is_named_where_it_is_known(
     url: str, fill: Fill, fill_spans: Fill, run: Run, monkeypatch: pytest.MonkeyPatch

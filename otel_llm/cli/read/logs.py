@@ -36,12 +36,14 @@ if TYPE_CHECKING:
 _COLUMNS: Final = (
     "started_at", "trace_id", "span_id", "operation", "provider", "request_model", "response_model", "status",
     "error_type", "duration_ms", "time_to_first_chunk_ms", "input_tokens", "output_tokens", "cost_usd", "module",
-    "user_id", "session_id", "conversation_id", "agent_name", "workflow_name", "tags", "input_messages",
-    "output_messages",
+    "user_id", "session_id", "conversation_id", "agent_name", "workflow_name", "tags", "error_message",
+    "input_messages", "output_messages",
 )  # fmt: skip
 
+_SPOKEN: Final = ("input_messages", "output_messages", "error_message")
+"""What is there only where content was captured."""
 _FILTERS: Final = {"user": "user_id = ?", "conversation": "conversation_id = ?", "module": "module = ?"}
-_SAID: Final = "contains(lower(concat_ws(' ', input_messages, output_messages)), lower(?))"
+_SAID: Final = f"contains(lower(concat_ws(' ', {', '.join(_SPOKEN[:2])}, to_json(error_message))), lower(?))"
 _MODEL: Final = "(request_model GLOB ? OR response_model GLOB ?)"
 
 _SHOWN: Final = {
@@ -66,7 +68,7 @@ _SPARED: Final = {"ms": 2, "input": 1, "output": 1}
 )
 @click.option("--model", "-m", metavar="MODEL", help="The model that was asked for or answered; * and ? match.")
 @click.option(
-    "--search", "-q", "search", metavar="TEXT", help="Only calls in whose messages every word of TEXT stands."
+    "--search", "-q", "search", metavar="TEXT", help="Only calls in whose messages or error every word of TEXT stands."
 )
 @click.option("--user", metavar="ID", help="The user id of llm_context.")
 @click.option("--conversation", metavar="ID", help="The conversation id of llm_context.")
@@ -164,7 +166,7 @@ def _print(calls: Sequence[dict[str, Any]], *, short: bool) -> None:
             call["status"] = f"{call['status']} {call['error_type']}"
         if call["duration_ms"] is not None and math.isfinite(call["duration_ms"]):
             call["duration_ms"] = round(call["duration_ms"])
-    if short or not any(call["input_messages"] or call["output_messages"] for call in calls):
+    if short or not any(any(call[column] for column in _SPOKEN) for call in calls):
         dearest = max((call["cost_usd"] for call in calls if call["cost_usd"] is not None), default=None)
         show = dict.fromkeys(_NUMBERS, count) | {"cost": money(dearest)}
         days = {call["started_at"][:10] for call in calls}
@@ -211,6 +213,8 @@ def _write_call(call: dict[str, Any]) -> None:
     for column in ("input_messages", "output_messages"):
         for role, said in _messages(call[column]):
             write_line(f"  {styled(f'{role}:', 'cyan')} {said}")
+    if call["error_message"] is not None:
+        write_line(f"  {styled('error:', STATUS_STYLES['error'])} {_indented(call['error_message'])}")
 
 
 def _messages(document: str | None) -> Iterator[tuple[str, str]]:

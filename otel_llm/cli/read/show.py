@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "span_id", "parent_span_id", "depth", "name", "operation", "started_at", "duration_ms", "status", "error_type",
-    "input_tokens", "output_tokens", "cost_usd",
+    "input_tokens", "output_tokens", "cost_usd", "error_message",
 )  # fmt: skip
 
 _SPANS = """
     SELECT s.span_id, s.parent_span_id, s.name, s.operation, CAST(s.started_at AS VARCHAR), s.duration_ms,
-        s.status, coalesce(u.error_type, s.attributes ->> '$."error.type"'), u.input_tokens, u.output_tokens, u.cost_usd
+        s.status, coalesce(u.error_type, s.attributes ->> '$."error.type"'), u.input_tokens, u.output_tokens, u.cost_usd,
+        CASE WHEN s.status IN ('error', 'cancelled') THEN s.status_message END
     FROM spans AS s LEFT JOIN llm_usage AS u ON u.trace_id = s.trace_id AND u.span_id = s.span_id
     WHERE s.trace_id = ? ORDER BY s.start_ns, s.end_ns DESC
 """
@@ -58,6 +59,7 @@ class _Span(NamedTuple):
     input_tokens: int | None
     output_tokens: int | None
     cost_usd: Decimal | None
+    error_message: str | None
 
 
 class _Placed(NamedTuple):
@@ -158,6 +160,9 @@ def _print(placed: Sequence[_Placed]) -> None:
                 (f"{' ' * _GAP}{fact}" if fact else "", bad),
             ]
         )
+        if one.span.error_message is not None:
+            below = one.lines.replace("└─ ", "   ").replace("├─ ", "│  ")
+            write_parts([(f"{below}   ", "dim"), (text(one.span.error_message), bad)])
 
 
 def _style(operation: str | None) -> str:

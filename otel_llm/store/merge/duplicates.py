@@ -38,7 +38,15 @@ _CACHES: Final = "langchain|langgraph"
 """Scopes that can report an answer out of a cache that we know of, which is LangChain's."""
 _NEVER: Final = 2**62
 
-_RESULT: Final = ("response_model", "status", "error_type", "finish_reasons", *TOKEN_COLUMNS, "service_tier")
+_RESULT: Final = (
+    "response_model",
+    "status",
+    "error_type",
+    "finish_reasons",
+    *TOKEN_COLUMNS,
+    "service_tier",
+    "error_message",
+)
 """What only the result of a background response tells."""
 _OF_THE_CALL: Final = tuple(
     column for column in USAGE_COLUMNS if column not in (*_RESULT, "usage_source", "cost_usd", "price_source")

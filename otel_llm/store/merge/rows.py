@@ -49,7 +49,7 @@ USAGE_COLUMNS: Final = (
     "operation", "provider", "request_model", "response_model", "response_id", "stream", "status", "error_type",
     "finish_reasons", *TOKEN_COLUMNS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
     "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
-    "instrumentation", "attempts", "input_messages", "output_messages", "service_tier",
+    "instrumentation", "attempts", "input_messages", "output_messages", "service_tier", "error_message",
 )  # fmt: skip
 
 
@@ -242,7 +242,7 @@ SELECT
     TRY_CAST(attempts AS INTEGER) AS attempts,
     {_json("input_messages")} AS input_messages,
     {_json("output_messages")} AS output_messages,
-    service_tier, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
+    service_tier, std AS error_message, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
     st // {SLOT_NS} AS price_slot
 FROM judged"""

@@ -19,7 +19,7 @@ from tests.store.conftest import count, merging, query, write_call
 VIEWS = {"llm_events", "llm_tool_calls", "llm_conversations", "llm_daily"}
 STORES = {version: Path(__file__).with_name(f"schema_{version}.sql") for version in range(1, database.SCHEMA_VERSION)}
 """A real store of each earlier version, as SQL."""
-CALLS = {1: 5, 2: 6}
+CALLS = {1: 5, 2: 6, 3: 6}
 
 
 @pytest.fixture
@@ -88,6 +88,8 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date(
     assert query(path, "SELECT count(*) FROM replayed") == [(0,)]
     tags = query(path, "SELECT DISTINCT tags FROM llm_usage WHERE user_id = 'o''neil'")
     assert tags == [({"team": "blue", "priority": "1"},)]
+    said = query(path, "SELECT error_message FROM llm_usage WHERE error_message IS NOT NULL")
+    assert said == ([("Error code: 400 - Invalid request.",)] if version >= 3 else [])  # where content was captured
     views = query(path, "SELECT view_name FROM duckdb_views() WHERE NOT internal")
     assert {name for (name,) in views} == VIEWS
 
