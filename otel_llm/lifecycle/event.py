@@ -21,6 +21,10 @@ class ToolCall:
 
     name: str | None
     id: str | None = None
+    arguments: str | None = None
+    """What it is called with, as JSON or as the model wrote it; only with content capture."""
+    result: str | None = None
+    """What it gave; only with content capture, and once it has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +69,24 @@ class Ended(Event):
     duration_ms: float
     error_type: str | None = None
     """Class name or HTTP status of what went wrong; never its message."""
+    error_message: str | None = None
+    """What it said; only with content capture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainStarted(Event):
     """A chain, a workflow or an agent has begun."""
 
+    input_messages: str | None = None
+    """JSON; only with content capture, where it takes messages."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStarted(Event):
     """A step has begun: a node of a graph, a retriever, a guardrail, an evaluator, a `step`."""
+
+    input_messages: str | None = None
+    """JSON; only with content capture, where it takes messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +143,9 @@ class ToolCompleted(Ended):
 class StepCompleted(Ended):
     """A step has ended, well or not."""
 
+    output_messages: str | None = None
+    """JSON; only with content capture, where it gives messages."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCompleted(Ended):
@@ -140,6 +155,8 @@ class ChainCompleted(Ended):
     """Model calls in it that have ended."""
     usage: Usage
     """The sum over them, of what was reported."""
+    output_messages: str | None = None
+    """JSON; only with content capture, where it gives messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +170,7 @@ class ChainError(Ended):
     """Names of the parts that had ended well by then, in order; the last hundred."""
     model_calls: int
     usage: Usage
+    output_messages: str | None = None
 
 
 TYPES: Final[Mapping[str, type[Event]]] = {

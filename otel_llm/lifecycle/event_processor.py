@@ -25,6 +25,7 @@ from otel_llm.conventions.token_usage import Usage
 from otel_llm.lifecycle.event import ChainCompleted, ChainError, ProviderCompleted
 from otel_llm.lifecycle.from_record import Derived, at_end, at_start, event_operation
 from otel_llm.lifecycle.hub import SCOPE_KEY, hub
+from otel_llm.store.span_record import error_message, recorded
 from otel_llm.support import faults
 
 _MAX_RUNNING: Final = 20_000
@@ -139,6 +140,7 @@ class LifecycleProcessor(SpanProcessor):
         record = _record(span, own, attributes)
         record["et"] = span.end_time or time.time_ns()
         record["sts"] = span.status.status_code.name
+        record["std"] = error_message(span)
         ended, *requested = at_end(record)
         name, span_id = running.failed or (span.name, own.span_id)
         sums: dict[str, Any] = {}
@@ -169,13 +171,14 @@ class LifecycleProcessor(SpanProcessor):
 
 def _record(span: ReadableSpan, own: SpanContext, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """A span as `from_record` reads it."""
+    scope = span.instrumentation_scope
     return {
         "t": f"{own.trace_id:032x}",
         "s": f"{own.span_id:016x}",
         "p": None if span.parent is None else f"{span.parent.span_id:016x}",
         "n": span.name,
         "st": span.start_time or span.end_time or time.time_ns(),
-        "a": attributes,
+        "a": recorded(attributes, "" if scope is None else scope.name),
     }
 
 

@@ -4,11 +4,12 @@ The view `llm_events` (`store/file/schema/views.sql`) says the same in SQL, for 
 the two together.
 
 A span comes as its record in the journal has it: ids in `t`, `s` and `p`, name in `n`, times in `st` and `et`, the status code
-of OpenTelemetry in `sts`, attributes in `a`.
+of OpenTelemetry in `sts` and what it says in `std`, attributes in `a`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -61,11 +62,10 @@ def at_start(record: Record) -> Derived:
     details: dict[str, Any] = {}
     if kind is ToolsStarted:
         details = {"calls": (_tool(record),)}
-    elif kind is ProviderStarted:
-        details = _asked(attributes) | {
-            "stream": read(attributes, semconv.REQUEST_STREAM) is True,
-            "input_messages": _text(attributes, semconv.INPUT_MESSAGES),
-        }
+    else:
+        details = {"input_messages": _text(attributes, semconv.INPUT_MESSAGES)}
+        if kind is ProviderStarted:
+            details |= _asked(attributes) | {"stream": read(attributes, semconv.REQUEST_STREAM) is True}
     return _derived(kind, record, operation, record["st"], details)
 
 
@@ -77,6 +77,7 @@ def at_end(record: Record) -> list[Derived]:
     ended: dict[str, Any] = {
         "status": status,
         "error_type": _text(attributes, semconv.ERROR_TYPE),
+        "error_message": record.get("std") if status in semconv.FAILED else None,
         "duration_ms": (ended_ns - record["st"]) / 1e6,
     }
     kind: type[Ended]
@@ -90,6 +91,8 @@ def at_end(record: Record) -> list[Derived]:
     else:
         kind = ProviderCompleted
         ended |= _answered(attributes)
+    if kind is not ToolCompleted:
+        ended["output_messages"] = _text(attributes, semconv.OUTPUT_MESSAGES)
     events = [_derived(kind, record, operation, ended_ns, ended)]
     if kind is ProviderCompleted and (calls := _requested(attributes)):
         events.append(_derived(ToolsRequested, record, operation, ended_ns, {"calls": calls}))
@@ -133,7 +136,12 @@ def _name(operation: str, record: Record) -> str:
 def _tool(record: Record) -> ToolCall:
     attributes = record["a"]
     name = _text(attributes, semconv.TOOL_NAME) or _name(semconv.EXECUTE_TOOL, record)
-    return ToolCall(name, _text(attributes, semconv.TOOL_CALL_ID))
+    return ToolCall(
+        name,
+        _text(attributes, semconv.TOOL_CALL_ID),
+        _text(attributes, semconv.TOOL_CALL_ARGUMENTS),
+        _text(attributes, semconv.TOOL_CALL_RESULT),
+    )
 
 
 def _asked(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +157,6 @@ def _answered(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "response_id": _text(attributes, semconv.RESPONSE_ID),
         "finish_reasons": tuple(reasons) if isinstance(reasons, list | tuple) else (str(reasons),),
         "usage": Usage.from_attributes(attributes) or None,
-        "output_messages": _text(attributes, semconv.OUTPUT_MESSAGES),
     }
 
 
@@ -158,7 +165,27 @@ def _requested(attributes: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     ids, names = attributes.get(semconv.REQUESTED_TOOL_IDS), attributes.get(semconv.REQUESTED_TOOL_NAMES)
     if not isinstance(ids, list | tuple) or not isinstance(names, list | tuple):
         return ()
-    return tuple(ToolCall(name or None, identity or None) for identity, name in zip(ids, names, strict=False))
+    arguments = _arguments(_text(attributes, semconv.OUTPUT_MESSAGES))
+    return tuple(
+        ToolCall(name or None, identity or None, arguments.get(identity))
+        for identity, name in zip(ids, names, strict=False)
+    )
+
+
+def _arguments(output_messages: str | None) -> dict[str, str]:
+    """The arguments of the tool calls in an answer, by the id of the call; none where the answer was not captured."""
+    if output_messages is None:
+        return {}
+    try:
+        messages = json.loads(output_messages)
+        parts = [part for message in messages for part in message["parts"] if part.get("type") == "tool_call"]
+        return {
+            part["id"]: given if isinstance(given := part["arguments"], str) else json.dumps(given, ensure_ascii=False)
+            for part in parts
+            if part.get("id") and part.get("arguments") is not None
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):  # another instrumentation's, in a form of its own
+        return {}
 
 
 def _text(attributes: Mapping[str, Any], name: str) -> str | None:

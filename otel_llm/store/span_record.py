@@ -129,6 +129,15 @@ def start_record(span: ReadableSpan, context: SpanContext, attributes: Attribute
     return record
 
 
+def error_message(span: ReadableSpan) -> str | None:
+    """What the status of an ended span says, which may quote a prompt: None where content is not captured."""
+    said = span.status.description
+    if not said or not settings().capture.in_span:
+        return None
+    scope = span.instrumentation_scope
+    return said if is_ours("" if scope is None else scope.name) else _redacted(said)
+
+
 def end_record(
     span: ReadableSpan,
     context: SpanContext,
@@ -149,10 +158,8 @@ def end_record(
     record["sts"] = _STATUS_NAMES[status.status_code.value]
     # What the app itself adds to a span of ours is not ours: it counts as ours only where content is captured.
     own = record.get("sc", "") if settings().capture.in_span else ""
-    if status.description and settings().capture.in_span:
-        description = status.description if is_ours(own) else _redacted(status.description)
-        if description is not None:
-            record["std"] = description
+    if (said := error_message(span)) is not None:
+        record["std"] = said
     if otel_private.has_events(span):
         record["e"] = [
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +27,7 @@ from otel_llm.lifecycle import (
 )
 from otel_llm.lifecycle.from_record import at_end
 from tests.conftest import LocalOpenAI
-from tests.instrumentation.conftest import Spans
+from tests.instrumentation.conftest import Capture, Spans
 from tests.lifecycle.conftest import Recorder
 
 WEATHER: Any = {
@@ -105,6 +106,38 @@ def test_a_hand_written_agent(client: openai.OpenAI, openai_server: LocalOpenAI,
     assert (last.name, last.status, last.model_calls) == ("weather-agent", "ok", 2)
     assert last.usage.input == sum(call.input_tokens or 0 for call in billed)
     assert last.usage.output == sum(call.output_tokens or 0 for call in billed)
+
+
+@pytest.mark.usefixtures("traced")
+def test_what_was_said_where_content_is_captured(client: openai.OpenAI, capture: Capture, recorder: Recorder) -> None:
+    """What is needed to run a tool elsewhere, and to show a failure."""
+    capture()
+    run_agent(client)
+    with pytest.raises(openai.BadRequestError), chain("c"):
+        client.chat.completions.create(model="error-400", messages=[{"role": "user", "content": "hi"}])
+
+    @tool("look-up")
+    def look_up(key: str) -> str:
+        return f"{key} it is"
+
+    look_up("x")
+    events = recorder.all()
+    (call,) = next(event for event in events if isinstance(event, ToolsRequested)).calls
+    assert json.loads(str(call.arguments)).keys() == {"city"} and call.result is None
+    failed, chain_failed = [event for event in events if getattr(event, "status", "ok") == "error"]
+    assert isinstance(failed, ProviderCompleted) and isinstance(chain_failed, ChainError)
+    assert failed.error_message == chain_failed.error_message == "Error code: 400 - Invalid request."
+    *_, ended = [event for event in events if isinstance(event, ToolCompleted)]
+    assert ended.call == ToolCall("look-up", arguments='{"key":"x"}', result="x it is")
+
+
+@pytest.mark.usefixtures("traced")
+def test_nothing_was_said_where_content_is_not_captured(client: openai.OpenAI, recorder: Recorder) -> None:
+    run_agent(client)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="error-400", messages=[{"role": "user", "content": "hi"}])
+    said = [str(event) for event in recorder.all()]
+    assert not [event for event in said if "Lisbon" in event or "Invalid request" in event]
 
 
 @pytest.mark.usefixtures("traced")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,13 @@ def test_a_run_as_rows(journal: Journal, store_path: Path) -> None:
     assert found == [
         ("ProviderStarted", None, None, None, None, False, "ada"),
         ("ProviderCompleted", None, 10, 10, 5, True, "ada"),
-        ("ChainError", "KeyError", 65, None, None, False, None),
+        ("ChainError", "KeyError", 65, 10, 5, True, None),
     ]
+    (attributes,) = query(store_path, "SELECT attributes FROM llm_events WHERE event = 'ChainError'")
+    assert json.loads(attributes[0]) == {
+        "model_calls": 1, "where": "invoke_agent a", "where_span_id": f"{2:016x}",
+        "completed": ["chat m", "execute_tool weather", "step ask"],
+    }  # fmt: skip
     (attributes,) = query(store_path, "SELECT attributes FROM llm_events WHERE event = 'ToolsRequested'")
     assert attributes == ('[{"id":"call_1","name":"weather"}]',)
 
@@ -129,6 +135,32 @@ def test_a_tool_call_from_its_request_to_its_result(journal: Journal, store_path
         ("b", "g", "1", None, "3"),
         (None, "h", "1", None, None),
         (None, "own", None, "5", None),
+    ]
+
+
+def test_a_tool_that_the_client_runs_is_told_by_the_calls_around_it(journal: Journal, store_path: Path) -> None:
+    """With what was captured of them, over requests and processes."""
+    calls = [
+        {"type": "text", "content": "a"},
+        {"type": "tool_call", "id": "a", "name": "f", "arguments": {"city": "Lisbon"}},
+        {"type": "tool_call", "id": "b", "name": "g", "arguments": "not JSON"},
+    ]
+    returned = [{"type": "tool_call_response", "id": "a", "response": "sunny"}]
+    asked = {semconv.REQUESTED_TOOL_IDS: ["a", "b"], semconv.REQUESTED_TOOL_NAMES: ["f", "g"]}
+    asked |= {semconv.OUTPUT_MESSAGES: json.dumps([{"role": "assistant", "parts": calls}])}
+    brought = {semconv.INPUT_MESSAGES: json.dumps([{"role": "user"}, {"role": "tool", "parts": returned}])}
+    Trace(journal, 1).span(1, None, 0, 10, CHAT | asked)
+    Trace(journal, 2).span(2, None, 20, 30, CHAT | brought | {semconv.RETURNED_TOOL_IDS: ["a"]})
+    broken = {
+        semconv.REQUESTED_TOOL_IDS: ["c"],
+        semconv.REQUESTED_TOOL_NAMES: ["h"],
+        semconv.OUTPUT_MESSAGES: "{broken",
+    }
+    Trace(journal, 3).span(3, None, 40, 50, CHAT | broken)
+    assert query(store_path, "SELECT tool_call_id, arguments, result FROM llm_tool_calls ORDER BY tool_call_id") == [
+        ("a", '{"city":"Lisbon"}', "sunny"),
+        ("b", "not JSON", None),
+        ("c", None, None),
     ]
 
 

@@ -9,24 +9,64 @@ WITH RECURSIVE named AS MATERIALIZED (
         coalesce(operation, CASE WHEN (attributes ->> '$."gen_ai.system"') IS NOT NULL
             AND (attributes ->> '$."logfire.span_type"') IS DISTINCT FROM 'log' THEN 'unknown' END) AS operation
     FROM spans
-), tree AS (
-    SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS run
+), kind AS (
+    SELECT *,
+        CASE WHEN operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') THEN 'Chain'
+             WHEN operation IN ('step', 'retrieval', 'guardrail', 'evaluator') THEN 'Step'
+             WHEN operation = 'execute_tool' THEN 'Tool'
+             WHEN operation IS NOT NULL THEN 'Provider' END AS part_kind
     FROM named
+), tree AS (
+    -- `above`: the nearest span about GenAI that it is in; `chains`: all chains that it is in.
+    SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS run, NULL::VARCHAR AS above,
+        []::VARCHAR[] AS chains
+    FROM kind AS named
     WHERE NOT EXISTS (FROM spans AS above WHERE above.trace_id = named.trace_id AND above.span_id = named.parent_span_id)
     UNION ALL
-    SELECT named.trace_id, named.span_id, coalesce(tree.run, CASE WHEN named.operation IS NOT NULL THEN named.span_id END)
-    FROM tree JOIN named ON named.trace_id = tree.trace_id AND named.parent_span_id = tree.span_id
+    SELECT inner_one.trace_id, inner_one.span_id,
+        coalesce(tree.run, CASE WHEN inner_one.operation IS NOT NULL THEN inner_one.span_id END),
+        CASE WHEN outer_one.operation IS NOT NULL THEN outer_one.span_id ELSE tree.above END,
+        CASE WHEN outer_one.part_kind = 'Chain' THEN list_append(tree.chains, outer_one.span_id) ELSE tree.chains END
+    FROM tree
+    JOIN kind AS outer_one USING (trace_id, span_id)
+    JOIN kind AS inner_one ON inner_one.trace_id = tree.trace_id AND inner_one.parent_span_id = tree.span_id
 ), part AS (
-    SELECT spans.* REPLACE (named.operation AS operation), coalesce(tree.run, spans.span_id) AS run,
-        CASE WHEN named.operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') THEN 'Chain'
-             WHEN named.operation IN ('step', 'retrieval', 'guardrail', 'evaluator') THEN 'Step'
-             WHEN named.operation = 'execute_tool' THEN 'Tool'
-             ELSE 'Provider' END AS part_kind,
+    SELECT spans.* REPLACE (kind.operation AS operation), coalesce(tree.run, spans.span_id) AS run, tree.above, tree.chains,
+        part_kind,
         attributes ->> '$."error.type"' AS error_type,
         CAST(attributes -> '$."otel_llm.response.tool_call_ids"' AS VARCHAR[]) AS tool_call_ids,
         CAST(attributes -> '$."otel_llm.response.tool_call_names"' AS VARCHAR[]) AS tool_call_names
-    FROM spans JOIN named USING (trace_id, span_id) LEFT JOIN tree USING (trace_id, span_id)
-    WHERE named.operation IS NOT NULL
+    FROM spans JOIN kind USING (trace_id, span_id) LEFT JOIN tree USING (trace_id, span_id)
+    WHERE kind.operation IS NOT NULL
+), inside AS (
+    SELECT trace_id, unnest(chains) AS chain, span_id, part_kind, name, status, end_ns FROM part WHERE end_ns IS NOT NULL
+), summed AS (
+    SELECT trace_id, chain, count(*) FILTER (part_kind = 'Provider') AS model_calls,
+        CAST(sum(input_tokens) AS BIGINT) AS input_tokens, CAST(sum(output_tokens) AS BIGINT) AS output_tokens,
+        sum(cost_usd) AS cost_usd,
+        list(inside.name ORDER BY inside.end_ns) FILTER (inside.status = 'ok')[-100:] AS completed
+    FROM inside LEFT JOIN llm_usage USING (trace_id, span_id) GROUP BY ALL
+), last_inside AS (
+    SELECT trace_id, above, arg_max(span_id, end_ns) AS span_id, arg_max(name, end_ns) AS name, arg_max(status, end_ns) AS status
+    FROM part WHERE above IS NOT NULL AND end_ns IS NOT NULL GROUP BY ALL
+), failing AS (
+    -- From a chain that failed inwards, as long as what ended last has failed as well.
+    SELECT trace_id, span_id AS chain, span_id, name, 0 AS depth FROM part WHERE part_kind = 'Chain' AND status IN ('error', 'cancelled')
+    UNION ALL
+    SELECT failing.trace_id, chain, last_inside.span_id, last_inside.name, depth + 1
+    FROM failing JOIN last_inside ON last_inside.trace_id = failing.trace_id AND last_inside.above = failing.span_id
+    WHERE last_inside.status IN ('error', 'cancelled')
+), failed AS (
+    SELECT trace_id, chain, arg_max(name, depth) AS name, arg_max(span_id, depth) AS span_id FROM failing GROUP BY ALL
+), chain_end AS (
+    SELECT part.trace_id, part.span_id, coalesce(model_calls, 0) AS model_calls, input_tokens, output_tokens, summed.cost_usd,
+        CASE WHEN failed.chain IS NULL THEN json_object('model_calls', coalesce(model_calls, 0))
+             ELSE json_object('model_calls', coalesce(model_calls, 0), 'where', failed.name, 'where_span_id', failed.span_id,
+                              'completed', coalesce(completed, [])) END AS more
+    FROM part
+    LEFT JOIN summed ON summed.trace_id = part.trace_id AND summed.chain = part.span_id
+    LEFT JOIN failed ON failed.trace_id = part.trace_id AND failed.chain = part.span_id
+    WHERE part_kind = 'Chain'
 ), event AS (
     SELECT start_ns AS at_ns, 1 AS rank, CASE part_kind WHEN 'Tool' THEN 'ToolsStarted' ELSE part_kind || 'Started' END AS event,
         NULL::DOUBLE AS ms, NULL::VARCHAR AS failure, NULL::JSON AS more, part.*
@@ -53,24 +93,26 @@ SELECT
     event.status,
     failure AS error_type,
     ms AS duration_ms,
-    CASE WHEN rank = 3 THEN input_tokens END AS input_tokens,
-    CASE WHEN rank = 3 THEN output_tokens END AS output_tokens,
-    CASE WHEN rank = 3 THEN cost_usd END AS cost_usd,
+    -- Of a chain the sums over the model calls in it.
+    CASE WHEN rank = 3 THEN coalesce(chain_end.input_tokens, llm_usage.input_tokens) END AS input_tokens,
+    CASE WHEN rank = 3 THEN coalesce(chain_end.output_tokens, llm_usage.output_tokens) END AS output_tokens,
+    CASE WHEN rank = 3 THEN coalesce(chain_end.cost_usd, llm_usage.cost_usd) END AS cost_usd,
     event.service_name,
     event.attributes ->> '$."otel_llm.module"' AS module,
     event.attributes ->> '$."user.id"' AS user_id,
     event.attributes ->> '$."gen_ai.conversation.id"' AS conversation_id,
     event.trace_id, span_id, event.parent_span_id, run,
-    more AS attributes
-FROM event LEFT JOIN llm_usage USING (trace_id, span_id)
+    CASE WHEN rank = 3 THEN chain_end.more ELSE event.more END AS attributes
+FROM event LEFT JOIN llm_usage USING (trace_id, span_id) LEFT JOIN chain_end USING (trace_id, span_id)
 ORDER BY at_ns, sequence;
 
 -- One row for each time that a model asked for a tool, or that a tool ran: who asked, where it ran, which call brought its result back.
 CREATE OR REPLACE VIEW llm_tool_calls AS
 WITH asked AS (
-    SELECT trace_id, span_id, start_ns, end_ns, agent, nullif(pair[1], '') AS id, nullif(pair[2], '') AS name, position
+    SELECT trace_id, span_id, start_ns, end_ns, agent, answer, nullif(pair[1], '') AS id, nullif(pair[2], '') AS name, position
     FROM (
         SELECT trace_id, span_id, start_ns, end_ns, attributes ->> '$."gen_ai.agent.name"' AS agent,
+            TRY_CAST(attributes ->> '$."gen_ai.output.messages"' AS JSON) AS answer,
             unnest(list_zip(CAST(attributes -> '$."otel_llm.response.tool_call_ids"' AS VARCHAR[]),
                             CAST(attributes -> '$."otel_llm.response.tool_call_names"' AS VARCHAR[]))) AS pair,
             generate_subscripts(CAST(attributes -> '$."otel_llm.response.tool_call_ids"' AS VARCHAR[]), 1) AS position
@@ -104,8 +146,13 @@ SELECT
     execution.attributes ->> '$."error.type"' AS error_type,
     execution.trace_id, execution.span_id, execution.parent_span_id, execution.service_name,
     coalesce(execution.attributes ->> '$."gen_ai.agent.name"', asked.agent) AS agent_name,
-    execution.attributes ->> '$."gen_ai.tool.call.arguments"' AS arguments,
-    execution.attributes ->> '$."gen_ai.tool.call.result"' AS result,
+    -- A tool that the client runs has no span: what was captured of the two calls says it.
+    coalesce(execution.attributes ->> '$."gen_ai.tool.call.arguments"',
+        [part FOR part IN json_extract(answer, '$[*].parts[*]')
+            IF part ->> '$.type' = 'tool_call' AND part ->> '$.id' = asked.id][1] ->> '$.arguments') AS arguments,
+    coalesce(execution.attributes ->> '$."gen_ai.tool.call.result"',
+        [part FOR part IN json_extract(TRY_CAST(bringing.attributes ->> '$."gen_ai.input.messages"' AS JSON), '$[*].parts[*]')
+            IF part ->> '$.type' = 'tool_call_response' AND part ->> '$.id' = asked.id][1] ->> '$.response') AS result,
     make_timestamptz(result.start_ns // 1000) AS returned_at,
     result.in_trace_id AS returned_to_trace_id,
     result.in_span_id AS returned_to_span_id
@@ -113,6 +160,7 @@ FROM asked
 FULL JOIN execution ON execution.asked_trace_id = asked.trace_id AND execution.asked_span_id = asked.span_id
     AND execution.position = asked.position
 LEFT JOIN result ON result.trace_id = asked.trace_id AND result.span_id = asked.span_id AND result.position = asked.position
+LEFT JOIN spans AS bringing ON bringing.trace_id = result.in_trace_id AND bringing.span_id = result.in_span_id
 ORDER BY coalesce(execution.start_ns, asked.end_ns);
 
 CREATE OR REPLACE VIEW llm_conversations AS
