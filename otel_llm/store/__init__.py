@@ -24,8 +24,9 @@ __getattr__ = lazy.attributes(__name__, {"Store": "store", "StoreStats": "jobs.m
 
 
 def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
-    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended.
+    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended by now.
 
+    It goes on seeing this moment: connect again to see what has ended since.
     Raises StoreNotFound where there is no store, StoreError where it cannot be read. See `otel_llm.store.reader.connect`.
     """
     from otel_llm.store import reader

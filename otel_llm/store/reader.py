@@ -18,6 +18,7 @@ from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.store.file import database, handles, publish
 from otel_llm.store.file.interrupts import off_main_thread
 from otel_llm.store.file.waiting import when_free
+from otel_llm.store.jobs import exclusive
 from otel_llm.store.journal import locks, segments
 from otel_llm.store.merge import batch, ingest
 from otel_llm.store.paths import StorePaths
@@ -36,26 +37,33 @@ _OPEN_SECONDS: Final = 5.0
 
 @importing.whole()
 def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
-    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended.
+    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended by now.
+
+    It goes on seeing this moment: connect again to see what has ended since.
 
     What the journals of all processes hold is merged first. Where that cannot be now, because somebody else is merging, the
     connection shows it all the same, by temporary views over the stored rows and those still in the journal.
     (A `cursor()` of such a connection sees the stored rows only.)
 
-    Raises StoreNotFound where there is no store, StoreError where it cannot be read.
+    Raises StoreNotFound where there is no store (if this process writes it, one without rows is made), StoreError where it
+    cannot be read.
     """
     chosen = path if path is not None else settings().store
     if chosen is None:
         raise StoreNotFound(settings().store_note or "the account is turned off (OTEL_LLM_STORE=none)")
-    paths = _flush_own(chosen) or place.to_read(chosen, named=path is not None)
+    own = _flush_own(chosen)
+    paths = own or place.to_read(chosen, named=path is not None)
     if (reason := files.no_file_at(paths.database)) is not None:
         raise StoreError(f"{reason} that a store can be in")
-    return off_main_thread(partial(_connect_now, paths))()
+    return off_main_thread(partial(_connect_now, paths, is_own=own is not None))()
 
 
-def _connect_now(paths: StorePaths) -> DuckDBPyConnection:
+def _connect_now(paths: StorePaths, *, is_own: bool) -> DuckDBPyConnection:
     if not paths.database.exists() and not (_is_ours(paths.journal) and segments.list_segments(paths.journal)):
-        raise StoreNotFound(f"there is no store at {paths.database} yet")
+        if not is_own:
+            raise StoreNotFound(f"there is no store at {paths.database} yet")
+        with exclusive.alone(paths):
+            pass  # has made it
     while True:
         merged = _merge(paths)
         version = _version(paths)

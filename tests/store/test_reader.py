@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -30,6 +31,15 @@ def test_the_settings_name_the_store(journal: Journal, store_path: Path, monkeyp
     reload()
     with connect() as connection:
         assert connection.execute("SELECT count(*) FROM llm_usage").fetchall() == [(1,)]
+
+
+def test_before_the_first_call_of_who_writes_it_a_store_is_empty(store_path: Path) -> None:
+    """As in the first cell of a notebook. It is a moment: what comes later is seen by whoever connects again."""
+    with closing(Store.open(store_path)) as store, connect(store_path) as before:
+        assert before.execute("FROM llm_usage").fetchall() == before.execute("FROM llm_events").fetchall() == []
+        store.write(start(t="1" * 32, s="2" * 16), start_of=2)
+        store.write(end(start(t="1" * 32, s="2" * 16), {}), end_of=2)
+        assert count(store_path) == 1 and before.execute("FROM llm_usage").fetchall() == []
 
 
 def test_the_connection_only_reads(journal: Journal, store_path: Path) -> None:
