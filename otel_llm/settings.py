@@ -97,6 +97,8 @@ class Settings:
     """Spans and calls that began longer ago are removed from the store."""
     max_size: int | None
     """The oldest are removed, spans before calls, when the store is larger than this."""
+    replay_missing: bool
+    """Whether what earlier processes could not send over OTLP is sent when one begins."""
     jaeger_url: str | None
     """Where people open Jaeger in a browser: the command line names a trace's page there."""
     sdk_disabled: bool
@@ -148,6 +150,7 @@ def _read() -> Settings:
         profiles=_get(env, "OTEL_LLM_PROFILES", file_path, "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
+        replay_missing=_get(env, "OTEL_LLM_REPLAY_MISSING", _bool, "true or false", lambda: True),
         jaeger_url=_get(env, "OTEL_LLM_JAEGER_URL", _url, "a URL like http://localhost:16686", lambda: None),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
     )

@@ -24,49 +24,56 @@ _OF_ITEM: Final = 256
 _OF_VALUE: Final = 16
 """Bytes beside the texts: of a span or a log record with its ids and times, of an attribute or a part of one."""
 _DEEPEST: Final = 32
-_MARK: Final = "_otel_llm_bounded"
 
 
 def bound(tracer_provider: Any) -> None:
     """Bounds the OTLP exporters of a tracer provider, and of the global logger provider beside it. Raises nothing."""
+    from opentelemetry import _logs
+
     try:
-        for exporter in _exporters(tracer_provider):
-            _bound(exporter)
+        for exporter in exporters(tracer_provider, _logs.get_logger_provider()):
+            if type(exporter.export) is not Parts:
+                # On the object: a class of the app's own may stand on the same exporter.
+                exporter.export = Parts(exporter.export)
     except Exception as fault:
         faults.report("bound what is sent over OTLP", fault)
 
 
-def _exporters(tracer_provider: Any) -> Iterator[Any]:
-    from opentelemetry import _logs
-
-    for exporter in otel_private.batch_exporters(tracer_provider, _logs.get_logger_provider()):
+def exporters(*providers: Any) -> Iterator[Any]:
+    """The OTLP exporters that providers of spans, or of log records, send batches to."""
+    for exporter in otel_private.batch_exporters(*providers):
         if type(exporter).__module__.startswith("opentelemetry.exporter.otlp."):
             yield exporter
 
 
-def _bound(exporter: Any) -> None:
-    if not hasattr(exporter, _MARK):
-        # On the object: a class of the app's own may stand on the same exporter.
-        exporter.export = _in_parts(exporter.export)
-        setattr(exporter, _MARK, True)
+class Parts:
+    """Exports in parts; stands in the place of an exporter's `export`."""
 
+    def __init__(self, export: Callable[..., Any]) -> None:
+        self._export = export
+        self.arrived: Callable[[Sequence[Any]], None] | None = None
+        """Is told what the backend has taken, part by part."""
 
-def _in_parts(export: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
-    def export_in_parts(batch: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, batch: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         try:
             parts = list(parts_of(batch))
         except Exception as fault:
             faults.report("measure what is sent over OTLP", fault)
             parts = [list(batch)]
         worst = None
+        done = 0
         for part in parts:
-            result = export(part, *args, **kwargs)
-            # SUCCESS is 0 in every signal.
+            result = self._export(part, *args, **kwargs)
+            is_taken = getattr(result, "value", 0) == 0  # SUCCESS is 0 in every signal
+            if is_taken and self.arrived is not None:
+                try:
+                    self.arrived(batch[done : done + len(part)])  # as they came: one too large is not what was sent
+                except Exception as fault:
+                    faults.report("note what has arrived over OTLP", fault)
+            done += len(part)
             if worst is None or getattr(worst, "value", 0) == 0:
                 worst = result
-        return export(batch, *args, **kwargs) if worst is None else worst
-
-    return export_in_parts
+        return self._export(batch, *args, **kwargs) if worst is None else worst
 
 
 def parts_of(batch: Sequence[Any]) -> Iterator[list[Any]]:

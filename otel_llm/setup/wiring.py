@@ -86,9 +86,11 @@ class _Wiring:
 
     def keep_account(self, provider: TracerProvider | None, store: Store) -> None:
         """Has the provider's spans go to `store`, those that it does not tell of included."""
+        from otel_llm.setup import arrivals
         from otel_llm.store.usage_processor import UsageSpanProcessor
 
         self._account = UsageSpanProcessor(store)
+        arrivals.watch(provider, self._account, store)
         self.stage.add(self._account)
         self.stage.keeps_account = True
         if provider is not None:

@@ -62,6 +62,16 @@ class StorePaths:
         return self.journal / "merged.json"
 
     @property
+    def pending(self) -> Path:
+        """Is there while spans are known that have not arrived over OTLP, so that nobody opens the database to find none."""
+        return self.journal / "pending"
+
+    @property
+    def sending(self) -> Path:
+        """The lock that lets one process at a time send what is missing at an OTLP endpoint."""
+        return self.journal / "sending.lock"
+
+    @property
     def stream_usage(self) -> Path:
         """What servers take that are asked for the usage of a stream: see `otel_llm.calls.stream_usage`."""
         return self.journal / "stream-usage.json"

@@ -43,6 +43,8 @@ class Store:
         self.journal.elsewhere = self._move
         self.before_flush: list[Callable[[], None]] = []
         """Called before every merge, on the background thread and in `flush`: to end what has been abandoned."""
+        self.awaits_exports = False
+        """What arrives over OTLP is noted in the journal: until the exporter is shut down, this process counts as alive."""
         self._resource: object = None
         self._merger = Merger(self.journal, lambda: self.paths, configured)
         self._thread = MergeThread(
@@ -127,7 +129,8 @@ class Store:
         """Stops the thread, lets go of the journal segment and merges. The store can be used again after that."""
         self._thread.stop(timeout)
         self._prepare()
-        self.journal.close()
+        if not (_exiting and self.awaits_exports):  # else the flush after the last export closes it
+            self.journal.close()
         self._merger.merge(timeout)
         self._thread.reset()
 

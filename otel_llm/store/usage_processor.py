@@ -60,6 +60,8 @@ class UsageSpanProcessor(SpanProcessor):
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.exports_to: str | None = None
+        """The OTLP endpoint that sampled spans go to beside, where the store is told what has arrived there."""
         self._nodes: dict[int, _Node] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -155,6 +157,8 @@ class UsageSpanProcessor(SpanProcessor):
         resource = self._store.resource_for(span.resource)
         if resource is not None:
             record["r"] = resource
+        if self.exports_to is not None and record["f"] & 1:
+            record["o"] = self.exports_to
         if node is not None:
             if node.agent is not None:
                 record["ag"] = node.agent
@@ -168,6 +172,7 @@ class UsageSpanProcessor(SpanProcessor):
             pass  # another thread was faster
 
     def shutdown(self) -> None:
+        self._store.awaits_exports = False  # exporters that were there before us are shut down by now
         self.force_flush()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

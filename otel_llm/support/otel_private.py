@@ -83,13 +83,18 @@ def starts_threads_in_child() -> bool:
 
 
 # --- exporters -------------------------------------------------------------------------------------------------------
-def batch_exporters(tracer_provider: Any, logger_provider: Any) -> Iterator[Any]:
+def batch_exporters(tracer_provider: Any, logger_provider: Any = None) -> Iterator[Any]:
     """The exporters that batches of spans and of log records go to."""
     logs = getattr(logger_provider, "_multi_log_record_processor", None)
     for processor in (*span_processors(tracer_provider), *getattr(logs, "_log_record_processors", ())):
         exporter = getattr(getattr(processor, "_batch_processor", None), "_exporter", None)
         if exporter is not None:
             yield exporter
+
+
+def otlp_endpoint(exporter: Any) -> tuple[str | None, bool | None]:
+    """Where an OTLP exporter sends, and over gRPC whether it does so without TLS."""
+    return getattr(exporter, "_endpoint", None), getattr(exporter, "_insecure", None)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

@@ -84,6 +84,24 @@ def test_what_the_sampler_left_out(
     assert run("replay", "--unsampled").out.startswith("Sent 1 span ")
 
 
+def test_what_is_missing(journal: Journal, receiver: OtlpReceiver, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in receiver.environment("grpc").items():
+        monkeypatch.setenv(name, value)
+    name = receiver.endpoint("grpc")
+    write_call(journal)
+    calls = [write_call(journal, t=trace, o=name)["s"] for trace in ("ab" * 16, "cd" * 16)]
+    assert run("replay", "--missing").out == f"Nothing is missing at {name}.\n"  # whoever writes there lives
+    journal.close()
+    assert run("replay", "--missing", "--trace", "abab").out == f"Sent 1 span to {name}.\n"
+    assert run("replay", "--missing").out == f"Sent 1 span to {name}.\n"
+    assert run("replay", "--missing").out == f"Nothing is missing at {name}.\n"
+    assert ids(receiver) == calls
+    for senseless in ("--all", "--unsampled"):
+        result = run("replay", "--missing", senseless)
+        assert (result.code, result.out) == (2, "")
+        assert senseless in result.err
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_backend_that_is_down_is_one_line(
     protocol: Protocol, journal: Journal, store_path: Path, execute: Run

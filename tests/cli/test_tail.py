@@ -21,11 +21,12 @@ import pytest
 from otel_llm.conventions import semconv
 from otel_llm.store import store
 from otel_llm.store.journal.follow import JournalFollower
+from otel_llm.store.journal.record import acknowledgement
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge import ingest
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Run, otel_llm_command
-from tests.store.conftest import end, identity, start, until
+from tests.store.conftest import end, identity, start, until, write_call
 
 Tail = Callable[..., subprocess.Popen[str]]
 NOW = time.time_ns()
@@ -291,6 +292,16 @@ def test_a_writer_that_only_went_on_is_not_dead(store_path: Path, merged: bool) 
         journal.append(end(begin), end_of=identity(begin))  # it lives after all: the end is news, the start is not
         assert spans_of(follower.poll()) == [("e", begin["s"])]
         assert follower.poll() == []
+    journal.close()
+
+
+def test_what_arrives_over_otlp_is_no_event(store_path: Path) -> None:
+    journal = Journal(StorePaths.of(store_path).journal)
+    with JournalFollower(StorePaths.of(store_path)) as follower:
+        journal.append(acknowledgement("http://backend:4317", [(1, 1)]))
+        assert follower.poll() == []
+        call = write_call(journal)
+        assert [one["s"] for one in follower.poll()] == [call["s"]] * 2
     journal.close()
 
 

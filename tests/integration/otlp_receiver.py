@@ -83,6 +83,11 @@ class OtlpReceiver:
 
     def __init__(self, *, all_signals: bool = False) -> None:
         self.all_signals = all_signals
+        self.refuses = False
+        """Whether what comes over HTTP is not taken."""
+        self.asked, self.answers = threading.Event(), threading.Event()
+        """Somebody has come over HTTP; he gets an answer."""
+        self.answers.set()
         self._lock = threading.Lock()
         self._bodies: list[tuple[str, bytes]] = []
         self._spans: list[ReceivedSpan] = []
@@ -195,8 +200,12 @@ class _HttpHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         encoding = self.headers.get("Content-Encoding", "identity")
         receiver = self.server.receiver
+        receiver.asked.set()
+        receiver.answers.wait()
         if self.path != _TRACES_PATH and not (receiver.all_signals and self.path in (_METRICS_PATH, _LOGS_PATH)):
             self._answer(404, b"")
+        elif receiver.refuses:
+            self._answer(400, b"")
         elif self.headers.get("Content-Type") != _PROTOBUF or encoding not in ("identity", "gzip"):
             self._answer(415, b"")
         else:

@@ -113,3 +113,30 @@ def test_exporters_of_others_are_left_alone() -> None:
     otlp_batches.bound(provider)
     assert "export" not in vars(exporter)
     provider.shutdown()
+
+
+def test_it_is_told_what_has_arrived_part_by_part(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Otlp, "__module__", "opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+    batch = spans(8, text="x" * 2**20)
+    batch[7:] = spans(1, **{semconv.INPUT_MESSAGES: "x" * 5 * 2**20})  # goes without what was said: not as it is
+    exporter = Otlp(SpanExportResult.SUCCESS, SpanExportResult.FAILURE)
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    otlp_batches.bound(provider)
+    (export,) = [each.export for each in otlp_batches.exporters(provider)]
+    arrived: list[Any] = []
+    export.arrived = arrived.extend
+    assert exporter.export(batch) is SpanExportResult.FAILURE
+    assert exporter.got == [2, 2, 2, 2]
+    assert [id(span) for span in arrived] == [id(span) for span in batch[:2] + batch[4:]]
+
+    def fails(_: Any) -> None:
+        raise RuntimeError("no room")
+
+    export.arrived = fails
+    with caplog.at_level(logging.WARNING, "otel_llm"):
+        assert exporter.export(batch) is SpanExportResult.SUCCESS
+    assert "note what has arrived" in caplog.text
+    provider.shutdown()

@@ -40,6 +40,9 @@ class Protocol(StrEnum):
     type=click.Choice([*map(str, Protocol)]),
     help="In place of $OTEL_EXPORTER_OTLP_PROTOCOL; if neither is given, HTTP for port 4318 and gRPC for others.",
 )
+@click.option(
+    "--missing", is_flag=True, help="Only what programs that have ended were to send there and has not arrived."
+)
 @click.option("--all", "again", is_flag=True, help="Send what an earlier replay has sent there once more.")
 @click.option("--unsampled", is_flag=True, help="Send traces as well that the sampler had left out.")
 @store_option
@@ -49,6 +52,7 @@ def replay(
     trace: str | None,
     endpoint: str | None,
     protocol: str | None,
+    missing: bool,
     again: bool,
     unsampled: bool,
     store: Path | None,
@@ -57,13 +61,19 @@ def replay(
 
     \b
     Examples:
+      otel-llm replay --missing
       otel-llm replay --since 2h --endpoint http://localhost:4317
       otel-llm replay --since 2026-11-20T14:00 --until 2026-11-20T15:30 --endpoint http://localhost:4318
 
-    What a replay has sent to an endpoint is not sent there by the next one. What your programs sent there themselves is not
-    known: name the time of the outage. Headers, certificates and the timeout come from OTEL_EXPORTER_OTLP_*.
+    What a replay has sent to an endpoint is not sent there by the next one. What your programs sent there themselves is left out
+    with --missing alone: without it, name the time of the outage. Headers, certificates and the timeout come from
+    OTEL_EXPORTER_OTLP_*.
     """
+    from otel_llm.store.jobs import missing as catching_up
     from otel_llm.store.jobs import replaying as sending
+
+    if missing and (again or unsampled):
+        raise CommandError("--missing cannot be combined with --all or --unsampled: nothing of that was to arrive")
 
     try:
         target = sending.ReplayTarget.of(endpoint, protocol, os.environ)
@@ -78,7 +88,7 @@ def replay(
         again=again,
     )
     with maintaining(store) as paths, _progress() as progress:
-        outcome = sending.replay(paths, target, selection, progress)
+        outcome = (catching_up.send if missing else sending.replay)(paths, target, selection, progress)
     notes = []
     if outcome.before:
         notes.append(f"{outcome.before:,} sent there before (--all sends them again)")
@@ -87,7 +97,7 @@ def replay(
     sent = (
         f"Sent {counted(outcome.sent, 'span')} to {target.name}"
         if outcome.sent
-        else f"Nothing new to send to {target.name}"
+        else f"Nothing {'is missing at' if missing else 'new to send to'} {target.name}"
     )
     write_line(f"{'; '.join([sent, *notes])}.")
 

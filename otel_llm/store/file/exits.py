@@ -9,16 +9,16 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable
 
-_hook: Callable[[], None] | None = None
+_hooks: list[Callable[[], None]] = []
 _after_duckdb = False
 
 
 def register(hook: Callable[[], None]) -> None:
-    """Has `hook` called at the end, before DuckDB's own is and again when nearly all of the app's are; once for each process."""
-    global _hook
-    if _hook is None:
-        _hook = hook
+    """Has `hook` called at the end, before DuckDB's own is and again when nearly all of the app's are; the first comes first."""
+    if not _hooks:
         atexit.register(_run)
+    if hook not in _hooks:
+        _hooks.append(hook)
 
 
 def duckdb_is_imported() -> None:
@@ -30,5 +30,5 @@ def duckdb_is_imported() -> None:
 
 
 def _run() -> None:
-    if _hook is not None:
-        _hook()
+    for hook in _hooks:
+        hook()

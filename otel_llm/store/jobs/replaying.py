@@ -6,7 +6,8 @@ run that broke off is simply run again. The store is open for milliseconds betwe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +28,12 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from otel_llm.store.errors import StoreError
+from otel_llm.conventions import dialects, semconv
+from otel_llm.store.errors import StoreBusy, StoreError
+from otel_llm.store.file import database
 from otel_llm.store.jobs import exclusive
+from otel_llm.store.merge import pending
+from otel_llm.store.merge.rows import DROP_ARRIVED
 from otel_llm.store.paths import StorePaths
 from otel_llm.support.captured_warnings import warnings_of
 
@@ -45,6 +50,7 @@ _BATCH: Final = 512
 """Spans that are sent at once, as many as the SDK's batch processor sends."""
 _BATCH_CHARACTERS: Final = 2**20
 """A batch with more text than this is sent in parts: receivers commonly refuse messages of more than 4 MiB."""
+_CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
 _TRACES_PATH: Final = "/v1/traces"
 _HTTP_PORT: Final = 4318
 
@@ -117,6 +123,13 @@ class Selection:
     """Those as well that a sampler kept from the backend the first time."""
     again: bool = False
     """Those as well that a replay has sent to this endpoint already."""
+    pending_of: Collection[str] | None = None
+    """Those alone that these writers of journals have left pending: see `missing`."""
+    service: str | None = None
+    pages: int | None = None
+    """No more than so many pages of them."""
+    content: bool = True
+    """With what was said, where that was recorded."""
 
 
 @dataclass(slots=True)
@@ -130,6 +143,8 @@ class Outcome:
     """Left out: a replay has sent them to this endpoint already."""
     unsampled: int = 0
     """Left out: a sampler did not want them there."""
+    left: int = 0
+    """Left for another time: they are more than the pages that were asked for."""
 
 
 _Row = dict[str, Any]
@@ -149,7 +164,9 @@ def replay(
 
     Raises StoreNotFound, StoreBusy, StoreError, BackendError. What was sent by then is remembered as sent.
     """
-    exclusive.brought_up_to_date(paths)
+    merged = exclusive.brought_up_to_date(paths)
+    if selection.pending_of is not None and not merged.complete:
+        raise StoreBusy(merged.reason or "")  # what has arrived may be told in what was not taken in
     with exclusive.alone(paths) as connection:
         outcome, page_ends = _plan(connection, target, selection)
     progress(0, outcome.selected)
@@ -162,7 +179,7 @@ def replay(
             sent: list[_Row] = []
             try:
                 for batch in _batches(page):
-                    send([span_of(row) for row in batch])
+                    send([span_of(row, content=selection.content) for row in batch])
                     sent += batch
                     outcome.sent += len(batch)
                     progress(outcome.sent, outcome.selected)
@@ -171,7 +188,7 @@ def replay(
             finally:
                 if sent:
                     with exclusive.alone(paths) as connection:
-                        _remember(connection, target, sent)
+                        _remember(connection, paths, target, sent)
     return outcome
 
 
@@ -182,15 +199,21 @@ _SENT_BEFORE: Final = """EXISTS (FROM replayed WHERE replayed.trace_id = spans.t
     AND replayed.endpoint = $endpoint)"""
 
 
+_PENDING: Final = """EXISTS (FROM pending_exports AS pending WHERE pending.trace_id = spans.trace_id
+    AND pending.span_id = spans.span_id AND pending.endpoint = $endpoint AND list_contains($writers, pending.writer))"""
+
+
 def _considered(selection: Selection) -> tuple[str, dict[str, Any]]:
     """The spans that the selection speaks of, as a condition with its parameters."""
     clauses = {
-        "start_ns >= $since": selection.since_ns,
-        "start_ns < $until": selection.until_ns,
-        "trace_id = $trace": selection.trace_id,
+        "since": ("start_ns >= $since", selection.since_ns),
+        "until": ("start_ns < $until", selection.until_ns),
+        "trace": ("trace_id = $trace", selection.trace_id),
+        "service": ("service_name = $service", selection.service),
+        "writers": (_PENDING, None if selection.pending_of is None else list(selection.pending_of)),
     }
-    given = {clause: value for clause, value in clauses.items() if value is not None}
-    return " AND ".join(["true", *given]), {clause.rpartition("$")[2]: value for clause, value in given.items()}
+    given = {name: value for name, (_, value) in clauses.items() if value is not None}
+    return " AND ".join(["true", *(clauses[name][0] for name in given)]), given
 
 
 def _wanted(selection: Selection) -> str:
@@ -221,8 +244,12 @@ def _plan(connection: DuckDBPyConnection, target: ReplayTarget, selection: Selec
         values | {"endpoint": target.name},
     ).fetchall()
     before, unsampled, selected = rows[0][:3]
-    outcome = Outcome(selected, 0, 0 if selection.again else before, 0 if selection.unsampled else unsampled)
-    return outcome, [row[3:] for row in rows] if selected else []
+    page_ends = [row[3:] for row in rows] if selected else []
+    if selection.pages is not None and len(page_ends) > selection.pages:
+        page_ends = page_ends[: selection.pages]
+    now = min(selected, len(page_ends) * _PAGE)
+    outcome = Outcome(now, 0, 0 if selection.again else before, 0 if selection.unsampled else unsampled, selected - now)
+    return outcome, page_ends
 
 
 _COLUMNS: Final = (
@@ -263,7 +290,17 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _remember(connection: DuckDBPyConnection, target: ReplayTarget, rows: Sequence[_Row]) -> None:
+def _remember(connection: DuckDBPyConnection, paths: StorePaths, target: ReplayTarget, rows: Sequence[_Row]) -> None:
+    ids = {"traces": [row["trace_id"] for row in rows], "spans": [row["span_id"] for row in rows]}
+    with database.transaction(connection):
+        _note_sent(connection, target, rows, ids)
+        connection.execute(DROP_ARRIVED, ids | {"endpoint": target.name})
+    pending.leave_sign(paths, connection)
+
+
+def _note_sent(
+    connection: DuckDBPyConnection, target: ReplayTarget, rows: Sequence[_Row], ids: Mapping[str, list[str]]
+) -> None:
     connection.execute(
         """INSERT INTO replayed (trace_id, span_id, endpoint, started_at, sent_at)
         SELECT trace_id, span_id, $endpoint, make_timestamptz(start_ns // 1000), now()
@@ -271,9 +308,8 @@ def _remember(connection: DuckDBPyConnection, target: ReplayTarget, rows: Sequen
         WHERE NOT EXISTS (FROM replayed WHERE replayed.trace_id = sent.trace_id AND replayed.span_id = sent.span_id
             AND replayed.endpoint = $endpoint)""",
         {
+            **ids,
             "endpoint": target.name,
-            "traces": [row["trace_id"] for row in rows],
-            "spans": [row["span_id"] for row in rows],
             "starts": [row["start_ns"] for row in rows],
         },
     )
@@ -282,8 +318,11 @@ def _remember(connection: DuckDBPyConnection, target: ReplayTarget, rows: Sequen
 # --- spans from rows --------------------------------------------------------------------------------------------------
 
 
-def span_of(row: Mapping[str, Any]) -> ReadableSpan:
-    """A row of `spans` as the span that it was. One that never ended, because its process died, ends where it began."""
+def span_of(row: Mapping[str, Any], *, content: bool = True) -> ReadableSpan:
+    """A row of `spans` as the span that it was. One that never ended, because its process died, ends where it began.
+
+    Without `content` it goes without what was said: that is in some attributes, in texts of errors, and in events of others.
+    """
     context = _context(row["trace_id"], row["span_id"], row["trace_flags"])
     parent = row["parent_span_id"]
     status = StatusCode.__members__.get(row["status_code"], StatusCode.UNSET)
@@ -293,9 +332,9 @@ def span_of(row: Mapping[str, Any]) -> ReadableSpan:
         context=context,
         parent=_context(row["trace_id"], parent, row["trace_flags"]) if parent else None,
         resource=_resource(row["resource"] or "{}"),
-        attributes=_known(orjson.loads(row["attributes"] or "{}")),
+        attributes=_known(orjson.loads(row["attributes"] or "{}"), content),
         events=[
-            Event(event["name"], _known(event["attributes"]), event["time_unix_nano"])
+            Event(event["name"], _known(event["attributes"], content), event["time_unix_nano"])
             for event in orjson.loads(row["events"] or "[]")
         ],
         links=[
@@ -304,7 +343,7 @@ def span_of(row: Mapping[str, Any]) -> ReadableSpan:
         ],
         kind=SpanKind.__members__.get(row["kind"], SpanKind.INTERNAL),
         # A description belongs to an error; the SDK takes it with nothing else.
-        status=Status(status, row["status_message"] if status is StatusCode.ERROR else None),
+        status=Status(status, row["status_message"] if status is StatusCode.ERROR and content else None),
         start_time=row["start_ns"],
         end_time=row["start_ns"] if row["end_ns"] is None else row["end_ns"],
         instrumentation_scope=None if scope is None else InstrumentationScope(scope, row["scope_version"]),
@@ -321,9 +360,13 @@ def _resource(text: str) -> Resource:
     return Resource(_known(orjson.loads(text)))
 
 
-def _known(attributes: dict[str, Any] | None) -> dict[str, Any]:
+def _known(attributes: dict[str, Any] | None, content: bool = True) -> dict[str, Any]:
     """Attributes without those that have no value (JSON knows no NaN): a span cannot say so."""
-    return {key: value for key, value in (attributes or {}).items() if value is not None}
+    return {
+        key: value
+        for key, value in (attributes or {}).items()
+        if value is not None and (content or not (key in semconv.CONTENT or _CONTENT.fullmatch(key)))
+    }
 
 
 # --- sending ----------------------------------------------------------------------------------------------------------

@@ -233,7 +233,8 @@ def _delete(connection: DuckDBPyConnection, table: str, rows: int) -> Removed:
         ).fetchall()[0]
         deleted = _delete_until(connection, table, youngest)
         if table == "spans":
-            _delete_until(connection, "replayed", youngest)
+            for beside in ("replayed", "pending_exports"):
+                _delete_until(connection, beside, youngest)
     return Removed(spans=deleted) if table == "spans" else Removed(calls=deleted)
 
 

@@ -158,6 +158,8 @@ class JournalFollower:
         if kind == "h":
             position.pid = one.get("pid")
             return None
+        if kind not in ("s", "e"):
+            return None
         identity = f"{one.get('t')}{one.get('s')}"
         if identity in self._ended:
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 from zlib import crc32
 
@@ -48,7 +48,7 @@ def is_intact(line: bytes) -> bool:
 
 
 def kind(line: bytes) -> bytes:
-    """The one-letter kind of an intact line: `h`, `s` or `e`; empty where the line does not begin with it."""
+    """The one-letter kind of an intact line: `h`, `s`, `e` or `a`; empty where the line does not begin with it."""
     return line[21:22] if line[_BODY:21] == b'"k":"' else b""
 
 
@@ -105,6 +105,22 @@ def completed(record: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, A
         record["a"] = {name: earlier[name] for name in names if name in earlier} | own
     record.pop("m", None)
     return record
+
+
+# --- what has arrived elsewhere -----------------------------------------------------------------------------------------
+
+
+def acknowledgement(endpoint: str, spans: Iterable[tuple[int, int]]) -> dict[str, Any]:
+    """The record that says which spans, by trace id and span id, an OTLP endpoint has taken."""
+    return {"k": "a", "o": endpoint, "i": "".join([f"{trace_id:032x}{span_id:016x}" for trace_id, span_id in spans])}
+
+
+def acknowledged(line: bytes) -> tuple[str, list[tuple[str, str]]]:
+    """The endpoint and the ids in the line of an acknowledgement."""
+    record = decode(line)
+    ids = str(record.get("i"))
+    places = range(0, len(ids) - 47, 48)
+    return str(record.get("o")), [(ids[at : at + 32], ids[at + 32 : at + 48]) for at in places]
 
 
 def _plain(value: object) -> object:

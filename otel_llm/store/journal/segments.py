@@ -40,6 +40,7 @@ class Chunk:
     ends: list[bytes] = field(default_factory=list)
     unfinished: list[bytes] = field(default_factory=list)
     """Start lines of what will never end."""
+    acknowledgements: list[bytes] = field(default_factory=list)
     corrupt: list[bytes] = field(default_factory=list)
     start: int = 0
     next: int = 0
@@ -222,6 +223,8 @@ def _sort_lines(block: bytes, chunk: Chunk) -> None:
         match record.kind(line):
             case b"e":
                 chunk.ends.append(line)
+            case b"a":
+                chunk.acknowledgements.append(line)
             case b"h" if not chunk.header:
                 chunk.header = line
 

@@ -7,9 +7,11 @@ Lines are JSON with a checksum (see `record.py`). Their fields:
              "a":{attributes},"sc":scope name,"scv":scope version,"f":trace flags,
              "ag":enclosing agent's name,"wf":enclosing workflow's name,"r":{resource, where not the header's},
              "x":1 where another span stands for this call in the account,
-             "m":[names of attributes that are in an earlier line of this span in this segment, and not in "a" again]}
+             "m":[names of attributes that are in an earlier line of this span in this segment, and not in "a" again],
+             "o":OTLP endpoint that the span goes to, where this process notes what has arrived there}
     end     the same and "et":end ns,"sts":status code,"std":status description,
              "e":[{"name","time_unix_nano","attributes"}],"l":[{"trace_id","span_id","attributes"}]
+    arrived {"k":"a","o":OTLP endpoint that has taken spans of this process,"i":their ids: trace id and span id of each, joined}
 
 Ids are lower-case hex, times nanoseconds since 1970. Absent and null mean the same.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,6 +39,8 @@ class Batch:
     last_us: int
     shared: bool = False
     """There are calls in it that other instrumentations or processes may have reported too."""
+    exported: bool = False
+    """There are spans in it that go out over OTLP."""
 
 
 _TABLES: Final = rows.TABLES | duplicates.TABLES
@@ -135,11 +137,12 @@ def _require(inserted: DuckDBPyConnection, expected: int, what: str, paths: Stor
 
 
 def _measure(connection: DuckDBPyConnection) -> Batch:
-    count, interrupted, different, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    count, interrupted, different, *rest = connection.execute("EXECUTE measure_batch").fetchall()[0]
     if different < count:
         connection.execute(rows.DROP_REPEATED)
-        count, interrupted, _, first_us, last_us, shared = connection.execute("EXECUTE measure_batch").fetchall()[0]
-    return Batch(count, interrupted, first_us or 0, last_us or 0, shared)
+        count, interrupted, _, *rest = connection.execute("EXECUTE measure_batch").fetchall()[0]
+    first_us, last_us, shared, exported = rest
+    return Batch(count, interrupted, first_us or 0, last_us or 0, shared, exported)
 
 
 @contextmanager
@@ -203,12 +206,26 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
             connection.execute(rows.drop_interrupted(table, *span))
             connection.execute(rows.drop_known(table, *span))
     written = connection.execute(rows.insert_spans("spans")).fetchall()[0][0]
+    if batch.exported:
+        connection.execute(rows.INSERT_PENDING)
     if duplicates.settle(connection, batch.first_us, batch.shared):
         _price_again(connection)
     elif known:
         _fill_usage_again(connection)
     connection.execute(rows.insert_usage("llm_usage"))
     return int(written)
+
+
+def acknowledge(connection: DuckDBPyConnection, lines: Iterable[bytes]) -> None:
+    """Notes what has arrived over OTLP, as the lines of the journal tell that (see `record.acknowledged`)."""
+    arrived: dict[str, list[tuple[str, str]]] = {}
+    for line in lines:
+        with suppress(ValueError):  # whole, but not ours: nothing waits for it
+            endpoint, ids = record.acknowledged(line)
+            arrived.setdefault(endpoint, []).extend(ids)
+    for endpoint, ids in arrived.items():
+        traces, spans = [trace for trace, _ in ids], [span for _, span in ids]
+        connection.execute(rows.DROP_ARRIVED, {"endpoint": endpoint, "traces": traces, "spans": spans})
 
 
 def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:

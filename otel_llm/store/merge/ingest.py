@@ -22,7 +22,7 @@ from otel_llm.store.file import database
 from otel_llm.store.file.waiting import when_free
 from otel_llm.store.journal import follow, locks
 from otel_llm.store.journal.segments import Chunk, Snapshot
-from otel_llm.store.merge import batch, duckdb_instance
+from otel_llm.store.merge import batch, duckdb_instance, pending
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, fork_guard, importing
 
@@ -263,6 +263,10 @@ def _store(connection: DuckDBPyConnection, loaded: _Loaded) -> int:
     values = [(chunk.segment.name, chunk.next, chunk.finished, len(chunk.corrupt)) for chunk in loaded.chunks]
     with database.transaction(connection):
         rows = batch.store(connection, loaded.batch) if loaded.batch.rows else 0
+        if arrived := [line for chunk in loaded.chunks for line in chunk.acknowledgements]:
+            batch.acknowledge(connection, arrived)
+        if arrived or loaded.batch.exported:
+            pending.leave_sign(loaded.paths, connection)
         connection.execute(
             f"""INSERT INTO journal_segments (segment, consumed, finished, corrupt)
             VALUES {", ".join(["(?, ?, ?, ?)"] * len(values))}

@@ -36,6 +36,8 @@ _LINE: Final = {
     "ag": "VARCHAR",
     "wf": "VARCHAR",
     "x": "BIGINT",
+    "o": "VARCHAR",
+    "w": "VARCHAR",
 }
 
 SPAN_COLUMNS: Final = (
@@ -197,13 +199,13 @@ def _fill_batch() -> str:
     return f"""
 INSERT INTO batch BY NAME
 WITH header AS (
-    SELECT filename, any_value(r) AS resource FROM line WHERE k = 'h' GROUP BY filename
+    SELECT filename, any_value(r) AS resource, any_value(w) AS writer FROM line WHERE k = 'h' GROUP BY filename
 ), parsed AS (
     SELECT line.* REPLACE (
             coalesce(TRY_CAST(st AS BIGINT), TRY_CAST(et AS BIGINT), 0) AS st,
             TRY_CAST(et AS BIGINT) AS et,
             TRY_CAST(f AS UTINYINT) AS f),
-        coalesce(line.r, header.resource) AS resource, from_json(line.a, {_attribute_spec()}) AS v
+        coalesce(line.r, header.resource) AS resource, header.writer AS writer, from_json(line.a, {_attribute_spec()}) AS v
     FROM line LEFT JOIN header USING (filename)
     WHERE k IN ('e', 's') AND t IS NOT NULL AND s IS NOT NULL
 ), named AS MATERIALIZED (
@@ -244,7 +246,7 @@ SELECT
     {_json("output_messages")} AS output_messages,
     service_tier, std AS error_message, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
-    st // {SLOT_NS} AS price_slot
+    st // {SLOT_NS} AS price_slot, o AS endpoint, writer
 FROM judged"""
 
 
@@ -275,11 +277,12 @@ _MEASURE_BATCH: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000,
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
-        OR NOT {IS_OURS})), false)
+        OR NOT {IS_OURS})), false),
+    count(endpoint) > 0
 FROM batch
 """
-"""Rows, rows that never ended, different spans, the microseconds of the first start and the last, and whether there are calls
-that others may have reported too (see `duplicates.py`)."""
+"""Rows, rows that never ended, different spans, the microseconds of the first start and the last, whether there are calls
+that others may have reported too (see `duplicates.py`), and whether there are spans that go out over OTLP."""
 
 DROP_REPEATED: Final = """
 DELETE FROM batch WHERE rowid IN (
@@ -321,6 +324,15 @@ def insert_spans(table: str) -> str:
     columns = ", ".join(SPAN_COLUMNS)
     return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM batch"
 
+
+INSERT_PENDING: Final = """INSERT INTO pending_exports (trace_id, span_id, endpoint, writer, started_at)
+    SELECT trace_id, span_id, endpoint, writer, started_at FROM batch WHERE endpoint IS NOT NULL AND writer IS NOT NULL"""
+
+DROP_ARRIVED: Final = """DELETE FROM pending_exports
+    USING (SELECT unnest($traces) AS trace_id, unnest($spans) AS span_id) AS arrived
+    WHERE pending_exports.trace_id = arrived.trace_id AND pending_exports.span_id = arrived.span_id
+        AND pending_exports.endpoint = $endpoint"""
+"""Takes note that so many spans are where they are to go."""
 
 _PRICE: Final = {
     "provider": "VARCHAR",
@@ -449,6 +461,8 @@ _BATCH_TYPES: Final = {
     "cache_hit": "BOOLEAN",
     "refused": "BOOLEAN",
     "price_slot": "BIGINT",
+    "endpoint": "VARCHAR",
+    "writer": "VARCHAR",
 }
 TABLES: Final = {
     "line": {**_LINE, "filename": "VARCHAR"},

@@ -113,7 +113,7 @@ def test_a_fault_of_ours_stays_ours(traced: Traced, monkeypatch: pytest.MonkeyPa
     reported: list[str] = []
     monkeypatch.setattr(faults, "report", lambda where, error: reported.append(where))
     monkeypatch.setattr(_handler, "part_of", boom)
-    monkeypatch.setattr(_handler, "Request", boom)
+    monkeypatch.setattr(_handler, "ModelRequest", boom)
     chain = RunnableLambda(lambda value: value) | FakeListChatModel(responses=["x"])
     assert chain.invoke("hi").content == "x"
     assert "take LangChain's on_chain_start" in reported
