@@ -53,7 +53,7 @@ async def source_async(chunks: list[Any], seen: list[Any]) -> AsyncIterator[Any]
         yield each
 
 
-@pytest.mark.parametrize("token", TOKENS, ids=repr)
+@pytest.mark.parametrize("token", TOKENS, ids=range(len(TOKENS)))
 async def test_it_is_read_up_to_the_first_token_and_nothing_is_lost(token: Any) -> None:
     chunks = [*BEFORE, token, ROLE, token]
     for is_async in (False, True):
