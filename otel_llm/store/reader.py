@@ -58,7 +58,7 @@ def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
     return off_main_thread(partial(_connect_now, paths, is_own=own is not None))()
 
 
-def _connect_now(paths: StorePaths, *, is_own: bool) -> DuckDBPyConnection:
+def _connect_now(paths: StorePaths, *, is_own: bool = False) -> DuckDBPyConnection:
     if not paths.database.exists() and not (_is_ours(paths.journal) and segments.list_segments(paths.journal)):
         if not is_own:
             raise StoreNotFound(f"there is no store at {paths.database} yet")

@@ -112,6 +112,7 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
         "input_messages": '[{"role":"user"}]',
         "output_messages": '[{"role":"assistant"}]',
         "service_tier": "flex",
+        "error_message": None,
     }
 
 
@@ -921,6 +922,15 @@ def test_costs_add_up_exactly(journal: Journal, store_path: Path) -> None:
         write_call(journal, {semconv.INPUT_TOKENS: 1, semconv.OUTPUT_TOKENS: 1})
     ((total, source),) = query(store_path, "SELECT sum(cost_usd), any_value(price_source) FROM llm_usage")
     assert isinstance(total, Decimal) and total > 0 and source.startswith("genai-prices ")
+
+
+def test_what_a_failed_call_said(journal: Journal, store_path: Path) -> None:
+    """The journal has it where content is captured."""
+    begun = start(a={semconv.OPERATION: "chat"})
+    journal.append(end(begun, {semconv.ERROR_TYPE: "429"}, sts="ERROR", std="Too many."), end_of=2)
+    assert merge(store_path).complete
+    assert query(store_path, "SELECT status, error_message FROM llm_usage") == [("error", "Too many.")]
+    assert query(store_path, "SELECT status_message FROM spans") == [("Too many.",)]
 
 
 def test_a_line_written_by_hand_needs_only_the_documented_fields(store_path: Path, paths: StorePaths) -> None:
