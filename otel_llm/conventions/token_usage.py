@@ -46,8 +46,10 @@ class Usage(NamedTuple):
 
     def __bool__(self) -> bool:
         """Whether anything at all was reported."""
-        return any(count is not None for count in self)
+        return self != _NOTHING_REPORTED
 
+
+_NOTHING_REPORTED: Final = Usage()
 
 TOKEN_COLUMNS: Final[Mapping[str, str]] = {
     f"{name}_tokens": getattr(semconv, f"{name.upper()}_TOKENS") for name in Usage._fields
@@ -119,6 +121,8 @@ def count(value: Any) -> int | None:
     """`value` if it is a token count that fits BIGINT, else None."""
     if type(value) is int:  # not a bool, which is an int too
         return value if 0 <= value <= _LARGEST else None
+    if value is None:  # most of the counts of most calls
+        return None
     if issubclass(type(value), float) and value.is_integer() and 0 <= value <= 2**53:
         return int(value)
     return None
@@ -138,6 +142,8 @@ def fields(payload: object) -> Mapping[str, Any]:
     Any value may stand where one is expected: a class, an object that answers for every attribute or raises for each. Those have
     none.
     """
+    if payload is None:
+        return _NOTHING
     kind = type(payload)  # not `__class__`, which an object may lie about
     if issubclass(kind, dict):
         return payload  # type: ignore[return-value]
