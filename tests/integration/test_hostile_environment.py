@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from local_openai import LocalOpenAI
@@ -178,7 +179,9 @@ def check(apps: Apps, way: str, given: dict[str, str | None]) -> list[str]:
         {} if set(given) & {"XDG_DATA_HOME", "TMPDIR"} else {"OTEL_LLM_STORE": f"{apps.directory}/{number}.duckdb"}
     )
     env = {**own_store, **given}
-    ask = ASK.replace("MODEL", f"model-{number}")
+    # Of this run alone: where nothing else can be written the store is among the temporary files, where it stays.
+    model = f"model-{uuid4().hex}"
+    ask = ASK.replace("MODEL", model)
     code, stdout, stderr = apps.run(WAYS[way] + ask + TELL.replace("PLACE", repr(str(place))), env)
     wrong = []
     if code != 0:
@@ -193,7 +196,7 @@ def check(apps: Apps, way: str, given: dict[str, str | None]) -> list[str]:
             if "no account is kept" not in stderr and "none" not in given.values():
                 wrong.append("no account, and no word about it")
         elif (
-            (count := calls(where, f"model-{number}")) != 1
+            (count := calls(where, model)) != 1
             and not (
                 "OTEL_LLM_STORE" in given and "1 calls that had ended are lost" in stderr  # where a file cannot be made
             )
@@ -328,12 +331,13 @@ def run_broken(
     """How many calls are recorded, and what was said of it, where the app is what it is without us."""
     number = apps.runs + 1
     store = f"{apps.directory}/{number}.duckdb"
-    code = preamble + WAYS[way] + USES + ASK.replace("MODEL", f"model-{number}") + FLUSH
+    model = f"model-{uuid4().hex}"
+    code = preamble + WAYS[way] + USES + ASK.replace("MODEL", model) + FLUSH
     # In the server that has imported nothing of ours.
     exit_code, stdout, stderr = apps.run(code, {"OTEL_LLM_STORE": store, "OTEL_PROPAGATORS": None, **(env or {})})
     assert (exit_code, stdout) == (0, apps.answer), stderr
     assert "Traceback" not in stderr, stderr
-    return calls(store, f"model-{number}"), [line for line in stderr.splitlines() if line.strip()]
+    return calls(store, model), [line for line in stderr.splitlines() if line.strip()]
 
 
 MISSING = "ModuleNotFoundError(f'No module named {name!r}', name=name)"
@@ -416,7 +420,7 @@ def test_no_home_directory(tmp: str, home: str | None, way: str, apps: Apps) -> 
     }
     none = "import tempfile\ntempfile._candidate_tempdir_list = lambda: []\n" if tmp.endswith("file") else ""
     place = apps.directory / f"place{apps.runs + 1}"
-    model = f"model-{apps.runs + 1}"
+    model = f"model-{uuid4().hex}"
     code = NO_HOME + none + WAYS[way] + USES + ASK.replace("MODEL", model) + TELL.replace("PLACE", repr(str(place)))
     exit_code, stdout, stderr = apps.run(code, env)
     assert (exit_code, stdout) == (0, apps.answer), stderr
