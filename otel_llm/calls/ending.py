@@ -12,12 +12,6 @@ from otel_llm.conventions import semconv
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
-OK: Final = semconv.OK
-ERROR: Final = semconv.ERROR
-CANCELLED: Final = semconv.CANCELLED
-PARTIAL: Final = semconv.PARTIAL
-FAILED: Final = semconv.FAILED
-
 _NO_ATTRIBUTES: Final[Mapping[str, Any]] = {}
 
 _CANCELLATIONS: Final = frozenset({"CancelledError", "Cancelled"})
@@ -31,15 +25,15 @@ def status_of(error: BaseException | None) -> str:
     `sys.exit`). So no event loop need be known here. A group is a failure if anything in it is one.
     """
     if error is None:
-        return OK
+        return semconv.OK
     if isinstance(error, GeneratorExit):
-        return PARTIAL
+        return semconv.PARTIAL
     if isinstance(error, BaseExceptionGroup):
         inside = {status_of(one) for one in error.exceptions}
-        return next(status for status in (ERROR, CANCELLED, PARTIAL) if status in inside)
+        return next(status for status in (semconv.ERROR, semconv.CANCELLED, semconv.PARTIAL) if status in inside)
     if not isinstance(error, Exception):
-        return CANCELLED
-    return CANCELLED if any(cls.__name__ in _CANCELLATIONS for cls in type(error).__mro__) else ERROR
+        return semconv.CANCELLED
+    return semconv.CANCELLED if any(cls.__name__ in _CANCELLATIONS for cls in type(error).__mro__) else semconv.ERROR
 
 
 def error_type_of(error: BaseException) -> str:
@@ -103,7 +97,7 @@ def end_span(
                 described[semconv.ERROR_TYPE] = error_type
             attributes.update(described)
             span.set_attributes(described)
-            if status in FAILED:
+            if status in semconv.FAILED:
                 span.set_status(_failed(span, error))
     except Exception as fault:
         faults.report("describe the end of a span", fault)

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, set_span_in_context
 
 from otel_llm import context
 from otel_llm.calls import abandoned, parent, tracing
-from otel_llm.calls.ending import CANCELLED, ERROR, PARTIAL, end_span, error_type_of, is_not_sent
+from otel_llm.calls.ending import end_span, error_type_of, is_not_sent
 from otel_llm.calls.listeners import listeners
 from otel_llm.calls.parent import Parent, inherit
 from otel_llm.calls.tracing import Tracer
@@ -223,7 +223,7 @@ class ModelCall:
                 at_end[semconv.USAGE_SOURCE] = "reported"
             if self.attempts is not None:
                 at_end[semconv.ATTEMPTS] = self.attempts
-            if ending.error is not None and ending.status == ERROR and is_not_sent(ending.error):
+            if ending.error is not None and ending.status == semconv.ERROR and is_not_sent(ending.error):
                 at_end[semconv.NOT_SENT] = True
             if settings().captures_content:
                 at_end = self._take_content(at_end)
@@ -262,7 +262,7 @@ class ModelCall:
             faults.report("signal the end of a call", fault)
 
     def abandon(
-        self, status: str = PARTIAL, usage: Usage | None = None, attributes: Mapping[str, Any] | None = None
+        self, status: str = semconv.PARTIAL, usage: Usage | None = None, attributes: Mapping[str, Any] | None = None
     ) -> None:
         """Finishes later, on another stack, as of now.
 
@@ -277,9 +277,9 @@ class ModelCall:
         return self.last_chunk_ns or time.perf_counter_ns()
 
     def _let_go(self, ended_perf_ns: int) -> None:
-        self.finish(CANCELLED, ended_perf_ns=ended_perf_ns)
+        self.finish(semconv.CANCELLED, ended_perf_ns=ended_perf_ns)
         if self.span.is_recording():  # what came up did so within `finish`
-            self._end(_Ending(CANCELLED, None, None, None, {}, ended_perf_ns))
+            self._end(_Ending(semconv.CANCELLED, None, None, None, {}, ended_perf_ns))
 
 
 class _Open(ModelCall):

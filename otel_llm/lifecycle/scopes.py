@@ -320,8 +320,8 @@ class _GeneratorScope:
 
 
 def _finish(entry: _Entry, error: BaseException | None, ended_ns: int | None = None) -> None:
-    status = ending.OK if ending.is_control_flow(error) else ending.status_of(error)
-    error_type = ending.error_type_of(error) if error is not None and status in ending.FAILED else None
+    status = semconv.OK if ending.is_control_flow(error) else ending.status_of(error)
+    error_type = ending.error_type_of(error) if error is not None and status in semconv.FAILED else None
     ending.end_span(entry.span, entry.attributes, status, error=error, error_type=error_type, end_ns=ended_ns)
     if entry.stopwatch is not None:
         entry.stopwatch.stop(error_type, entry.span)

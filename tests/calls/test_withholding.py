@@ -13,7 +13,7 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_llm import llm_context
-from otel_llm.calls import ending, request
+from otel_llm.calls import request
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.withholding import WithholdingPropagator, _warn_of_header
@@ -171,6 +171,6 @@ def test_a_request_to_a_provider_carries_nothing(kind):
         if isinstance(made, UnrecordedRequest):
             made.finished = True
         else:
-            made.finish(ending.OK)
+            made.finish(semconv.OK)
         assert sent()
         request.leave(made, outside)

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from types import CoroutineType, FrameType
 from typing import Any
 
-from otel_llm.calls import ending, hand_over
+from otel_llm.calls import hand_over
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import private
 from otel_llm.instrumentation.langchain._models import ModelRun
 from otel_llm.instrumentation.langchain._runs import Run, Runs
@@ -141,7 +142,7 @@ class CallbackHooks:
         try:
             if run.model is not None:
                 run.model.fail(error)
-            self._runs.end(kwargs["run_manager"].run_id, ending.CANCELLED)
+            self._runs.end(kwargs["run_manager"].run_id, semconv.CANCELLED)
         except Exception as fault:
             faults.report("record a cancelled run", fault)
 

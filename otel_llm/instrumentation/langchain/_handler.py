@@ -91,7 +91,7 @@ class Handler:
     @_safe
     def on_chain_end(self, outputs: Any, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
         said = self._content_at_end(run_id, inputs, outputs)
-        self._runs.end(run_id, ending.OK, attributes=None if said is None else said())
+        self._runs.end(run_id, semconv.OK, attributes=None if said is None else said())
 
     @_safe
     def on_chain_error(self, error: BaseException, *, run_id: UUID, inputs: Any = None, **kwargs: Any) -> None:
@@ -142,9 +142,9 @@ class Handler:
         if identity is not None:
             said[semconv.TOOL_CALL_ID] = identity  # older LangChains do not tell it at the start
         if has_failed:  # a tool that handles its own errors says so
-            self._runs.end(run_id, ending.ERROR, "tool_error", attributes=said)
+            self._runs.end(run_id, semconv.ERROR, "tool_error", attributes=said)
         else:
-            self._runs.end(run_id, ending.OK, attributes=said)
+            self._runs.end(run_id, semconv.OK, attributes=said)
 
     @_safe
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -173,7 +173,7 @@ class Handler:
     @_safe
     def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
         said = _content(semconv.RETRIEVAL_DOCUMENTS, documents) if settings().captures_content else None
-        self._runs.end(run_id, ending.OK, attributes=said)
+        self._runs.end(run_id, semconv.OK, attributes=said)
 
     @_safe
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -240,13 +240,13 @@ class Handler:
 
     @_safe
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        run = self._runs.end(run_id, ending.OK)
+        run = self._runs.end(run_id, semconv.OK)
         if run is not None and (model := self._runs.model_of(run)) is not None:
             model.end(response)
 
     @_safe
     def on_llm_error(self, error: BaseException, *, run_id: UUID, response: Any = None, **kwargs: Any) -> None:
-        run = self._runs.end(run_id, ending.ERROR)
+        run = self._runs.end(run_id, semconv.ERROR)
         if run is not None and (model := self._runs.model_of(run)) is not None:
             model.fail(error, response)
 
@@ -255,16 +255,16 @@ class Handler:
         runs = self._runs
         status, error_type = ending.status_of(error), ending.error_type_of(error)
         if (
-            status == ending.PARTIAL
+            status == semconv.PARTIAL
         ):  # a generator that is closed, perhaps by the garbage collector: no place for a redactor
             runs.end_later(run_id, status, None)
             return
         attributes = None if said is None else said()
         if ending.is_control_flow(error):
-            runs.end(run_id, ending.OK, attributes=attributes)
+            runs.end(run_id, semconv.OK, attributes=attributes)
             return
         run = runs.end(run_id, status, error_type, error=error, attributes=attributes)
-        if run is not None and status == ending.CANCELLED:
+        if run is not None and status == semconv.CANCELLED:
             runs.end_under(run, error_type)
 
 

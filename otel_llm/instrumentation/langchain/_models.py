@@ -73,7 +73,7 @@ class ModelRun:
         self._left -= 1
         if self._left <= 0:
             ended = self.call.last_chunk_ns
-            self.call.finish(ending.OK, usage=answer.usage, attributes=self._attributes(), ended_perf_ns=ended)
+            self.call.finish(semconv.OK, usage=answer.usage, attributes=self._attributes(), ended_perf_ns=ended)
 
     def fail(self, error: BaseException, result: object = None) -> None:
         """A run failed, and with it the call, unless the client's hook finishes it."""
@@ -82,7 +82,7 @@ class ModelRun:
         answer = self._answer
         answer.see(result)
         if isinstance(error, GeneratorExit):  # perhaps inside the garbage collector
-            self.call.abandon(ending.PARTIAL, answer.usage, self._attributes())
+            self.call.abandon(semconv.PARTIAL, answer.usage, self._attributes())
             return
         status_code = getattr(error, "status_code", None)
         self.call.finish(
@@ -96,7 +96,7 @@ class ModelRun:
     def abandon(self) -> None:
         """The run can never end: whoever could end it is gone."""
         if not hand_over.is_claimed(self.call):
-            self.call.abandon(ending.CANCELLED, self._answer.usage, self._answer.attributes())
+            self.call.abandon(semconv.CANCELLED, self._answer.usage, self._answer.attributes())
 
 
 class ModelRequest:

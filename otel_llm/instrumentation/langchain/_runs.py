@@ -15,7 +15,7 @@ from opentelemetry import context as otel
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, set_span_in_context
 
 from otel_llm import context
-from otel_llm.calls import abandoned, ending, hand_over, tracing
+from otel_llm.calls import abandoned, hand_over, tracing
 from otel_llm.calls.ending import end_span
 from otel_llm.calls.parent import Find, Parent, inherit, innermost
 from otel_llm.calls.tracing import Tracer
@@ -328,13 +328,13 @@ class Runs:
     def _close_if_ended(self, run: Run) -> None:
         """For a span that was opened while another thread, which may not have seen it, ended the run."""
         if not run.is_open:
-            self._close(run, ending.OK)
+            self._close(run, semconv.OK)
 
     def end_under(self, ancestor: Run, error_type: str | None) -> None:
         """Ends the tools and retrievers under a cancelled run: LangChain tells them nothing. Chains and models end themselves."""
         for run_id, run in list(self._runs.items()):
             if run.operation in (semconv.EXECUTE_TOOL, semconv.RETRIEVAL) and run.is_under(ancestor):
-                self.end(run_id, ending.CANCELLED, error_type)
+                self.end(run_id, semconv.CANCELLED, error_type)
 
     def watch(self, run_id: UUID, manager: Any) -> None:
         """Ties a run to the manager that can end it."""
@@ -351,7 +351,7 @@ class Runs:
         # Called by the garbage collector, perhaps inside a lock that ending a span needs.
         if (run := self._runs.get(run_id)) is None or run.manager is not manager:
             return
-        run = self.end_later(run_id, ending.CANCELLED, None)
+        run = self.end_later(run_id, semconv.CANCELLED, None)
         if run is not None and run.model is not None:
             run.model.abandon()
 

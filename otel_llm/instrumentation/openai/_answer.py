@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from otel_llm.calls import ending
 from otel_llm.conventions import semconv
 from otel_llm.conventions.finish_reasons import INCOMPLETE
 from otel_llm.conventions.token_usage import Usage, fields, from_openai
@@ -215,8 +214,8 @@ class Answer:
     @property
     def status(self) -> str:
         if self.error_type is not None:
-            return ending.ERROR
-        return ending.CANCELLED if self._state == "cancelled" else ending.OK
+            return semconv.ERROR
+        return semconv.CANCELLED if self._state == "cancelled" else semconv.OK
 
     @property
     def is_running(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from otel_llm.calls import ending
 from otel_llm.calls.model_call import ModelCall
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._answer import Answer, error_code
 from otel_llm.instrumentation.openai._observe import Observer, background
@@ -59,8 +60,10 @@ def _conclude(
 def fail(call: ModelCall | Observer, error: BaseException, answer: Answer | None = None) -> None:
     """Ends a call that raised, with what had arrived by then."""
     status = ending.status_of(error)
-    if status == ending.PARTIAL:  # a coroutine that was dropped while it waited for the answer: there is no part of one
-        status = ending.CANCELLED
+    if (
+        status == semconv.PARTIAL
+    ):  # a coroutine that was dropped while it waited for the answer: there is no part of one
+        status = semconv.CANCELLED
     conclude(call, Answer() if answer is None else answer, status, error)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry import context as otel
 
-from otel_llm.calls import ending, parent
+from otel_llm.calls import parent
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
@@ -96,7 +96,7 @@ class Background:
 
     @staticmethod
     def _give_up(call: ModelCall) -> None:
-        call.finish(ending.PARTIAL, ended_perf_ns=call.last_chunk_ns)
+        call.finish(semconv.PARTIAL, ended_perf_ns=call.last_chunk_ns)
 
 
 background = Background()
@@ -279,7 +279,7 @@ class _JobAnswer(Answer):
         call.finish(
             status,
             usage=answer.usage,
-            error_type=state if status == ending.ERROR else None,
+            error_type=state if status == semconv.ERROR else None,
             attributes=answer.attributes(),
             ended_perf_ns=ended_perf_ns,
         )
@@ -287,9 +287,9 @@ class _JobAnswer(Answer):
 
 _JOB_OPERATIONS: Final[Mapping[str, str]] = {"batch": semconv.BATCH, "thread.run": semconv.CHAT}
 _JOB_STATUSES: Final[Mapping[str, str]] = {
-    "completed": ending.OK,
-    "failed": ending.ERROR,
-    "expired": ending.PARTIAL,
-    "incomplete": ending.PARTIAL,
-    "cancelled": ending.CANCELLED,
+    "completed": semconv.OK,
+    "failed": semconv.ERROR,
+    "expired": semconv.PARTIAL,
+    "incomplete": semconv.PARTIAL,
+    "cancelled": semconv.CANCELLED,
 }

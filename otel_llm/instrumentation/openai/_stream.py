@@ -15,8 +15,9 @@ from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from types import FrameType
 from typing import Any, TypeVar
 
-from otel_llm.calls import abandoned, ending
+from otel_llm.calls import abandoned
 from otel_llm.calls.model_call import ModelCall
+from otel_llm.conventions import semconv
 from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._ending import conclude, fail
@@ -100,7 +101,7 @@ class StreamRecorder:
     @property
     def _status_if_left(self) -> str:
         """An answer that told of its failure has failed, however it is left."""
-        return ending.PARTIAL if self.answer.error_type is None else ending.ERROR
+        return semconv.PARTIAL if self.answer.error_type is None else semconv.ERROR
 
 
 def _hide_usage(chunk: Any) -> bool:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from otel_llm.calls import abandoned, ending, tracing
+from otel_llm.calls import abandoned, tracing
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
@@ -140,7 +140,7 @@ async def _close_async(wrapped: Callable[..., Any], connection: Any, args: Any, 
 def _leave(connection: Any) -> None:
     session = connection.__dict__.get(_SESSION)
     if session is not None:
-        session.end(ending.PARTIAL)
+        session.end(semconv.PARTIAL)
 
 
 def _lost(connection: Any, error: BaseException) -> None:
@@ -148,7 +148,7 @@ def _lost(connection: Any, error: BaseException) -> None:
     session = connection.__dict__.get(_SESSION)
     if session is not None and type(error).__name__.startswith("ConnectionClosed"):
         is_ours = private.is_closed_by_app(connection)
-        session.end(ending.PARTIAL if is_ours else ending.ERROR, None if is_ours else error)
+        session.end(semconv.PARTIAL if is_ours else semconv.ERROR, None if is_ours else error)
 
 
 class Session:
@@ -230,7 +230,7 @@ class Session:
         self._open[answer.id] = call, answer
         if len(self._open) > self.MAX_OPEN:
             oldest, answer = self._open.pop(next(iter(self._open)))
-            oldest.finish(ending.PARTIAL, attributes=answer.attributes())
+            oldest.finish(semconv.PARTIAL, attributes=answer.attributes())
         return call
 
     def _end_response(self, event: Mapping[str, Any]) -> None:
@@ -267,7 +267,7 @@ class Session:
         if answer.usage is None or not _counted.first(f"{operation} {identity}"):
             return
         call = self._call(operation, model if isinstance(model, str) else None)
-        call.finish(ending.OK, usage=answer.usage, attributes=answer.attributes())
+        call.finish(semconv.OK, usage=answer.usage, attributes=answer.attributes())
 
     def _call(self, operation: str, model: str | None) -> ModelCall:
         abandoned.finish_abandoned()
@@ -302,7 +302,7 @@ class Session:
             if isinstance(reason, str):
                 self._live_details[semconv.FINISH_REASONS] = [reason]
             failed = reason in ("content", "connection_lost")
-            self._end_session(ending.ERROR if failed else ending.OK, error_type=str(reason) if failed else None)
+            self._end_session(semconv.ERROR if failed else semconv.OK, error_type=str(reason) if failed else None)
 
     def _end_session(self, status: str, error: BaseException | None = None, error_type: str | None = None) -> None:
         call, self._live = self._live, None
@@ -331,7 +331,7 @@ class Session:
 
     def __del__(self) -> None:
         for call, answer in self._open.values():
-            call.abandon(ending.PARTIAL, answer.usage, answer.attributes())
+            call.abandon(semconv.PARTIAL, answer.usage, answer.attributes())
         if self._live is not None:
             details = self._live_details | self._asked(semconv.LIVE_SESSION)
-            self._live.abandon(ending.PARTIAL, from_openai(self._live_usage), details)
+            self._live.abandon(semconv.PARTIAL, from_openai(self._live_usage), details)
