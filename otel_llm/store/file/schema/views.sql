@@ -3,13 +3,13 @@
 -- The life of a run as rows: what began, what ended, and what spans noted in between. A run is what is under one root of GenAI spans.
 -- `otel_llm/lifecycle/from_record.py` derives the same events in Python.
 CREATE OR REPLACE VIEW llm_events AS
-WITH RECURSIVE named AS MATERIALIZED (
+WITH RECURSIVE named AS (
     -- Some spans of others are about GenAI and do not say what they do.
     SELECT trace_id, span_id, parent_span_id,
         coalesce(operation, CASE WHEN (attributes ->> '$."gen_ai.system"') IS NOT NULL
             AND (attributes ->> '$."logfire.span_type"') IS DISTINCT FROM 'log' THEN 'unknown' END) AS operation
     FROM spans
-), kind AS (
+), kind AS MATERIALIZED (
     SELECT *,
         CASE WHEN operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') THEN 'Chain'
              WHEN operation IN ('step', 'retrieval', 'guardrail', 'evaluator') THEN 'Step'
@@ -20,8 +20,8 @@ WITH RECURSIVE named AS MATERIALIZED (
     -- `above`: the nearest span about GenAI that it is in; `chains`: all chains that it is in.
     SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS run, NULL::VARCHAR AS above,
         []::VARCHAR[] AS chains
-    FROM kind AS named
-    WHERE NOT EXISTS (FROM spans AS above WHERE above.trace_id = named.trace_id AND above.span_id = named.parent_span_id)
+    FROM kind
+    WHERE NOT EXISTS (FROM spans AS above WHERE above.trace_id = kind.trace_id AND above.span_id = kind.parent_span_id)
     UNION ALL
     SELECT inner_one.trace_id, inner_one.span_id,
         coalesce(tree.run, CASE WHEN inner_one.operation IS NOT NULL THEN inner_one.span_id END),
