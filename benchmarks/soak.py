@@ -569,7 +569,7 @@ def _sdk() -> Any:
 def _model_calls(provider: Any, number: int) -> Iterator[None]:
     """Makes `number` model calls, as an instrumentation does that talks to nobody; yields after each."""
     from otel_llm import llm_context
-    from otel_llm.calls import ending, model_call
+    from otel_llm.calls import model_call
     from otel_llm.conventions import semconv
     from otel_llm.conventions.token_usage import Usage
 
@@ -587,7 +587,7 @@ def _model_calls(provider: Any, number: int) -> Iterator[None]:
                 started_ns=first + index * _DAYS // number * _DAY_NS + index * 10**6 % (3600 * 10**9),
             )
         call.finish(
-            ending.OK,
+            semconv.OK,
             usage=Usage(input=1000 + index % 977, output=index % 511, cache_read=index % 128),
             attributes={
                 semconv.RESPONSE_ID: f"chatcmpl-{index:08x}",

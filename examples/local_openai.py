@@ -536,7 +536,7 @@ def _plan_chat(request: _Request, wire_usage: Any) -> _Plan:
     prompt_tokens = 3 + sum(3 + _count(_text(m.get("content"))) for m in messages)
     prompt_tokens += _count(json.dumps(body["tools"])) if body.get("tools") else 0
     reasoning = request.reasoning()
-    output = sum(_count(text or "") for text, _ in choices)
+    output = sum(_count(said or "") for said, _ in choices)
     output += len(choices) * sum(4 + _count(name) + _count(arguments) for name, arguments in calls)
     usage = plan.usage = {
         "prompt_tokens": prompt_tokens,
@@ -562,8 +562,8 @@ def _plan_chat(request: _Request, wire_usage: Any) -> _Plan:
 
     if not request.stream:
         answer = head | {"choices": []}
-        for number, (text, finish) in enumerate(choices):
-            message: JSON = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        for number, (said, finish) in enumerate(choices):
+            message: JSON = {"role": "assistant", "content": said, "refusal": None, "annotations": []}
             if made:
                 message["tool_calls"] = made
             answer["choices"].append({"index": number, "message": message, "logprobs": None, "finish_reason": finish})
@@ -585,11 +585,11 @@ def _plan_chat(request: _Request, wire_usage: Any) -> _Plan:
 
     if request.azure:
         plan.frames.append(_sse(chunk_head | {"id": "", "choices": [], "prompt_filter_results": [filters]}))
-    for number, (text, _) in enumerate(choices):
+    for number, (said, _) in enumerate(choices):
         plan.frames.append(
-            chunk(number, {"role": "assistant", "content": None if text is None else "", "refusal": None})
+            chunk(number, {"role": "assistant", "content": None if said is None else "", "refusal": None})
         )
-    pieces = [_PIECES.findall(text or "") for text, _ in choices]
+    pieces = [_PIECES.findall(said or "") for said, _ in choices]
     for row in itertools.zip_longest(*pieces):
         plan.frames += [chunk(number, {"content": piece}) for number, piece in enumerate(row) if piece is not None]
     for number in range(len(choices)):
@@ -1142,7 +1142,7 @@ def main(make: Callable[..., App] = App) -> None:
     app = make(cap=arguments.cap, keep=arguments.keep)
     server = uvicorn.Server(
         uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             log_level="critical",
             access_log=False,
             lifespan="off",
