@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from opentelemetry.trace import Span
+
+if TYPE_CHECKING:
+    from otel_llm.content.increments import Increment
 
 
 class CallListener(Protocol):
@@ -19,3 +23,22 @@ class CallListener(Protocol):
 
 
 listeners: list[CallListener] = []
+
+
+class StreamListener(Protocol):
+    def increment(self, span: Span, increment: Increment) -> None:
+        """The answer of a running call has grown."""
+
+
+stream_listeners: list[StreamListener] = []
+"""Empty while nobody asks for increments, so that a stream costs nothing more. Asked as a stream begins."""
+
+
+def teller(span: Span) -> Callable[[Increment], None]:
+    """Tells those who asked of the increments of a call."""
+
+    def tell(increment: Increment) -> None:
+        for listener in stream_listeners:
+            listener.increment(span, increment)
+
+    return tell

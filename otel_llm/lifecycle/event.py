@@ -1,4 +1,4 @@
-"""What happens in a run, one immutable object for each thing that begins or ends.
+"""What happens in a run, one immutable object for each thing that begins or ends, and for what a model says in between.
 
 A run is everything under one root: a chain, an agent, or a model call of its own. Which events a span tells of is said in
 `from_record`, for `subscribe` and for `otel-llm tail`, and once more in the view `llm_events`.
@@ -101,6 +101,26 @@ class ProviderStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderDelta(Event):
+    """A model's answer has grown, while it is being streamed.
+
+    Only with content capture, and only for a subscription that names this class in its `types`. It has the `sequence` of the
+    `ProviderStarted` that it belongs to, so that the others count alike whoever listens.
+    """
+
+    number: int
+    """Counts the increments of a call from 1."""
+    kind: str
+    """`text`, `reasoning`, `refusal` or `tool_call`."""
+    text: str
+    """What has come, redacted. Of a tool call a piece of its arguments; empty as it begins."""
+    call: ToolCall | None = None
+    """Name and id of a tool call, on each of its pieces."""
+    choice: int = 0
+    """Which answer, where several were asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderCompleted(Ended):
     """A model call has ended, well or not; a stream with its last chunk."""
 
@@ -188,4 +208,4 @@ TYPES: Final[Mapping[str, type[Event]]] = {
         ChainError,
     )
 }
-"""Every event by its name."""
+"""Every event that begins or ends something, by its name."""

@@ -10,34 +10,48 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext
 
 from otel_llm import context
-from otel_llm.calls.tracing import Given, hear
+from otel_llm.calls.tracing import Given, hear, identity
 from otel_llm.conventions import semconv
 from otel_llm.conventions.dialects import is_genai
 from otel_llm.conventions.spans import attributes_of
 from otel_llm.conventions.token_usage import Usage
-from otel_llm.lifecycle.event import ChainCompleted, ChainError, ProviderCompleted
+from otel_llm.lifecycle.event import (
+    ChainCompleted,
+    ChainError,
+    Event,
+    ProviderCompleted,
+    ProviderDelta,
+    ProviderStarted,
+    ToolCall,
+)
 from otel_llm.lifecycle.from_record import Derived, at_end, at_start, event_operation
 from otel_llm.lifecycle.hub import SCOPE_KEY, hub
 from otel_llm.store.span_record import error_message, recorded
 from otel_llm.support import faults
 
+if TYPE_CHECKING:
+    from otel_llm.content.increments import Increment
+
 _MAX_RUNNING: Final = 20_000
 """Spans that run, as far as they are remembered; those that never end must not fill the memory."""
 _MAX_COMPLETED: Final = 100
 _NOTHING: Final[Mapping[str, Any]] = {}
+_OF_THE_CALL: Final = ("trace_id", "span_id", "parent_span_id", "run", "sequence", "name", "operation", "context")
+"""What an increment has of the start of its call."""
 
 
 class _RunningSpan:
     """A GenAI span that runs."""
 
-    __slots__ = ("chain", "failed", "given", "lineage", "parent", "root", "sequence", "span_id")
+    __slots__ = ("chain", "deltas", "failed", "given", "lineage", "parent", "root", "sequence", "span_id", "started")
 
     def __init__(self, span_id: int, parent: _RunningSpan | None, *, is_chain: bool = False) -> None:
         self.span_id = span_id
@@ -48,6 +62,9 @@ class _RunningSpan:
         self.chain = _Chain() if is_chain else None
         self.given: Given | None = None
         """What it was given, where it is ours."""
+        self.started: Event | None = None
+        """What was told of its start."""
+        self.deltas: itertools.count[int] = itertools.count(1)
         self.failed: tuple[str, int] | None = None
         """Name and span id of the innermost span that the last thing in here failed in."""
 
@@ -70,6 +87,7 @@ class LifecycleProcessor(SpanProcessor):
         # None: a span that is in no run.
         self._running: dict[int, _RunningSpan | None] = {}
         self._generation = 0
+        hub.hear_streams(self)
 
     def on_start(self, span: Span, parent_context: otel.Context | None = None) -> None:
         if hub.subscribers:
@@ -103,7 +121,7 @@ class LifecycleProcessor(SpanProcessor):
         if scope is not None:
             for subscriber in hub.subscribers:
                 subscriber.scope_entered(scope, own.span_id)
-        self._publish(at_start(_record(span, own, attributes)), running, attributes)
+        running.started = self._publish(at_start(_record(span, own, attributes)), running, attributes)
 
     def _forget_what_is_outdated(self) -> None:
         """What was known when somebody last listened: spans have ended since, of which nothing was heard."""
@@ -157,13 +175,36 @@ class LifecycleProcessor(SpanProcessor):
     @staticmethod
     def _publish(
         derived: Derived, running: _RunningSpan, attributes: Mapping[str, Any], sums: Mapping[str, Any] = _NOTHING
-    ) -> None:
+    ) -> Event:
         event = derived.type(
             run=f"{running.root:016x}",
             sequence=next(running.sequence),
             context=context.of_span(attributes),
             **derived.fields,
             **sums,
+        )
+        for subscriber in hub.subscribers:
+            subscriber.offer(event, running.lineage)
+        return event
+
+    def increment(self, span: trace.Span, increment: Increment) -> None:
+        """Tells of what has been streamed of a call that runs."""
+        span_id = identity(span).span_id
+        running = self._running.get(span_id)
+        if running is None or running.span_id != span_id or not isinstance(running.started, ProviderStarted):
+            return  # another provider's, or begun before anybody listened
+        started, number = running.started, next(running.deltas)
+        told = {name: getattr(started, name) for name in _OF_THE_CALL}
+        is_tool = increment.tool_name is not None or increment.tool_call_id is not None
+        event = ProviderDelta(
+            **told,
+            id=f"{started.trace_id}-{started.span_id}-{ProviderDelta.__name__}-{number}",
+            time_ns=time.time_ns(),
+            number=number,
+            kind=increment.kind,
+            text=increment.text,
+            call=ToolCall(increment.tool_name, increment.tool_call_id) if is_tool else None,
+            choice=increment.choice,
         )
         for subscriber in hub.subscribers:
             subscriber.offer(event, running.lineage)

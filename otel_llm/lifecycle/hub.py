@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 from typing import Any
+from weakref import WeakSet
 
 from opentelemetry import context as otel
 
-from otel_llm.lifecycle.event import Event
+from otel_llm.calls.listeners import StreamListener, stream_listeners
+from otel_llm.lifecycle.event import Event, ProviderDelta
 from otel_llm.support import forks
 
 SCOPE_KEY = otel.create_key("otel-llm-scope")
@@ -21,19 +23,21 @@ class Subscriber:
     def __init__(self, types: Collection[type[Event]], run: Any, max_queue_size: int) -> None:
         """
         Args:
-            types: classes of events that are wanted; none for all.
+            types: classes of events that are wanted; none for all but `ProviderDelta`.
             run: the id of a span (an int) whose events, and those of what is in it, are wanted; or the `Scope` that will open
                 it; None for all.
             max_queue_size: events that may wait; further ones are dropped.
         """
         self._types = tuple(types)
+        self.wants_deltas = ProviderDelta in self._types
+        """Whether it asks for what is streamed. Nobody gets that unasked, or as one of the subclasses of `Event`."""
         self._run = run
         self._max_queue_size = max_queue_size
         self.dropped = 0
 
     def offer(self, event: Event, lineage: Collection[int]) -> None:
         """Takes an event if it is wanted. `lineage`: the ids of the span it is about and of those above it."""
-        if self._types and not isinstance(event, self._types):
+        if not (self.wants_deltas if type(event) is ProviderDelta else self._wants(event)):
             return
         if self._run is not None and self._run not in lineage:
             return
@@ -41,6 +45,9 @@ class Subscriber:
             self.dropped += 1
             return
         self.put(event)
+
+    def _wants(self, event: Event) -> bool:
+        return not self._types or isinstance(event, self._types)
 
     def scope_entered(self, scope: object, span_id: int) -> None:
         """A scope has opened its span."""
@@ -73,17 +80,30 @@ class Hub:
         self.subscribers: tuple[Subscriber, ...] = ()
         self.generation = 0
         """Counts the times that somebody began to listen after nobody did: what was known before is out of date."""
+        self._streams: WeakSet[StreamListener] = WeakSet()
         self._lock = threading.RLock()
+
+    def hear_streams(self, listener: StreamListener) -> None:
+        """Has `listener` hear what is streamed while a subscriber asks for it."""
+        with self._lock:
+            self._streams.add(listener)
+            self._ask_for_streams()
+
+    def _ask_for_streams(self) -> None:
+        wanted = any(one.wants_deltas for one in self.subscribers)
+        stream_listeners[:] = list(self._streams) if wanted else []
 
     def add(self, subscriber: Subscriber) -> None:
         with self._lock:
             if not self.subscribers:
                 self.generation += 1
             self.subscribers = (*self.subscribers, subscriber)
+            self._ask_for_streams()
 
     def remove(self, subscriber: Subscriber) -> None:
         with self._lock:
             self.subscribers = tuple(one for one in self.subscribers if one is not subscriber)
+            self._ask_for_streams()
 
     def after_fork(self) -> None:
         self._lock = threading.RLock()

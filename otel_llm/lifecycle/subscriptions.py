@@ -46,7 +46,8 @@ def subscribe(
 
     Args:
         handler: takes the event; what it returns is ignored.
-        types: an event class, or several; their subclasses count. Default all.
+        types: an event class, or several; their subclasses count. Default all but `ProviderDelta`, which is told of to those alone
+            who name it: `types=[Event, ProviderDelta]` is everything.
         run: only what happens in there: a `chain`, `step` or `tool`, entered or not yet; or the hex id of a span, such as
             `event.run`. The subscription then closes by itself when that ends.
         max_queue_size: events that may wait for the handler.

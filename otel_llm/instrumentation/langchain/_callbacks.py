@@ -65,11 +65,11 @@ class CallbackHooks:
             faults.report(f"take LangChain's {event}", fault)
 
     def token(self, wrapped: Callable[..., Any], manager: Any, args: Any, kwargs: Any) -> Any:
-        """Around what a run's manager is told of a piece of a stream, async or not. Nothing of it is looked at."""
+        """Around what a run's manager is told of a piece of a stream, async or not."""
         try:
             run = self._runs.get(manager.run_id)
             if run is not None and run.model is not None:
-                run.model.chunk()
+                run.model.chunk(args[0] if args else None, kwargs.get("chunk"))
         except Exception as fault:
             faults.report("take a piece of a stream of LangChain's", fault)
         return wrapped(*args, **kwargs)

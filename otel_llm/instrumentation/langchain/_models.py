@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from otel_llm.calls import ending, hand_over
+from otel_llm.calls.listeners import stream_listeners, teller
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.parent import Parent
 from otel_llm.calls.tracing import Tracer
@@ -35,12 +36,14 @@ _PARAMETERS = (
 class ModelRun:
     """The call of a model run, or of the several runs that a non-chat model answers at once."""
 
-    __slots__ = ("_answer", "_asked", "_left", "_parameters", "call")
+    __slots__ = ("_answer", "_asked", "_increments", "_left", "_parameters", "call")
 
     def __init__(self, call: ModelCall, requests: Sequence[ModelRequest]) -> None:
         self.call = call
         self._answer = ModelResult()
         self._left = len(requests)
+        self._increments: Any = None
+        """What tells of the answer as it comes, where somebody asks for that."""
         # Read at the end, and only if no client's hook has carried out the call: it reads what is really sent.
         self._asked = [request.asked for request in requests if request.asked is not None]
         self._parameters = requests[0].parameters if requests else None
@@ -54,15 +57,19 @@ class ModelRun:
             found |= request(self._asked, self._parameters)
         return found
 
-    def chunk(self) -> None:
-        """Takes note of a piece of a stream, unless the client's hook does."""
+    def chunk(self, piece: object = None, chunk: object = None) -> None:
+        """Takes note of a piece of a stream, unless the client's hook does. What is in it is for those alone who ask for that."""
         call = self.call
         if hand_over.is_claimed(call):
             return
         if call.first_chunk_ns is None:
             call.attributes[semconv.REQUEST_STREAM] = True
             call.span.set_attribute(semconv.REQUEST_STREAM, True)
+            if stream_listeners and settings().captures_content and _content_wanted():
+                self._increments = _increments(call)
         call.chunk()
+        if self._increments is not None:
+            self._increments.see(piece, chunk)
 
     def end(self, result: object) -> None:
         """One of the runs has ended; the last one finishes the call, unless the client's hook does."""
@@ -72,6 +79,7 @@ class ModelRun:
         answer.see(result)
         self._left -= 1
         if self._left <= 0:
+            self._tell_rest()
             ended = self.call.last_chunk_ns
             self.call.finish(semconv.OK, usage=answer.usage, attributes=self._attributes(), ended_perf_ns=ended)
 
@@ -84,6 +92,7 @@ class ModelRun:
         if isinstance(error, GeneratorExit):  # perhaps inside the garbage collector
             self.call.abandon(semconv.PARTIAL, answer.usage, self._attributes())
             return
+        self._tell_rest()
         status_code = getattr(error, "status_code", None)
         self.call.finish(
             ending.status_of(error),
@@ -92,6 +101,10 @@ class ModelRun:
             error_type=str(status_code) if isinstance(status_code, int) else None,
             attributes=self._attributes(),
         )
+
+    def _tell_rest(self) -> None:
+        if self._increments is not None:
+            self._increments.finish()
 
     def abandon(self) -> None:
         """The run can never end: whoever could end it is gone."""
@@ -135,6 +148,12 @@ class ModelRequest:
 
     def begin(self, tracer: Tracer, under: Parent | None, started_ns: int | None = None) -> ModelCall:
         return ModelCall(tracer, self.operation, self.model, self.attributes, under=under, started_ns=started_ns)
+
+
+def _increments(call: ModelCall) -> Any:
+    from otel_llm.content.increments import LangChainIncrements  # only with capture
+
+    return LangChainIncrements(teller(call.span))
 
 
 def _content_wanted() -> bool:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from otel_llm.calls import abandoned
+from otel_llm.calls.listeners import stream_listeners, teller
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.openai import private
@@ -42,6 +43,8 @@ class StreamRecorder:
         self._refused = refused
         self.call = call
         self.answer = call.answer() if isinstance(call, Observer) else Answer()
+        if stream_listeners and self.answer.content is not None and isinstance(call, ModelCall):
+            self.answer.content = _told_output(call)
         self.hides_usage = hides_usage
         self.pulling = False
         """Whether the client is at work on the next piece: it closes the response itself at the end, which is no early leave."""
@@ -102,6 +105,13 @@ class StreamRecorder:
     def _status_if_left(self) -> str:
         """An answer that told of its failure has failed, however it is left."""
         return semconv.PARTIAL if self.answer.error_type is None else semconv.ERROR
+
+
+def _told_output(call: ModelCall) -> Any:
+    """What gathers the words of an answer, and tells of them as they come."""
+    from otel_llm.content.increments import ToldOutput  # only with capture
+
+    return ToldOutput(teller(call.span))
 
 
 def _hide_usage(chunk: Any) -> bool:
