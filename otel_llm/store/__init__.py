@@ -12,8 +12,7 @@ from otel_llm.store.errors import StoreBusy, StoreError, StoreNotFound
 from otel_llm.support import lazy
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
+    from otel_llm.store.file.connection import StoreConnection
     from otel_llm.store.jobs.merger import StoreStats
     from otel_llm.store.store import Store, flush
 
@@ -23,10 +22,10 @@ __all__ = ["Store", "StoreBusy", "StoreError", "StoreNotFound", "StoreStats", "c
 __getattr__ = lazy.attributes(__name__, {"Store": "store", "StoreStats": "jobs.merger", "flush": "store"})
 
 
-def connect(path: str | os.PathLike[str] | None = None) -> DuckDBPyConnection:
-    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`) that sees every call that has ended by now.
+def connect(path: str | os.PathLike[str] | None = None) -> StoreConnection:
+    """A read-only connection to the store at `path` (default: `OTEL_LLM_STORE`).
 
-    It goes on seeing this moment: connect again to see what has ended since.
+    Each statement sees every call that has ended by then; those between `begin()` and `commit()` see one moment.
     Raises StoreNotFound where there is no store, StoreError where it cannot be read. See `otel_llm.store.reader.connect`.
     """
     from otel_llm.store import reader

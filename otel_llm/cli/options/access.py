@@ -72,7 +72,7 @@ def _connect(path: Path, *, must_exist: bool) -> duckdb.DuckDBPyConnection:
     from otel_llm.store import StoreError, StoreNotFound, reader
 
     try:
-        return reader.connect(path)
+        return reader.connect_to_moment(path)
     except StoreNotFound as error:
         if must_exist:
             raise CommandError(_no_store(path)) from error

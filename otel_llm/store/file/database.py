@@ -167,6 +167,11 @@ def literal(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
+def quoted(name: str) -> str:
+    """A name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def require_openable(paths: StorePaths) -> None:
     """Raises StoreError where DuckDB would look for the database, or for its log, in another place than its name says."""
     import duckdb

@@ -43,7 +43,7 @@ class Batch:
     """There are spans in it that go out over OTLP."""
 
 
-_TABLES: Final = rows.TABLES | duplicates.TABLES
+TABLES: Final = rows.TABLES | duplicates.TABLES
 _MAX_TRIALS: Final = 200
 _EMPTY: Final = Batch(0, 0, 0, 0)
 
@@ -53,7 +53,7 @@ def prepare(connection: DuckDBPyConnection) -> None:
 
     No other temporary table may be made where merges are many: DuckDB would plan the prepared statements anew for each use.
     """
-    for name, types in _TABLES.items():
+    for name, types in TABLES.items():
         connection.execute(rows.create_table(name, types))
     # There is nothing in these queries to optimise, and the attempt takes longer than running them on a small batch.
     connection.execute("PRAGMA disable_optimizer")
@@ -66,7 +66,7 @@ def prepare(connection: DuckDBPyConnection) -> None:
 
 def clear_away(connection: DuckDBPyConnection) -> None:
     """Drops the tables that `prepare` made: they would hide stored ones of the same names from whoever goes on to read."""
-    for name in _TABLES:
+    for name in TABLES:
         connection.execute(f"DROP TABLE temp.{name}")
 
 

@@ -109,6 +109,11 @@ def _reached(paths: StorePaths, snapshot: Snapshot) -> bool:
     )
 
 
+def has_news(paths: StorePaths) -> bool:
+    """Whether the journals hold anything that no merge has taken in. Raises OSError."""
+    return _has_news(Snapshot(paths.journal), _read_note(paths) or {})
+
+
 def _has_news(snapshot: Snapshot, known: Offsets) -> bool:
     """Whether a merge would find anything to do. Costs no look at the database: the last merge left a note."""
     for segment, size in snapshot.sizes.items():
@@ -218,9 +223,9 @@ def _goes_on_from(chunks: list[Chunk], offsets: Offsets) -> bool:
     return all(offsets.get(chunk.segment.name, _UNREAD) == (chunk.start, False) for chunk in chunks)
 
 
-def read_offsets(connection: DuckDBPyConnection) -> Offsets:
-    """What the store has taken of each segment."""
-    rows = connection.execute("SELECT segment, consumed, finished FROM journal_segments").fetchall()
+def read_offsets(connection: DuckDBPyConnection, stored: str = "main") -> Offsets:
+    """What the store, whose tables are in the schema `stored`, has taken of each segment."""
+    rows = connection.execute(f"SELECT segment, consumed, finished FROM {stored}.journal_segments").fetchall()
     return {name: (consumed, finished) for name, consumed, finished in rows}
 
 

@@ -432,7 +432,7 @@ def insert_usage(table: str) -> str:
 
 # --- the tables that a batch goes through -----------------------------------------------------------------------------
 
-_SPAN_TYPES: Final = {
+SPAN_TYPES: Final = {
     **dict.fromkeys(SPAN_COLUMNS, "VARCHAR"),
     **dict.fromkeys(("start_ns", "end_ns"), "BIGINT"),
     **dict.fromkeys(("attributes", "events", "links", "resource"), "JSON"),
@@ -454,7 +454,7 @@ USAGE_TYPES: Final = {
 }
 _COMPUTED: Final = ("usage_source", "cost_usd", "price_source")
 _BATCH_TYPES: Final = {
-    **_SPAN_TYPES,
+    **SPAN_TYPES,
     **{name: kind for name, kind in USAGE_TYPES.items() if name not in _COMPUTED},
     "model_call": "BOOLEAN",
     "stated_usage_source": "VARCHAR",

@@ -13,6 +13,7 @@ import pytest
 from otel_llm.store.file import database
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
+from otel_llm.store.merge.rows import USAGE_COLUMNS
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import count, merging, query, write_call
 
@@ -67,6 +68,21 @@ def test_a_new_store_has_every_step(journal: Journal, store_path: Path) -> None:
         file.name[:4] for file in (resources.files("otel_llm.store.file") / "schema").iterdir() if file.name[0] == "0"
     ]
     assert sorted(names) == [f"{step:03d}_" for step in range(1, database.SCHEMA_VERSION + 1)]
+
+
+@pytest.mark.parametrize("version", STORES)
+def test_a_file_of_an_earlier_version_is_read_with_every_column(
+    version: int, make: Callable[[int], Path], journal: Journal, paths: StorePaths
+) -> None:
+    """Somebody else is merging, so that it cannot be migrated: what waits in the journal has columns that the file has not."""
+    make(version)
+    call = write_call(journal, {"error.type": "X"}, std="a new one")
+    with merging(paths):
+        rows = query(paths.database, f"SELECT {', '.join(USAGE_COLUMNS)} FROM llm_usage")
+        assert len(rows) == CALLS[version] + 1
+        assert query(paths.database, "SELECT span_id FROM llm_usage WHERE error_message = 'a new one'") == [
+            (call["s"],)
+        ]
 
 
 @pytest.mark.parametrize("version", STORES)

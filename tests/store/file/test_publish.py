@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from otel_llm.store import StoreBusy, connect
+from otel_llm.store import StoreBusy, reader
 from otel_llm.store.file import blocks, database, handles, publish
 from otel_llm.store.jobs import exclusive
 from otel_llm.store.journal.writer import Journal
@@ -159,6 +159,7 @@ print(connection.execute("SELECT count(*), count(DISTINCT span_id) FROM llm_usag
 
 def test_a_connection_sees_what_ended_while_an_older_one_is_open(stored: Callable[[], None], store_path: Path) -> None:
     """DuckDB gives a process the instance that it has for a path, and that has the file that was there then."""
+    connect = reader.connect_to_moment
     stored()
     with connect(store_path) as first:
         stored()
@@ -174,8 +175,6 @@ def test_a_connection_sees_what_ended_while_an_older_one_is_open(stored: Callabl
 def test_what_another_process_merges_while_the_journal_is_laid_over_is_not_missed(
     journal: Journal, paths: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from otel_llm.store import reader
-
     write_call(journal)
     merge(paths.database)
     journal.close()
@@ -183,11 +182,11 @@ def test_what_another_process_merges_while_the_journal_is_laid_over_is_not_misse
     journal.close()
     overlay, tries = reader._overlay, itertools.count()
 
-    def merged_first(connection: duckdb.DuckDBPyConnection, paths: StorePaths) -> None:
+    def merged_first(connection: duckdb.DuckDBPyConnection, paths: StorePaths, stored: str) -> None:
         if next(tries) == 0:
             held.__exit__(None, None, None)
             assert merge(paths.database).removed
-        overlay(connection, paths)
+        overlay(connection, paths, stored)
 
     monkeypatch.setattr(reader, "_overlay", merged_first)
     held = merging(paths)
