@@ -1,5 +1,6 @@
 """A cook's assistant on the web: each request is one run, and its client gets the run's events as they happen.
 
+export OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=SPAN_ONLY    # or nothing of what is said is told, live or later
 opentelemetry-instrument uvicorn --app-dir examples/recipes app:app
 curl -N 'localhost:8000/ask?user=ada&q=How+do+I+cook+Shakshuka?'
 otel-llm usage --by module,user
@@ -18,7 +19,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
 from otel_llm import LLMContextFilter, chain, current_context, events
-from otel_llm.lifecycle import Scope
+from otel_llm.lifecycle import Event, ProviderDelta, Scope
 from otel_llm.middleware import LLMContextMiddleware
 
 app = FastAPI()
@@ -51,12 +52,13 @@ class ServerSentEvents(StreamingResponse):
 
 async def stream(question: str) -> AsyncIterator[str]:
     run = chain("ask")
-    happening = events(run)  # listens from here on
+    happening = events(run, types=[Event, ProviderDelta])  # listens from here on
     work = asyncio.create_task(answer(run, question))
     try:
         async for event in happening:
             yield sent(event.type, asdict(event))
-        yield sent("Answer", {"text": await work})
+        if (text := await work) is not None:
+            yield sent("Answer", {"text": text})
     finally:
         work.cancel()  # the client may have left
 

@@ -1,6 +1,5 @@
 """What the assistant can do: find out what is wanted, write a recipe, plan a meal with tools. No word of HTTP here."""
 
-import logging
 from pathlib import Path
 
 from langchain.agents import create_agent
@@ -12,7 +11,6 @@ from otel_llm import LLMProvider, llm_context
 
 GRAMS = {"Shakshuka": {"tomatoes": 200, "eggs": 120}, "Risotto": {"rice": 80, "stock": 300}}
 
-log = logging.getLogger("recipes")
 provider = LLMProvider.from_file(Path(__file__).with_name("llm.yaml"))
 
 
@@ -57,12 +55,7 @@ async def detect(question: str) -> Intent:
 @llm_context("recipes")
 async def write(question: str) -> str:
     messages = [SystemMessage("You write recipes."), HumanMessage(question)]
-    text = ""
-    async for chunk in writer.astream(messages):
-        if chunk.text and not text:
-            log.info("writing")
-        text += chunk.text
-    return text
+    return "".join([chunk.text async for chunk in writer.astream(messages)])
 
 
 @llm_context("planner")
