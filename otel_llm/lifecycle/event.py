@@ -39,9 +39,10 @@ class Event:
     span_id: str
     parent_span_id: str | None
     run: str
-    """Span id of the root of the run."""
+    """Span id of the root of the run; where a chain continues one, of that."""
     sequence: int
-    """Counts the events of a run from 1. A subscription that dropped some, or left some out, sees gaps."""
+    """Counts the events of a run from 1, and those of each part anew where it is continued. A subscription that dropped some, or
+    left some out, sees gaps."""
     name: str
     """Of the chain, step or tool; of a model call its model. As it was called, without the operation."""
     operation: str
@@ -174,7 +175,9 @@ class ChainCompleted(Ended):
     model_calls: int
     """Model calls in it that have ended."""
     usage: Usage
-    """The sum over them, of what was reported."""
+    """The sum over them, of what was reported. Of a run that is continued, those of this part."""
+    waiting: bool = False
+    """Whether the run waits for its client, to be continued, and is not done."""
     output_messages: str | None = None
     """JSON; only with content capture, where it gives messages."""
 

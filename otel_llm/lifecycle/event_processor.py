@@ -23,6 +23,7 @@ from otel_llm.conventions import semconv
 from otel_llm.conventions.dialects import is_genai
 from otel_llm.conventions.spans import attributes_of
 from otel_llm.conventions.token_usage import Usage
+from otel_llm.lifecycle import run_ids
 from otel_llm.lifecycle.event import (
     ChainCompleted,
     ChainError,
@@ -51,14 +52,34 @@ _OF_THE_CALL: Final = ("trace_id", "span_id", "parent_span_id", "run", "sequence
 class _RunningSpan:
     """A GenAI span that runs."""
 
-    __slots__ = ("chain", "deltas", "failed", "given", "lineage", "parent", "root", "sequence", "span_id", "started")
+    __slots__ = (
+        "chain",
+        "continues",
+        "deltas",
+        "failed",
+        "given",
+        "lineage",
+        "parent",
+        "root",
+        "sequence",
+        "span_id",
+        "started",
+    )
 
-    def __init__(self, span_id: int, parent: _RunningSpan | None, *, is_chain: bool = False) -> None:
+    def __init__(
+        self, span_id: int, parent: _RunningSpan | None, *, is_chain: bool = False, continues: int | None = None
+    ) -> None:
+        """`continues`: the root of the run that it continues."""
         self.span_id = span_id
         self.parent = parent
-        self.root: int = span_id if parent is None else parent.root
-        self.lineage: Collection[int] = (span_id,) if parent is None else (span_id, *parent.lineage)
-        self.sequence: itertools.count[int] = itertools.count(1) if parent is None else parent.sequence
+        self.continues = continues
+        above: Collection[int] = () if parent is None else parent.lineage
+        if parent is None or continues is not None:
+            self.root: int = continues or span_id
+            self.sequence: itertools.count[int] = itertools.count(1)
+        else:
+            self.root, self.sequence = parent.root, parent.sequence
+        self.lineage: Collection[int] = (span_id, *above) if continues is None else (span_id, continues, *above)
         self.chain = _Chain() if is_chain else None
         self.given: Given | None = None
         """What it was given, where it is ours."""
@@ -114,7 +135,9 @@ class LifecycleProcessor(SpanProcessor):
         if not is_genai(attributes):
             self._running[own.span_id] = parent
             return
-        running = _RunningSpan(own.span_id, parent, is_chain=event_operation(attributes) in semconv.CHAIN_OPERATIONS)
+        is_chain = event_operation(attributes) in semconv.CHAIN_OPERATIONS
+        continues = run_ids.root_of(attributes.get(semconv.RUN_CONTINUES)) if is_chain else None
+        running = _RunningSpan(own.span_id, parent, is_chain=is_chain, continues=continues)
         running.given = given
         self._running[own.span_id] = running
         scope = otel.get_value(SCOPE_KEY, parent_context)
@@ -151,6 +174,8 @@ class LifecycleProcessor(SpanProcessor):
             self._ended(span, own, running, attributes)
         for subscriber in hub.subscribers:
             subscriber.span_ended(own.span_id)
+            if running is not None and running.span_id == own.span_id and running.continues is not None:
+                subscriber.span_ended(running.continues)
 
     def _ended(
         self, span: ReadableSpan, own: SpanContext, running: _RunningSpan, attributes: Mapping[str, Any]

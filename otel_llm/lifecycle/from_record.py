@@ -93,6 +93,8 @@ def at_end(record: Record) -> list[Derived]:
         ended |= _answered(attributes)
     if kind is not ToolCompleted:
         ended["output_messages"] = _text(attributes, semconv.OUTPUT_MESSAGES)
+    if kind is ChainCompleted:
+        ended["waiting"] = attributes.get(semconv.RUN_WAITING) is True
     events = [_derived(kind, record, operation, ended_ns, ended)]
     if kind is ProviderCompleted and (calls := _requested(attributes)):
         events.append(_derived(ToolsRequested, record, operation, ended_ns, {"calls": calls}))

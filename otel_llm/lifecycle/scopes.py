@@ -24,6 +24,7 @@ from otel_llm.calls.parent import inherit
 from otel_llm.calls.tracing import Tracer
 from otel_llm.context.generators import generator_function
 from otel_llm.conventions import semconv
+from otel_llm.lifecycle import run_ids
 from otel_llm.lifecycle.hub import SCOPE_KEY, hub
 from otel_llm.settings import settings
 from otel_llm.signals import metrics
@@ -56,15 +57,22 @@ tracer = _Tracer()
 class _Entry:
     """A scope that has been entered and not been left. The context refers to it where it was entered by `with`."""
 
-    __slots__ = ("_inner", "_is_left", "_outer", "_task", "attributes", "process", "span", "stopwatch")
+    __slots__ = ("_inner", "_is_left", "_outer", "_task", "attributes", "process", "run", "span", "stopwatch")
 
     def __init__(
-        self, span: Span, attributes: dict[str, Any], stopwatch: metrics.Stopwatch | None, outer: otel.Context
+        self,
+        span: Span,
+        attributes: dict[str, Any],
+        run: Span | str,
+        stopwatch: metrics.Stopwatch | None,
+        outer: otel.Context,
     ) -> None:
         """`outer`: the context that it is entered in."""
         self.span = span
         self.attributes = attributes
         """What was set on the span."""
+        self.run = run
+        """The root of the run, or the id of one that is continued."""
         self.stopwatch = stopwatch
         self.process = abandoned.process()
         self._outer = outer
@@ -137,7 +145,7 @@ def _without_span(context: otel.Context, around: otel.Context) -> otel.Context:
 class Scope:
     """A part of a run, as long as its `with` or the decorated function. Made by `chain`, `step` and `tool`."""
 
-    __slots__ = ("_attributes", "_name", "_open", "_operation", "_span_attributes", "span")
+    __slots__ = ("_attributes", "_name", "_open", "_operation", "_run", "_span_attributes", "span")
 
     def __init__(self, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
         self._operation = operation
@@ -149,6 +157,8 @@ class Scope:
         """The span, once entered; of the last entry."""
         self._span_attributes: dict[str, Any] = {}
         """What was set on that span, which may hold less: see `calls.tracing`."""
+        self._run: Span | str | None = None
+        """The root of the run that it was entered in, or the id of the run that is continued here."""
 
     @property
     def span_id(self) -> str | None:
@@ -159,6 +169,31 @@ class Scope:
     def trace_id(self) -> str | None:
         """Hex id of its trace; None before it is entered."""
         return None if self.span is None else f"{self.span.get_span_context().trace_id:032x}"
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run that this is part of, for `chain(continues=...)` in whatever process; None before it is entered."""
+        run = self._run
+        return run if run is None or isinstance(run, str) else run_ids.run_id(run.get_span_context())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the run waits for its client once this chain has ended, and is not done.
+
+        For the app to say, before the end: nobody else knows whether an answer that asks for tools is an answer. It is told by
+        `ChainCompleted.waiting`, and in `llm_runs` until a chain continues the run.
+        """
+        told = self._attributes if self.span is None else self._span_attributes
+        return bool(told.get(semconv.RUN_WAITING))
+
+    @waiting.setter
+    def waiting(self, waits: bool) -> None:
+        told = {semconv.RUN_WAITING: bool(waits)}
+        if self.span is None:
+            self._attributes.update(told)
+        else:
+            self._span_attributes.update(told)
+            self.span.set_attributes(told)
 
     # --- as a context manager ----------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
@@ -213,10 +248,16 @@ class Scope:
             above = otel.set_value(SCOPE_KEY, self, above)
         name = self._name
         self.span = span = tracer.start_span(
-            f"{self._operation} {name}" if name else self._operation, above, SpanKind.INTERNAL, attributes
+            f"{self._operation} {name}" if name else self._operation,
+            above,
+            SpanKind.INTERNAL,
+            attributes,
+            run_ids.links(attributes[semconv.RUN_CONTINUES]) if semconv.RUN_CONTINUES in attributes else (),
         )
         self._span_attributes = attributes
-        return _Entry(span, attributes, metrics.stopwatch(self._operation, attributes), current)
+        outer = _entry_of(current)
+        self._run = of_run = attributes.get(semconv.RUN_CONTINUES) or (span if outer is None else outer.run)
+        return _Entry(span, attributes, of_run, metrics.stopwatch(self._operation, attributes), current)
 
     def _end(self, entry: _Entry, error: BaseException | None) -> None:
         """Ends the span as `error` says."""
@@ -341,10 +382,12 @@ _NAME_ATTRIBUTES: Final = {
 
 
 @overload
-def chain(name: str | None = None, /, *, agent: bool = False) -> Scope: ...
+def chain(name: str | None = None, /, *, agent: bool = False, continues: Scope | str | None = None) -> Scope: ...
 @overload
 def chain(name: Callable[_P, _R], /) -> Callable[_P, _R]: ...
-def chain(name: str | Callable[_P, _R] | None = None, /, *, agent: bool = False) -> Scope | Callable[_P, _R]:
+def chain(
+    name: str | Callable[_P, _R] | None = None, /, *, agent: bool = False, continues: Scope | str | None = None
+) -> Scope | Callable[_P, _R]:
     """A run of several calls, steps and tools: a span `invoke_workflow {name}`, or `invoke_agent {name}`.
 
         with chain("answer") as run:
@@ -360,10 +403,13 @@ def chain(name: str | Callable[_P, _R] | None = None, /, *, agent: bool = False)
     Args:
         name: the chain's name; a decorated function's own by default, so that `@chain` alone will do.
         agent: whether it is an agent, that is: whether a model decides what happens next.
+        continues: the run that this goes on with, in another request or process: the `run_id` of its chain, or the chain itself.
+            What is no id of a run gets a line in the log, and the chain is a run of its own.
 
     Raises TypeError for a name that is no text.
     """
-    return _scope(semconv.INVOKE_AGENT if agent else semconv.INVOKE_WORKFLOW, name, {})
+    run = continues.run_id if isinstance(continues, Scope) else continues
+    return _scope(semconv.INVOKE_AGENT if agent else semconv.INVOKE_WORKFLOW, name, run_ids.continuing(run))
 
 
 @overload

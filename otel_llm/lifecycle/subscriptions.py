@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from opentelemetry import context as otel
 
+from otel_llm.lifecycle import run_ids
 from otel_llm.lifecycle.event import Event
 from otel_llm.lifecycle.hub import Subscriber, hub
 from otel_llm.lifecycle.scopes import Scope
@@ -49,7 +50,7 @@ def subscribe(
         types: an event class, or several; their subclasses count. Default all but `ProviderDelta`, which is told of to those alone
             who name it: `types=[Event, ProviderDelta]` is everything.
         run: only what happens in there: a `chain`, `step` or `tool`, entered or not yet; or the hex id of a span, such as
-            `event.run`. The subscription then closes by itself when that ends.
+            `event.run`, or `Scope.run_id`. The subscription then closes by itself when that ends, or a chain that continues it.
         max_queue_size: events that may wait for the handler.
 
     Raises TypeError and ValueError for arguments that are none of these, RuntimeError for an async handler where no event loop
@@ -96,11 +97,13 @@ def _target(run: Scope | str | None) -> Any:
         return run if run.span_id is None else int(run.span_id, 16)
     if run is None:
         return None
+    if (root := run_ids.root_of(run)) is not None:
+        return root
     try:
         return int(run, 16)
     except (TypeError, ValueError):
         raise ValueError(
-            f"run takes a chain, a step, a tool or the hex id of a span such as event.run, not {run!r}"
+            f"run takes a chain, a step, a tool, its run_id, or the hex id of a span such as event.run, not {run!r}"
         ) from None
 
 

@@ -64,7 +64,7 @@ def test_json_and_json_lines(fill: Fill, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["llm_usage", "spans", "llm_events", "llm_tool_calls", "llm_conversations", "llm_daily"]
+    "table", ["llm_usage", "spans", "llm_events", "llm_runs", "llm_tool_calls", "llm_conversations", "llm_daily"]
 )
 @pytest.mark.parametrize("kind", ["parquet", "csv", "json", "jsonl"])
 def test_every_table_in_every_format(table: str, kind: str, fill: Fill, run: Run, tmp_path: Path) -> None:

@@ -83,3 +83,28 @@ def test_a_trace_whose_spans_were_removed(fill: Fill, run: Run) -> None:
     assert result.err == (
         f"otel-llm: the spans of trace {TRACE} are no longer in the store; `otel-llm logs` has its calls\n"
     )
+
+
+def test_a_run_is_shown_with_what_continues_it(fill: Fill, fill_spans: Fill, run: Run) -> None:
+    waits = '{"otel_llm.run.waiting": true%s}'
+    continues = ', "otel_llm.run.continues": "%s"'
+    first, second, third, other = (f"{number:032x}" for number in range(1, 5))
+    agent = {"name": "invoke_agent trip", "operation": "invoke_agent"}
+    fill({"trace_id": first, "span_id": "c1", **CALL})
+    root = {"trace_id": first, "span_id": "a" * 16}
+    fill_spans(
+        {**agent, **root, "attributes": waits % ""},
+        {**agent, "trace_id": second, "span_id": "b" * 16, "attributes": waits % continues % f"{first}-{'a' * 16}"},
+        {**agent, "trace_id": third, "span_id": "c" * 16, "attributes": waits % continues % ("a" * 16)},
+        {**agent, "trace_id": other, "span_id": "d" * 16, "attributes": waits % continues % ("e" * 16)},
+    )
+    expected = []
+    for trace, state in ((first, ""), (second, ""), (third, "  waiting")):
+        expected += [f"trace {trace}", f"invoke_agent trip  5.0 ms{state}"]
+    for asked in (first, second, third, f"{first}-{'a' * 16}"):
+        lines = run("show", asked).out.splitlines()
+        assert [line.split("  2026")[0] for line in lines] == expected
+    rows = json.loads(run("show", second, "--json").out)
+    assert [(row["trace_id"], row["waiting"]) for row in rows] == [(first, False), (second, False), (third, True)]
+    *_, said = run("show", other).out.splitlines()
+    assert said == f"invoke_agent trip continues the run {'e' * 16}, which is not in this store"

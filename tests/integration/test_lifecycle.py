@@ -89,3 +89,52 @@ with subscribe(lambda event: print(event.type, event.name)), chain("c"):
         assert done.stdout.split("\n")[:-1] == [
             "ChainStarted c", "ProviderStarted gpt-4o-mini", "ProviderCompleted gpt-4o-mini", "ChainCompleted c",
         ]  # fmt: skip
+
+
+TRIP = """
+import sys
+import openai
+from otel_llm import chain, llm_context
+
+model, run_id, waits = sys.argv[1], sys.argv[2] or None, sys.argv[3] == "waits"
+client = openai.OpenAI(max_retries=0)
+with llm_context("travel", user_id="ada"), chain("trip", agent=True, continues=run_id) as run:
+    print(run.run_id, flush=True)
+    client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}])
+    run.waiting = waits
+"""
+
+
+def test_a_run_goes_on_in_other_processes(
+    run_instrumented: Any, start_instrumented: Any, openai_server: LocalOpenAI, rows: Rows, environment: dict[str, str]
+) -> None:
+    """One that waits, one that is killed in the midst of it, one that ends it: one run."""
+    run_id = run_instrumented(TRIP, "gpt-4o-mini", "", "waits").stdout.strip()
+    columns = "SELECT status, waiting, parts, len(traces) AS traces, model_calls, input_tokens, cost_usd FROM llm_runs"
+    (row,) = rows(columns)
+    assert (row["status"], row["waiting"], row["parts"], row["model_calls"]) == ("ok", True, 1, 1)
+
+    killed = start_instrumented(TRIP, "slow", run_id, "waits")
+    assert killed.stdout.readline().strip() == run_id
+    openai_server.wait_for(1)
+    killed.kill()
+    killed.wait()
+    (row,) = rows(columns)
+    assert (row["status"], row["waiting"], row["parts"], row["model_calls"]) == ("interrupted", False, 2, 1)
+
+    assert run_instrumented(TRIP, "gpt-4o-mini", run_id, "done").stdout.strip() == run_id
+    (row,) = rows(columns)
+    assert (row["status"], row["waiting"], row["parts"], row["traces"]) == ("ok", False, 3, 3)
+    answered = [call for call in rows() if call["status"] == "ok"]
+    assert len(answered) == row["model_calls"] == 2
+    assert row["input_tokens"] == sum(call["input_tokens"] for call in answered)
+    assert row["cost_usd"] == sum(call["cost_usd"] for call in answered) > 0
+    found = rows("SELECT run, sequence FROM llm_events")
+    assert [(one["run"], one["sequence"]) for one in found] == [
+        (run_id[-16:], number) for events in (4, 2, 4) for number in range(1, events + 1)
+    ]
+    shown = subprocess.run(
+        ["otel-llm", "show", run_id], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.count("invoke_agent trip") == shown.count("trace ") == 3
+    assert "waiting" not in shown

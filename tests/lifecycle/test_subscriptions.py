@@ -231,7 +231,7 @@ def test_bad_input_is_named() -> None:
         subscribe(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="types takes event classes"):
         subscribe(print, types="ChainStarted")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="run takes a chain, a step, a tool or the hex id"):
+    with pytest.raises(ValueError, match="run takes a chain, a step, a tool, its run_id, or the hex id"):
         subscribe(print, run="mine")
 
 

@@ -54,6 +54,7 @@ OPERATIONS = (
 CHECKS = semconv.PERHAPS_CALLS & semconv.STEP_OPERATIONS
 """Steps, also where they are model calls as well: the view then has their tokens, which the end of a step does not tell."""
 ASKED = {semconv.REQUESTED_TOOL_IDS: ["a", ""], semconv.REQUESTED_TOOL_NAMES: ["f", ""]}
+runs = itertools.count(1)
 CASES: dict[str, list[Case]] = {
     "ours": [
         Case({semconv.OPERATION: name} | WHO, TOKENS, name=f"{name} one") for name in OPERATIONS if name not in CHECKS
@@ -85,6 +86,25 @@ CASES: dict[str, list[Case]] = {
         for ours in (semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS)
         for name in dialects.names(ours)
         for other in ({}, TOKENS)
+    ],
+    "runs that wait": [
+        Case({semconv.OPERATION: operation}, {semconv.RUN_WAITING: waits, semconv.STATUS: status})
+        for operation in ("invoke_agent", "invoke_workflow", "step")
+        for waits in (True, False)
+        for status in (semconv.OK, semconv.ERROR, semconv.PARTIAL)
+    ],
+    "runs that go on": [
+        Case({semconv.OPERATION: operation, semconv.RUN_CONTINUES: run})
+        for operation in ("invoke_agent", "create_agent", "step", "chat")
+        for run in (
+            f"{next(runs):016x}",
+            f"{'12' * 16}-{next(runs):016x}",
+            "0" * 16,
+            f"{'12' * 16}-{'0' * 16}",
+            "trip",
+            "",
+            "AB" * 8,
+        )
     ],
     "no spans of GenAI": [
         Case({}),
@@ -129,7 +149,7 @@ def sums(event: Any) -> dict[str, Any] | None:
     told: dict[str, Any] = {"model_calls": event.model_calls}
     if isinstance(event, ChainError):
         told |= {"where": event.where, "where_span_id": event.where_span_id, "completed": list(event.completed)}
-    return told
+    return told | ({"waiting": True} if getattr(event, "waiting", False) else {})
 
 
 def tail_row(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -202,13 +222,15 @@ def test_a_run(store_path: Path) -> None:
     cases = [
         Case({"http.request.method": "GET"}),
         Case({semconv.OPERATION: "invoke_agent"} | WHO, {semconv.STATUS: "cancelled"}, name="invoke_agent a"),
+        Case({semconv.OPERATION: "invoke_workflow", semconv.RUN_CONTINUES: "ab" * 8}, {semconv.RUN_WAITING: True}),
         Case({"openinference.span.kind": "guardrail"}, code=StatusCode.ERROR),
         Case({"db.system": "redis"}),
         Case({"gen_ai.system": "openai"}, TOKENS | ASKED | {semconv.REQUEST_MODEL: "m"}),
     ]
     told = tell(store_path, cases, nested=True)
     assert [row[2] for row in sorted(told.live, key=lambda row: row[1])] == [
-        "ChainStarted", "StepStarted", "ProviderStarted", "ProviderCompleted", "ToolsRequested", "StepCompleted", "ChainError",
+        "ChainStarted", "ChainStarted", "StepStarted", "ProviderStarted", "ProviderCompleted", "ToolsRequested", "StepCompleted",
+        "ChainCompleted", "ChainError",
     ]  # fmt: skip
     assert told.followed == told.read_back == without_sums(told.live)
     assert told.view == told.live

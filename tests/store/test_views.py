@@ -196,3 +196,68 @@ def test_conversations(journal: Journal, store_path: Path) -> None:
         )
     columns = "calls, traces, input_tokens, cache_read_tokens, modules, unpriced"
     assert query(store_path, f"SELECT {columns} FROM llm_conversations") == [(3, 2, 30, 12, ["m0", "m1"], 0)]
+
+
+def test_a_run_goes_on_in_other_traces(journal: Journal, store_path: Path) -> None:
+    """Each part names the run, or another part of it; what it names may come from the outside, and may not be there."""
+    usage = {semconv.INPUT_TOKENS: 10, semconv.OUTPUT_TOKENS: 5, semconv.USER_ID: "ada"}
+    agent, waits = {semconv.OPERATION: "invoke_agent"}, {semconv.RUN_WAITING: True}
+
+    def part(trace: int, first: int, begin: int, attributes: dict[str, Any]) -> None:
+        one = Trace(journal, trace)
+        one.span(first + 1, first, begin + 1, begin + 2, CHAT | usage, "m")
+        one.span(first, None, begin, begin + 9, agent | attributes, "trip")
+
+    part(1, 0xA1, 0, waits)
+    by_trace = f"{1:032x}-{0xA1:016x}"
+    part(2, 0xB1, 10, waits | {semconv.RUN_CONTINUES: by_trace})
+    part(3, 0xC1, 20, {semconv.RUN_CONTINUES: f"{0xB1:016x}"})  # by another part, without its trace
+    part(4, 0xA1, 30, waits)  # of the same span id, in another trace
+    part(5, 0xD1, 40, waits | {semconv.RUN_CONTINUES: f"{7:032x}-{0xEE:016x}"})  # not there
+    part(6, 0xF1, 50, {semconv.RUN_CONTINUES: f"{0xF2:016x}"})  # what is in it
+    within = Trace(journal, 8)  # inside a chain of another run
+    within.span(0xE0, None, 60, 69, agent, "request")
+    within.span(0xE1, 0xE0, 61, 68, agent | {semconv.RUN_CONTINUES: f"{4:032x}-{0xA1:016x}"}, "trip")
+    within.span(0xE2, 0xE1, 62, 63, CHAT | usage, "m")
+    assert merge(store_path).complete
+
+    columns = (
+        "ltrim(run, '0'), name, status, waiting, parts, len(traces), model_calls, input_tokens, output_tokens, user_id"
+    )
+    assert query(store_path, f"SELECT {columns} FROM llm_runs ORDER BY first_at") == [
+        ("a1", "trip", "ok", False, 3, 3, 3, 30, 15, "ada"),
+        ("a1", "trip", "ok", False, 2, 2, 2, 20, 10, "ada"),
+        ("ee", "trip", "ok", True, 1, 1, 1, 10, 5, "ada"),
+        ("f2", "trip", "ok", False, 1, 1, 1, 10, 5, "ada"),
+        ("e0", "request", "ok", False, 1, 1, 0, None, None, None),
+    ]
+    rows = query(
+        store_path, f"SELECT sequence, event, ltrim(root, '0') FROM llm_events WHERE run_trace_id = '{1:032x}'"
+    )
+    each = ["ChainStarted", "ProviderStarted", "ProviderCompleted", "ChainCompleted"]
+    assert rows == [(number, event, root) for root in ("a1", "b1", "c1") for number, event in enumerate(each, 1)]
+    # The end of a chain has the sums of its own part, and of what goes on inside it.
+    ends = query(
+        store_path,
+        "SELECT ltrim(span_id, '0'), input_tokens, attributes FROM llm_events WHERE event = 'ChainCompleted'",
+    )
+    assert [(one, tokens, json.loads(told)) for one, tokens, told in ends] == [
+        ("a1", 10, {"model_calls": 1, "waiting": True}),
+        ("b1", 10, {"model_calls": 1, "waiting": True}),
+        ("c1", 10, {"model_calls": 1}),
+        ("a1", 10, {"model_calls": 1, "waiting": True}),
+        ("d1", 10, {"model_calls": 1, "waiting": True}),
+        ("f1", 10, {"model_calls": 1}),
+        ("e1", 10, {"model_calls": 1}),
+        ("e0", 10, {"model_calls": 1}),
+    ]
+
+
+def test_runs_that_continue_each_other_end(journal: Journal, store_path: Path) -> None:
+    """No app of ours says so, but somebody can."""
+    for one, other in ((1, 2), (2, 1)):
+        Trace(journal, one).span(
+            one, None, one, one + 1, {semconv.OPERATION: "invoke_agent", semconv.RUN_CONTINUES: f"{other:016x}"}
+        )
+    assert merge(store_path).complete
+    assert query(store_path, "SELECT sum(parts) FROM llm_runs") == [(2,)]

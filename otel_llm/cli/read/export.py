@@ -46,11 +46,17 @@ class Table(StrEnum):
     spans = "spans"
     llm_events = "llm_events"
     llm_tool_calls = "llm_tool_calls"
+    llm_runs = "llm_runs"
     llm_conversations = "llm_conversations"
     llm_daily = "llm_daily"
 
 
-_TIMES: Final = {Table.llm_events: "occurred_at", Table.llm_conversations: "last_at", Table.llm_daily: "day"}
+_TIMES: Final = {
+    Table.llm_events: "occurred_at",
+    Table.llm_runs: "last_at",
+    Table.llm_conversations: "last_at",
+    Table.llm_daily: "day",
+}
 """The column that `--since` and `--until` look at, where it is not `started_at`."""
 
 

@@ -1,4 +1,4 @@
-"""`otel-llm show`: one trace as a tree, with the time, tokens and cost of each step."""
+"""`otel-llm show`: one trace as a tree, with the time, tokens and cost of each step; and the traces that a run of it goes on in."""
 
 from __future__ import annotations
 
@@ -31,17 +31,34 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "span_id", "parent_span_id", "depth", "name", "operation", "started_at", "duration_ms", "status", "error_type",
-    "input_tokens", "output_tokens", "cost_usd", "error_message",
+    "input_tokens", "output_tokens", "cost_usd", "error_message", "trace_id", "waiting", "continues",
 )  # fmt: skip
 
 _SPANS = """
     SELECT s.span_id, s.parent_span_id, s.name, s.operation, CAST(s.started_at AS VARCHAR), s.duration_ms,
         s.status, coalesce(u.error_type, s.attributes ->> '$."error.type"'), u.input_tokens, u.output_tokens, u.cost_usd,
-        CASE WHEN s.status IN ('error', 'cancelled') THEN s.status_message END
+        CASE WHEN s.status IN ('error', 'cancelled') THEN s.status_message END, s.trace_id,
+        coalesce((s.attributes ->> '$."otel_llm.run.waiting"') = 'true', false), s.attributes ->> '$."otel_llm.run.continues"'
     FROM spans AS s LEFT JOIN llm_usage AS u ON u.trace_id = s.trace_id AND u.span_id = s.span_id
     WHERE s.trace_id = ? ORDER BY s.start_ns, s.end_ns DESC
 """
 
+_TRACES_OF_RUN = """
+    WITH RECURSIVE continuing AS MATERIALIZED (
+        SELECT trace_id, attributes ->> '$."otel_llm.run.continues"' AS run FROM spans
+        WHERE operation IN ('invoke_workflow', 'invoke_agent', 'create_agent')
+            AND contains(CAST(attributes AS VARCHAR), 'otel_llm.run.continues')
+    ), pair AS MATERIALIZED (
+        SELECT DISTINCT continuing.trace_id AS one, spans.trace_id AS other
+        FROM continuing JOIN spans ON spans.span_id = run[-16:] AND (len(run) = 16 OR spans.trace_id = run[:32])
+    ), reached AS (
+        SELECT CAST(? AS VARCHAR) AS trace_id
+        UNION
+        SELECT CASE WHEN one = trace_id THEN other ELSE one END FROM reached JOIN pair ON trace_id IN (one, other)
+    )
+    SELECT trace_id FROM reached JOIN spans USING (trace_id) GROUP BY trace_id ORDER BY min(start_ns), trace_id
+"""
+"""A trace, and those that runs in it are continued in, or continue."""
 
 _GAP = 2
 _SHORTEST_NAME = 20
@@ -60,6 +77,18 @@ class _Span(NamedTuple):
     output_tokens: int | None
     cost_usd: Decimal | None
     error_message: str | None
+    trace_id: str
+    waiting: bool
+    continues: str | None
+
+    @property
+    def is_part_of_run(self) -> bool:
+        return self.waiting or self.continues is not None
+
+    @property
+    def run(self) -> str:
+        """The run that a chain is a part of; the last part tells whether it waits."""
+        return self.span_id if self.continues is None else self.continues[-16:]
 
 
 class _Placed(NamedTuple):
@@ -81,7 +110,8 @@ def show(trace: str | None, as_json: bool, store: Path | None) -> None:
       otel-llm show
       otel-llm show --json
 
-    TRACE is a trace id or its beginning, as logs prints it; the latest trace if left out. With OTEL_LLM_JAEGER_URL set, the
+    TRACE is a trace id or its beginning, as logs prints it, or the id of a run; the latest trace if left out. A run that was
+    continued in other traces (`chain(continues=...)`) is shown whole, with those. With OTEL_LLM_JAEGER_URL set, the
     page of the trace in Jaeger is named too.
     """
     with reading(store) as connection:
@@ -91,18 +121,30 @@ def show(trace: str | None, as_json: bool, store: Path | None) -> None:
             else:
                 write_line(nothing_yet(locate(store)))
             return
-        trace_id = find_trace(connection, trace)
-        spans = [_Span(*row) for row in connection.execute(_SPANS, [trace_id]).fetchall()]
-    if not spans:
+        trace_id = find_trace(connection, trace and trace.partition("-")[0])
+        traces = [row[0] for row in connection.execute(_TRACES_OF_RUN, [trace_id]).fetchall()]
+        parts = [[_Span(*row) for row in connection.execute(_SPANS, [one]).fetchall()] for one in traces]
+    if not parts:
         raise CommandError(f"the spans of trace {trace_id} are no longer in the store; `otel-llm logs` has its calls")
-    placed = list(_place(spans))
+    last = {span.run: span.span_id for spans in parts for span in spans if span.is_part_of_run}
+    trees = [
+        list(_place([span._replace(waiting=span.waiting and last[span.run] == span.span_id) for span in spans]))
+        for spans in parts
+    ]
     if as_json:
-        write_json(_COLUMNS, [(one.span.span_id, one.span.parent_span_id, one.depth, *one.span[2:]) for one in placed])
-    else:
-        write_line(f"{styled(f'trace {trace_id}', 'bold')}  {placed[0].span.started_at[:19]}")
-        _print(placed)
+        rows = [(one.span.span_id, one.span.parent_span_id, one.depth, *one.span[2:]) for tree in trees for one in tree]
+        write_json(_COLUMNS, rows)
+        return
+    known = {one.span.span_id for tree in trees for one in tree}
+    for tree in trees:
+        of = tree[0].span
+        write_line(f"{styled(f'trace {of.trace_id}', 'bold')}  {of.started_at[:19]}")
+        _print(tree)
+        for span in (one.span for one in tree):
+            if span.continues is not None and span.continues[-16:] not in known:
+                write_line(text(f"{span.name} continues the run {span.continues}, which is not in this store"))
         if jaeger := settings().jaeger_url:
-            write_line(f"{jaeger}/trace/{trace_id}")
+            write_line(f"{jaeger}/trace/{of.trace_id}")
 
 
 def find_trace(connection: duckdb.DuckDBPyConnection, trace: str | None) -> str:
@@ -186,6 +228,8 @@ def _facts(span: _Span) -> str:
         facts.append(f"{text(span.input_tokens)} in, {text(span.output_tokens)} out")
     if span.cost_usd is not None:
         facts.append(f"${text(span.cost_usd)}")
+    if span.waiting:
+        facts.append("waiting")
     if span.status != "ok":
         facts.append(text(f"{span.status} {span.error_type or ''}".strip()))
     return "  ".join(facts)

@@ -1,13 +1,16 @@
 -- Views over the two tables. After a change, raise `VIEWS_VERSION` in database.py: the views of stored files are then made again.
 
--- The life of a run as rows: what began, what ended, and what spans noted in between. A run is what is under one root of GenAI spans.
+-- The life of a run as rows: what began, what ended, and what spans noted in between. A run is what is under one root of GenAI spans, and
+-- under each chain that continues it.
 -- `otel_llm/lifecycle/from_record.py` derives the same events in Python.
 CREATE OR REPLACE VIEW llm_events AS
 WITH RECURSIVE named AS (
     -- Some spans of others are about GenAI and do not say what they do.
     SELECT trace_id, span_id, parent_span_id,
         coalesce(operation, CASE WHEN (attributes ->> '$."gen_ai.system"') IS NOT NULL
-            AND (attributes ->> '$."logfire.span_type"') IS DISTINCT FROM 'log' THEN 'unknown' END) AS operation
+            AND (attributes ->> '$."logfire.span_type"') IS DISTINCT FROM 'log' THEN 'unknown' END) AS operation,
+        CASE WHEN operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') THEN
+            nullif(regexp_extract(attributes ->> '$."otel_llm.run.continues"', '^([0-9a-f]{32}-)?[0-9a-f]{16}$'), '') END AS continues
     FROM spans
 ), kind AS MATERIALIZED (
     SELECT *,
@@ -16,27 +19,47 @@ WITH RECURSIVE named AS (
              WHEN operation = 'execute_tool' THEN 'Tool'
              WHEN operation IS NOT NULL THEN 'Provider' END AS part_kind
     FROM named
-), tree AS (
-    -- `above`: the nearest span about GenAI that it is in; `chains`: all chains that it is in.
-    SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS run, NULL::VARCHAR AS above,
+), tree AS MATERIALIZED (
+    -- `root`: what this part of a run began with. `above`: the nearest span about GenAI that it is in; `chains`: all chains that it is in.
+    SELECT trace_id, span_id, CASE WHEN operation IS NOT NULL THEN span_id END AS root, NULL::VARCHAR AS above,
         []::VARCHAR[] AS chains
     FROM kind
     WHERE NOT EXISTS (FROM spans AS above WHERE above.trace_id = kind.trace_id AND above.span_id = kind.parent_span_id)
     UNION ALL
     SELECT inner_one.trace_id, inner_one.span_id,
-        coalesce(tree.run, CASE WHEN inner_one.operation IS NOT NULL THEN inner_one.span_id END),
+        CASE WHEN inner_one.continues[-16:] <> repeat('0', 16) THEN inner_one.span_id
+             ELSE coalesce(tree.root, CASE WHEN inner_one.operation IS NOT NULL THEN inner_one.span_id END) END,
         CASE WHEN outer_one.operation IS NOT NULL THEN outer_one.span_id ELSE tree.above END,
         CASE WHEN outer_one.part_kind = 'Chain' THEN list_append(tree.chains, outer_one.span_id) ELSE tree.chains END
     FROM tree
     JOIN kind AS outer_one USING (trace_id, span_id)
     JOIN kind AS inner_one ON inner_one.trace_id = tree.trace_id AND inner_one.parent_span_id = tree.span_id
+), continued AS MATERIALIZED (
+    -- What a chain says that it continues: the root of that, or what it says where that is not in the store.
+    SELECT kind.trace_id, kind.span_id AS root,
+        coalesce(min(tree.trace_id), CASE WHEN len(continues) = 49 THEN continues[:32] ELSE kind.trace_id END) AS in_trace_id,
+        coalesce(arg_min(tree.root, tree.trace_id), continues[-16:]) AS in_root
+    FROM kind LEFT JOIN tree ON tree.span_id = continues[-16:] AND tree.root <> kind.span_id
+        AND (len(continues) = 16 OR tree.trace_id = continues[:32])
+    WHERE continues IS NOT NULL AND continues[-16:] <> repeat('0', 16)
+    GROUP BY kind.trace_id, kind.span_id, continues
+), traced_back AS (
+    SELECT trace_id, root, in_trace_id, in_root, 1 AS step FROM continued
+    UNION ALL
+    SELECT traced_back.trace_id, traced_back.root, continued.in_trace_id, continued.in_root, step + 1
+    FROM traced_back JOIN continued ON continued.trace_id = traced_back.in_trace_id AND continued.root = traced_back.in_root
+    WHERE step < 1000
+), whole AS (
+    SELECT trace_id, root, arg_max(in_trace_id, step) AS run_trace_id, arg_max(in_root, step) AS run FROM traced_back GROUP BY ALL
 ), part AS (
-    SELECT spans.* REPLACE (kind.operation AS operation), coalesce(tree.run, spans.span_id) AS run, tree.above, tree.chains,
-        part_kind,
+    SELECT spans.* REPLACE (kind.operation AS operation), coalesce(tree.root, spans.span_id) AS root, tree.above, tree.chains,
+        coalesce(whole.run, tree.root, spans.span_id) AS run, coalesce(whole.run_trace_id, spans.trace_id) AS run_trace_id,
+        part_kind, (attributes ->> '$."otel_llm.run.waiting"') = 'true' AS waiting,
         attributes ->> '$."error.type"' AS error_type,
         CAST(attributes -> '$."otel_llm.response.tool_call_ids"' AS VARCHAR[]) AS tool_call_ids,
         CAST(attributes -> '$."otel_llm.response.tool_call_names"' AS VARCHAR[]) AS tool_call_names
     FROM spans JOIN kind USING (trace_id, span_id) LEFT JOIN tree USING (trace_id, span_id)
+    LEFT JOIN whole ON whole.trace_id = spans.trace_id AND whole.root = tree.root
     WHERE kind.operation IS NOT NULL
 ), inside AS (
     SELECT trace_id, unnest(chains) AS chain, span_id, part_kind, name, status, end_ns FROM part WHERE end_ns IS NOT NULL
@@ -60,7 +83,8 @@ WITH RECURSIVE named AS (
     SELECT trace_id, chain, arg_max(name, depth) AS name, arg_max(span_id, depth) AS span_id FROM failing GROUP BY ALL
 ), chain_end AS (
     SELECT part.trace_id, part.span_id, coalesce(model_calls, 0) AS model_calls, input_tokens, output_tokens, summed.cost_usd,
-        CASE WHEN failed.chain IS NULL THEN json_object('model_calls', coalesce(model_calls, 0))
+        CASE WHEN failed.chain IS NULL AND waiting THEN json_object('model_calls', coalesce(model_calls, 0), 'waiting', true)
+             WHEN failed.chain IS NULL THEN json_object('model_calls', coalesce(model_calls, 0))
              ELSE json_object('model_calls', coalesce(model_calls, 0), 'where', failed.name, 'where_span_id', failed.span_id,
                               'completed', coalesce(completed, [])) END AS more
     FROM part
@@ -86,7 +110,7 @@ WITH RECURSIVE named AS (
 )
 SELECT
     make_timestamptz(at_ns // 1000) AS occurred_at,
-    row_number() OVER (PARTITION BY event.trace_id, run ORDER BY at_ns, rank, span_id) AS sequence,
+    row_number() OVER (PARTITION BY event.trace_id, root ORDER BY at_ns, rank, span_id) AS sequence,
     event,
     event.operation,
     CASE WHEN starts_with(name, event.operation || ' ') THEN name[len(event.operation) + 2:] ELSE name END AS name,
@@ -102,7 +126,8 @@ SELECT
     event.attributes ->> '$."user.id"' AS user_id,
     event.attributes ->> '$."gen_ai.conversation.id"' AS conversation_id,
     event.trace_id, span_id, event.parent_span_id, run,
-    CASE WHEN rank = 3 THEN chain_end.more ELSE event.more END AS attributes
+    CASE WHEN rank = 3 THEN chain_end.more ELSE event.more END AS attributes,
+    root, run_trace_id
 FROM event LEFT JOIN llm_usage USING (trace_id, span_id) LEFT JOIN chain_end USING (trace_id, span_id)
 ORDER BY at_ns, sequence;
 
@@ -162,6 +187,27 @@ FULL JOIN execution ON execution.asked_trace_id = asked.trace_id AND execution.a
 LEFT JOIN result ON result.trace_id = asked.trace_id AND result.span_id = asked.span_id AND result.position = asked.position
 LEFT JOIN spans AS bringing ON bringing.trace_id = result.in_trace_id AND bringing.span_id = result.in_span_id
 ORDER BY coalesce(execution.start_ns, asked.end_ns);
+
+-- One row for each run, over all its parts: what was continued in another request or process is one run.
+CREATE OR REPLACE VIEW llm_runs AS
+SELECT run,
+       first(name ORDER BY occurred_at, sequence) AS name,
+       min(occurred_at) AS first_at,
+       max(occurred_at) AS last_at,
+       -- Of the last part.
+       last(status ORDER BY occurred_at, sequence) FILTER (span_id = root) AS status,
+       coalesce(last((attributes ->> '$.waiting') = 'true' ORDER BY occurred_at, sequence) FILTER (span_id = root), false) AS waiting,
+       count(DISTINCT (trace_id, root)) AS parts,
+       list(trace_id ORDER BY occurred_at, sequence) FILTER (span_id = root AND ends_with(event, 'Started')) AS traces,
+       count(*) FILTER (event = 'ProviderCompleted') AS model_calls,
+       CAST(sum(input_tokens) FILTER (event = 'ProviderCompleted') AS BIGINT) AS input_tokens,
+       CAST(sum(output_tokens) FILTER (event = 'ProviderCompleted') AS BIGINT) AS output_tokens,
+       sum(cost_usd) FILTER (event = 'ProviderCompleted') AS cost_usd,
+       arg_min(user_id, occurred_at) AS user_id,
+       arg_min(module, occurred_at) AS module,
+       arg_min(conversation_id, occurred_at) AS conversation_id
+FROM llm_events
+GROUP BY run_trace_id, run;
 
 CREATE OR REPLACE VIEW llm_conversations AS
 SELECT conversation_id,
