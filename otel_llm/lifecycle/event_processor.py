@@ -108,7 +108,7 @@ class LifecycleProcessor(SpanProcessor):
         # None: a span that is in no run.
         self._running: dict[int, _RunningSpan | None] = {}
         self._generation = 0
-        hub.hear_streams(self)
+        hub.take(self)
 
     def on_start(self, span: Span, parent_context: otel.Context | None = None) -> None:
         if hub.subscribers:
@@ -211,6 +211,10 @@ class LifecycleProcessor(SpanProcessor):
         for subscriber in hub.subscribers:
             subscriber.offer(event, running.lineage)
         return event
+
+    def is_running(self, span_id: int) -> bool:
+        self._forget_what_is_outdated()
+        return any(span_id in (one.span_id, one.continues) for one in list(self._running.values()) if one is not None)
 
     def increment(self, span: trace.Span, increment: Increment) -> None:
         """Tells of what has been streamed of a call that runs."""

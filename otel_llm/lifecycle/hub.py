@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from opentelemetry import context as otel
@@ -34,12 +34,15 @@ class Subscriber:
         self._run = run
         self._max_queue_size = max_queue_size
         self.dropped = 0
+        self.has_begun = run is None or (isinstance(run, int) and hub.is_running(run))
+        """Whether there is something to listen to: what is to be heard of one run may never begin."""
 
     def offer(self, event: Event, lineage: Collection[int]) -> None:
         """Takes an event if it is wanted. `lineage`: the ids of the span it is about and of those above it."""
-        if not (self.wants_deltas if type(event) is ProviderDelta else self._wants(event)):
-            return
         if self._run is not None and self._run not in lineage:
+            return
+        self.has_begun = True
+        if not (self.wants_deltas if type(event) is ProviderDelta else self._wants(event)):
             return
         if self.waiting() >= self._max_queue_size:
             self.dropped += 1
@@ -53,6 +56,7 @@ class Subscriber:
         """A scope has opened its span."""
         if self._run is scope:
             self._run = span_id
+            self.has_begun = True
 
     def span_ended(self, ended: object) -> None:
         """A span (its id), or a scope whose span is not recorded, has ended; if it is what was listened to, no more is to come."""
@@ -73,6 +77,11 @@ class Subscriber:
         """In the child of a fork, where no thread and no event loop of the parent runs."""
 
 
+class SpanHearer(StreamListener, Protocol):
+    def is_running(self, span_id: int) -> bool:
+        """Whether it has heard of the start of a span, or of a chain that continues the run of this id, and not of the end."""
+
+
 class Hub:
     """The listeners of this process."""
 
@@ -80,18 +89,22 @@ class Hub:
         self.subscribers: tuple[Subscriber, ...] = ()
         self.generation = 0
         """Counts the times that somebody began to listen after nobody did: what was known before is out of date."""
-        self._streams: WeakSet[StreamListener] = WeakSet()
+        self._processors: WeakSet[SpanHearer] = WeakSet()
         self._lock = threading.RLock()
 
-    def hear_streams(self, listener: StreamListener) -> None:
-        """Has `listener` hear what is streamed while a subscriber asks for it."""
+    def take(self, processor: SpanHearer) -> None:
+        """Has `processor` tell of spans, and of what is streamed while a subscriber asks for it."""
         with self._lock:
-            self._streams.add(listener)
+            self._processors.add(processor)
             self._ask_for_streams()
+
+    def is_running(self, span_id: int) -> bool:
+        """Whether a span is known to run; one that began before anybody listened is not known."""
+        return bool(self.subscribers) and any(processor.is_running(span_id) for processor in self._processors)
 
     def _ask_for_streams(self) -> None:
         wanted = any(one.wants_deltas for one in self.subscribers)
-        stream_listeners[:] = list(self._streams) if wanted else []
+        stream_listeners[:] = list(self._processors) if wanted else []
 
     def add(self, subscriber: Subscriber) -> None:
         with self._lock:

@@ -171,6 +171,11 @@ class Scope:
         return None if self.span is None else f"{self.span.get_span_context().trace_id:032x}"
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has been entered, and left since."""
+        return self.span is not None and not self._open and not self.span.is_recording()
+
+    @property
     def run_id(self) -> str | None:
         """The id of the run that this is part of, for `chain(continues=...)` in whatever process; None before it is entered."""
         run = self._run

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -31,6 +32,7 @@ _logger = logging.getLogger("otel_llm")
 MAX_QUEUE_SIZE: Final = 10_000
 _CLOSE_SECONDS: Final = 5.0
 _EXIT_SECONDS: Final = 1.0
+BEGINS_WITHIN: Final = 60.0
 
 Handler = Callable[[Event], object] | Callable[[Event], Awaitable[object]]
 Types = type[Event] | Iterable[type[Event]] | None
@@ -74,13 +76,32 @@ def subscribe(
     return Subscription(subscriber, handler)
 
 
-def events(run: Scope | str | None = None, *, types: Types = None, max_queue_size: int = MAX_QUEUE_SIZE) -> EventStream:
+def events(
+    run: Scope | str | None = None,
+    *,
+    types: Types = None,
+    max_queue_size: int = MAX_QUEUE_SIZE,
+    begins_within: float | None = BEGINS_WITHIN,
+) -> EventStream:
     """The events from now on, as an async iterator: `async for event in events(run)`. It ends when the run does.
 
-    Args: as for `subscribe`. Without a `run` it ends when it is closed. Raises TypeError and ValueError likewise.
+    Args:
+        run, types, max_queue_size: as for `subscribe`. Without a `run` it ends when it is closed.
+        begins_within: seconds after which it ends where the run has not begun: the chain was not entered, or nothing was heard of
+            the id. None waits for ever. A chain that has ended already ends it at once.
+
+    Raises TypeError and ValueError likewise.
     """
+    if begins_within is not None and not (isinstance(begins_within, int | float) and begins_within >= 0):
+        raise ValueError(f"begins_within takes a number of seconds, or None, not {begins_within!r}")
     subscriber = _LoopSubscriber(_types(types), _target(run), max_queue_size)
+    if isinstance(run, Scope) and run.span_id is not None:
+        subscriber.has_begun = True
+    if not subscriber.has_begun and begins_within is not None:
+        subscriber.begins_until = monotonic() + begins_within
     hub.add(subscriber)
+    if isinstance(run, Scope) and run.is_over:
+        subscriber.close()
     return EventStream(subscriber)
 
 
@@ -290,6 +311,8 @@ class _LoopSubscriber(_ClosingSubscriber):
         super().__init__(types, run, max_queue_size)
         self.loop = loop
         self.keep: object = None
+        self.begins_until: float | None = None
+        """When it ends if nothing has begun, by the monotonic clock."""
         self._pending: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
 
@@ -320,7 +343,21 @@ class _LoopSubscriber(_ClosingSubscriber):
                 return self._pending.popleft() if self._pending else None
             reader = self._reader = asyncio.get_running_loop().create_future()
             if not self._pending and not self.closed:  # else it came before there was a reader to wake
-                await reader
+                await self._wait(reader)
+
+    async def _wait(self, reader: asyncio.Future[None]) -> None:
+        """Waits to be woken; no longer than for the beginning, where that is awaited."""
+        if self.begins_until is None or self.has_begun:
+            await reader
+            return
+        left = self.begins_until - monotonic()
+        alarm = reader.get_loop().call_later(max(0.0, left), _resolve, reader)
+        try:
+            await reader
+        finally:
+            alarm.cancel()
+        if not self.has_begun and monotonic() >= self.begins_until:
+            self.close()
 
     def after_fork(self) -> None:
         self.closed = True

@@ -5,14 +5,37 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from otel_llm import chain, events, step, subscribe
-from otel_llm.lifecycle import ChainCompleted, Ended, Event, StepCompleted, StepStarted
+from otel_llm.lifecycle import ChainCompleted, Ended, Event, StepCompleted, StepStarted, subscriptions
 from otel_llm.lifecycle.hub import hub
 from otel_llm.support import faults
+
+
+class Clock:
+    """The time of the monotonic clock, as the test says: the event loop's timers and the subscriptions go by it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self._monotonic = time.monotonic
+
+    def __call__(self) -> float:
+        return self._monotonic() + self.ahead
+
+    def advance(self, seconds: float) -> None:
+        self.ahead += seconds
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(subscriptions, "monotonic", clock)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    return clock
 
 
 def run_once(name: str = "c") -> None:
@@ -253,3 +276,57 @@ def test_a_forked_child_tells_its_own_handler() -> None:
     os.close(write)
     with os.fdopen(read) as pipe:
         assert pipe.read().splitlines() == [f"{child} {kind}" for kind in ALL]
+
+
+async def test_a_run_that_never_begins_ends_the_events() -> None:
+    """A chain that is not entered, and ids of which nothing is heard; another's events are no beginning."""
+    for run in (chain("never"), "ab" * 8, "12" * 16 + "-" + "ab" * 8):
+        stream = events(run, begins_within=0)
+        run_once("another")
+        assert [event async for event in stream] == []
+    assert not hub.subscribers
+
+
+async def test_what_has_begun_is_waited_for(clock: Clock) -> None:
+    run, entered, by_id = chain("later"), chain("entered"), chain("by id")
+    outer = events()
+    with entered, by_id:
+        streams = [events(one, types=ChainCompleted) for one in (run, entered, by_id.span_id)]
+        readers = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        with run:
+            await asyncio.sleep(0)
+            clock.advance(3600)
+            await asyncio.sleep(0)
+            assert not any(reader.done() for reader in readers)
+    assert [(await reader).name for reader in readers] == ["later"] * 3  # it is inside the others
+    for stream in (outer, *streams):
+        stream.close()
+
+
+async def test_it_waits_as_long_as_it_is_said(clock: Clock) -> None:
+    streams = [
+        events(chain("never")),
+        events(chain("never"), begins_within=90),
+        events(chain("never"), begins_within=None),
+    ]
+    readers = [asyncio.ensure_future(anext(stream, None)) for stream in streams]
+    for done in ([False, False, False], [True, False, False], [True, True, False]):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [reader.done() for reader in readers] == done
+        clock.advance(61)
+    streams[-1].close()
+    assert [await reader for reader in readers] == [None] * 3
+
+
+async def test_a_chain_that_has_ended_ends_the_events_at_once() -> None:
+    run = chain("over")
+    with run:
+        pass
+    assert [event async for event in events(run, begins_within=None)] == []
+
+
+@pytest.mark.parametrize("bad", [-1, "60", float("nan")])
+def test_a_time_that_is_none(bad: Any) -> None:
+    with pytest.raises(ValueError, match="begins_within takes a number of seconds"):
+        events(chain("c"), begins_within=bad)
