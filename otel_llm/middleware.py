@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from opentelemetry import context as otel
@@ -75,7 +75,8 @@ _Value = Callable[[Request], object] | object
 class _Middleware:
     def __init__(
         self,
-        app: Callable[..., Any],
+        app: Callable[..., Any] | None = None,
+        /,  # by name it could be a tag's: type checkers would not let Starlette's `add_middleware` take the class
         module: _Value = None,
         *,
         user_id: _Value = None,
@@ -84,6 +85,10 @@ class _Middleware:
         request_id: _Value = None,
         **tags: _Value,
     ) -> None:
+        if app is None:
+            app = cast("Callable[..., Any]", tags.pop("app", None))  # as older versions of Starlette give it
+        if not callable(app):
+            raise TypeError(f"the app is missing: {type(self).__name__}(app, module=...)")
         self.app = app
         self._asked: dict[str, _Value] = {
             "module": module,

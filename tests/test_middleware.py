@@ -131,6 +131,15 @@ def test_a_function_that_raises_is_reported_once_and_the_request_goes_on(app, ca
     assert "user_id=" in caplog.text
 
 
+@pytest.mark.parametrize("middleware", [LLMContextMiddleware, LLMContextWSGIMiddleware])
+def test_the_app_may_be_given_by_its_name(middleware: Any) -> None:
+    """As older versions of Starlette do."""
+    assert middleware(app=user, module="web").app is middleware(user, "web").app is user
+    for missing in ({}, {"module": "web"}, {"app": None}):
+        with pytest.raises(TypeError, match=f"the app is missing: {middleware.__name__}"):
+            middleware(**missing)
+
+
 def test_an_async_function_is_refused(app):
     async def ask(request: Request) -> str:
         return "x"
