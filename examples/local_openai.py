@@ -312,6 +312,11 @@ def _text(content: Any) -> str:
     return ""
 
 
+def _conversation(asked: Any) -> JSON | None:
+    """As the answer tells of it: an object, however the request said it."""
+    return {"id": asked} if isinstance(asked, str) else asked
+
+
 def _answer(prompt: str, number: int = 0) -> str:
     sentence = _SENTENCES[(zlib.crc32(prompt.encode()) + number) % len(_SENTENCES)]
     return f"You asked: {prompt[:200]} {sentence}" if prompt else sentence
@@ -670,6 +675,7 @@ def _plan_responses(request: _Request, wire_usage: Any) -> _Plan:
         "created_at": now,
         "status": "in_progress",
         "background": body.get("background") is True,
+        "conversation": _conversation(body.get("conversation")),
         "completed_at": None,
         "error": None,
         "incomplete_details": None,

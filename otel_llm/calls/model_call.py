@@ -43,6 +43,7 @@ class ModelCall:
     __slots__ = (
         "__weakref__",
         "_chunk_times",
+        "_conversation_is_asked",
         "_endings",
         "_process",
         "adopted",
@@ -100,7 +101,10 @@ class ModelCall:
         if under is None:
             under = parent.find_parent()
         around = otel.get_current()
-        at_start: dict[str, Any] = {semconv.OPERATION: operation, **attributes, **context.attributes(around)}
+        asked = context.attributes(around)
+        self._conversation_is_asked = semconv.CONVERSATION_ID in asked
+        """Whether the app has said which conversation it is: what the request and the answer call it counts less."""
+        at_start: dict[str, Any] = {semconv.OPERATION: operation, **attributes, **asked}
         if model is not None:
             at_start[semconv.REQUEST_MODEL] = model
         if under is not None:
@@ -123,6 +127,8 @@ class ModelCall:
 
     def describe(self, operation: str, model: str | None, attributes: Mapping[str, Any]) -> None:
         """Adds what is known to the layer that took the call over; it is nearer to the provider."""
+        if self._conversation_is_asked and semconv.CONVERSATION_ID in attributes:
+            attributes = {name: value for name, value in attributes.items() if name != semconv.CONVERSATION_ID}
         returned = attributes.get(semconv.RETURNED_TOOL_IDS)
         if returned and not getattr(self.span, "links", ()):
             for link in tool_calls.links(returned):
@@ -216,6 +222,8 @@ class ModelCall:
         at_end: dict[str, Any] = {}
         try:
             at_end.update(ending.attributes)
+            if semconv.CONVERSATION_ID in self.attributes:
+                at_end.pop(semconv.CONVERSATION_ID, None)
             if semconv.REQUESTED_TOOL_IDS in at_end:
                 tool_calls.remember(at_end, self.span.get_span_context())
             if ending.usage is not None:

@@ -48,6 +48,19 @@ def test_the_newest_comes_last(fill: Fill, run: Run) -> None:
     assert users(run, "-n", "2") == ["u12", "u13"]
 
 
+def test_the_current_conversation_is_that_of_the_last_call_in_one(fill: Fill, run: Run) -> None:
+    fill(
+        CALL, CALL | {"started_at": "2026-11-20T14:00:00Z", "conversation_id": None}, OTHER, OTHER | {"user_id": "carl"}
+    )
+    assert users(run, "-c") == ["bob", "carl"]
+    assert (
+        users(run, "-c", "-n", "1", "--user", "alice")
+        == users(run, "--current", "--until", "2026-11-20T12:30:00Z")
+        == ["alice"]
+    )
+    assert users(run, "-c", "--user", "nobody") == []
+
+
 def test_ten_unless_asked_otherwise(fill: Fill, run: Run) -> None:
     fill(*[CALL] * 12)
     assert [len(users(run, *most)) for most in ([], ["-n", "11"], ["-n", "0"])] == [10, 11, 12]

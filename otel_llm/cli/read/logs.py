@@ -44,6 +44,8 @@ _SPOKEN: Final = ("input_messages", "output_messages", "error_message")
 """What is there only where content was captured."""
 _FILTERS: Final = {"user": "user_id = ?", "conversation": "conversation_id = ?", "module": "module = ?"}
 _SAID: Final = f"contains(lower(concat_ws(' ', {', '.join(_SPOKEN[:2])}, to_json(error_message))), lower(?))"
+_CURRENT: Final = """conversation_id = (SELECT arg_max(conversation_id, started_at) FROM llm_usage
+    WHERE conversation_id IS NOT NULL AND {})"""
 _MODEL: Final = "(request_model GLOB ? OR response_model GLOB ?)"
 
 _SHOWN: Final = {
@@ -71,7 +73,8 @@ _SPARED: Final = {"ms": 2, "input": 1, "output": 1}
     "--search", "-q", "search", metavar="TEXT", help="Only calls in whose messages or error every word of TEXT stands."
 )
 @click.option("--user", metavar="ID", help="The user id of llm_context.")
-@click.option("--conversation", metavar="ID", help="The conversation id of llm_context.")
+@click.option("--conversation", metavar="ID", help="The conversation, as `usage --by conversation` has it.")
+@click.option("--current", "-c", is_flag=True, help="The conversation that the last call in one belongs to.")
 @click.option("--module", metavar="NAME", help="The module of llm_context.")
 @click.option("--errors", is_flag=True, help="Only calls with status error.")
 @period_options
@@ -83,6 +86,7 @@ def logs(
     most: int,
     model: str | None,
     search: str | None,
+    current: bool,
     errors: bool,
     since: str | None,
     until: str | None,
@@ -101,6 +105,7 @@ def logs(
       otel-llm logs --errors --since 2h
       otel-llm logs --user alice --json
       otel-llm logs -q "winter tyres"
+      otel-llm logs -c -n 0
       otel-llm logs --where "duration_ms > 10000"
 
     The newest call comes last. Messages are there only for calls that were made with content capture turned on; --short
@@ -112,6 +117,9 @@ def logs(
         if value is not None:
             clauses.append(_FILTERS[name])
             parameters.append(value)
+    if current:  # of that user, if one is asked for
+        clauses.append(_CURRENT.format(" AND ".join(clauses)))
+        parameters *= 2
     if model is not None:
         clauses.append(_MODEL)
         parameters += [model, model]

@@ -40,6 +40,7 @@ class Answer:
         "_state",
         "background",
         "content",
+        "conversation",
         "error_type",
         "final",
         "fingerprint",
@@ -57,6 +58,8 @@ class Answer:
         self.usage: Usage | None = None
         self.seconds: float | None = None
         """Audio billed by its length, in place of tokens."""
+        self.conversation: str | None = None
+        """The one that the provider keeps and has added this answer to."""
         self.tier: str | None = None
         self.fingerprint: str | None = None
         self.error_type: str | None = None
@@ -167,6 +170,7 @@ class Answer:
     def _see_response(self, found: Mapping[str, Any]) -> None:
         self._see_identity(found)
         self.tier = _text(found.get("service_tier"))
+        self.conversation = _text(fields(found.get("conversation")).get("id"))
         self.usage = from_openai(found.get("usage")) or self.usage
         self.background = found.get("background") is True
         self._state = state = found.get("status")
@@ -229,6 +233,8 @@ class Answer:
             found[semconv.RESPONSE_ID] = self.id
         if self.model is not None:
             found[semconv.RESPONSE_MODEL] = self.model
+        if self.conversation is not None:
+            found[semconv.CONVERSATION_ID] = self.conversation
         if self._finish_reasons:
             found[semconv.FINISH_REASONS] = list(self._finish_reasons.values())
         if self.seconds is not None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("otel_llm")
 
-SCHEMA_VERSION: Final = 4
-VIEWS_VERSION: Final = 6
+SCHEMA_VERSION: Final = 5
+VIEWS_VERSION: Final = 7
 """Of `schema/views.sql`: raised whenever that changes, so that stored files get the new views. They hold no data, so that takes no
 schema step; the comment on one of them says which version a file has."""
 _STORAGE: Final = "v1.5.0"

@@ -15,7 +15,7 @@ from otel_llm.prices.book import PriceBook
 from otel_llm.settings import settings
 from otel_llm.store.errors import StoreError
 from otel_llm.store.journal import record
-from otel_llm.store.merge import duplicates, rows
+from otel_llm.store.merge import conversations, duplicates, rows
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
 
@@ -41,9 +41,11 @@ class Batch:
     """There are calls in it that other instrumentations or processes may have reported too."""
     exported: bool = False
     """There are spans in it that go out over OTLP."""
+    chained: bool = False
+    """There are calls in it that go on from a response of another."""
 
 
-TABLES: Final = rows.TABLES | duplicates.TABLES
+TABLES: Final = rows.TABLES | duplicates.TABLES | conversations.TABLES
 _MAX_TRIALS: Final = 200
 _EMPTY: Final = Batch(0, 0, 0, 0)
 
@@ -141,8 +143,8 @@ def _measure(connection: DuckDBPyConnection) -> Batch:
     if different < count:
         connection.execute(rows.DROP_REPEATED)
         count, interrupted, _, *rest = connection.execute("EXECUTE measure_batch").fetchall()[0]
-    first_us, last_us, shared, exported = rest
-    return Batch(count, interrupted, first_us or 0, last_us or 0, shared, exported)
+    first_us, last_us, *flags = rest
+    return Batch(count, interrupted, first_us or 0, last_us or 0, *flags)
 
 
 @contextmanager
@@ -212,6 +214,7 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
         _price_again(connection)
     elif known:
         _fill_usage_again(connection)
+    conversations.settle(connection, batch.chained)
     connection.execute(rows.insert_usage("llm_usage"))
     return int(written)
 
@@ -241,6 +244,7 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
         _price_again(connection)
     else:
         _fill_usage_again(connection)
+    conversations.settle(connection, batch.chained, stored)
     connection.execute(rows.insert_usage("new_llm_usage"))
 
 

@@ -51,8 +51,11 @@ USAGE_COLUMNS: Final = (
     "operation", "provider", "request_model", "response_model", "response_id", "stream", "status", "error_type",
     "finish_reasons", *TOKEN_COLUMNS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
     "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
-    "instrumentation", "attempts", "input_messages", "output_messages", "service_tier", "error_message",
+    "instrumentation", "attempts", "input_messages", "output_messages", "service_tier", "error_message", "conversation_source",
 )  # fmt: skip
+
+CHAIN: Final = "previous_response_id"
+"""The `conversation_source` of calls whose conversation nobody says: see `conversations.py`."""
 
 
 # --- reading attributes -----------------------------------------------------------------------------------------------
@@ -75,7 +78,8 @@ _READ: Final[dict[str, str]] = {
     "module": semconv.MODULE,
     "user_id": semconv.USER_ID,
     "session_id": semconv.SESSION_ID,
-    "conversation_id": semconv.CONVERSATION_ID,
+    "stated_conversation": semconv.CONVERSATION_ID,
+    "previous_response": semconv.REQUEST_PREVIOUS_RESPONSE,
     "request_id": semconv.REQUEST_ID,
     "agent_name": semconv.AGENT_NAME,
     "workflow_name": semconv.WORKFLOW_NAME,
@@ -237,7 +241,10 @@ SELECT
          THEN json_extract_string(e, '$[*].attributes."exception.type"')[1] ELSE error_type END AS error_type,
     {_texts("finish_reasons")} AS finish_reasons,
     {", ".join(f"{_tokens(column)} AS {column}" for column in TOKEN_COLUMNS)},
-    stated_usage_source, module, user_id, session_id, conversation_id, request_id,
+    stated_usage_source, module, user_id, session_id,
+    coalesce(stated_conversation, nullif(previous_response, '')) AS conversation_id,
+    CASE WHEN stated_conversation IS NULL AND previous_response <> '' THEN {literal(CHAIN)} END AS conversation_source,
+    request_id,
     {_tags()} AS tags,
     coalesce(agent_name, ag) AS agent_name, coalesce(workflow_name, wf) AS workflow_name,
     profile, server_address, coalesce(recorded_by, sc) AS instrumentation,
@@ -278,11 +285,12 @@ SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT 
     min(start_ns) // 1000, max(start_ns) // 1000,
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
         OR NOT {IS_OURS})), false),
-    count(endpoint) > 0
+    count(endpoint) > 0, count(conversation_source) > 0
 FROM batch
 """
 """Rows, rows that never ended, different spans, the microseconds of the first start and the last, whether there are calls
-that others may have reported too (see `duplicates.py`), and whether there are spans that go out over OTLP."""
+that others may have reported too (see `duplicates.py`), whether there are spans that go out over OTLP, and calls that go on from
+others (see `conversations.py`)."""
 
 DROP_REPEATED: Final = """
 DELETE FROM batch WHERE rowid IN (

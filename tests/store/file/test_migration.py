@@ -20,7 +20,7 @@ from tests.store.conftest import count, merging, query, write_call
 VIEWS = {"llm_events", "llm_runs", "llm_tool_calls", "llm_conversations", "llm_daily"}
 STORES = {version: Path(__file__).with_name(f"schema_{version}.sql") for version in range(1, database.SCHEMA_VERSION)}
 """A real store of each earlier version, as SQL."""
-CALLS = {1: 5, 2: 6, 3: 6}
+CALLS = {1: 5, 2: 6, 3: 6, 4: 9}
 
 
 @pytest.fixture
@@ -53,6 +53,12 @@ def contents(path: Path, like: Contents | None = None) -> Contents:
     if like is None:
         return found
     return {table: [row[: len(like[table][0])] for row in rows] for table, rows in found.items()}
+
+
+def _unnamed(calls: list[tuple[object, ...]]) -> set[tuple[object, ...]]:
+    """Calls without their conversations, which may be found in what they say of each other."""
+    at = USAGE_COLUMNS.index("conversation_id")
+    return {(*call[:at], *call[at + 1 :]) for call in calls}
 
 
 def versions(path: Path) -> list[int]:
@@ -100,12 +106,18 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date(
     after = contents(path, before)
     for table, rows in before.items():
         assert len(after[table]) == len(rows) + 1
-        assert set(rows) < set(after[table])
+    without = _unnamed(before["llm_usage"])
+    assert without < _unnamed(after["llm_usage"]) and set(before["spans"]) < set(after["spans"])
     assert query(path, "SELECT count(*) FROM replayed") == [(0,)]
     tags = query(path, "SELECT DISTINCT tags FROM llm_usage WHERE user_id = 'o''neil'")
     assert tags == [({"team": "blue", "priority": "1"},)]
     said = query(path, "SELECT error_message FROM llm_usage WHERE error_message IS NOT NULL")
-    assert said == ([("Error code: 400 - Invalid request.",)] if version >= 3 else [])  # where content was captured
+    assert said == ([("Error code: 400 - Invalid request.",)] if version == 3 else [])  # where content was captured
+    chained = query(
+        path, "SELECT conversation_id FROM llm_usage WHERE conversation_source IS NOT NULL ORDER BY started_at"
+    )
+    first = query(path, "SELECT min_by(response_id, started_at) FROM llm_usage WHERE response_id LIKE 'resp%'")
+    assert chained == ([*first * 3, ("resp_elsewhere",), ("c-2",)] if version >= 4 else [])  # where there was one
     views = query(path, "SELECT view_name FROM duckdb_views() WHERE NOT internal")
     assert {name for (name,) in views} == VIEWS
 
@@ -173,7 +185,7 @@ def test_newer_views_stay(journal: Journal, store_path: Path) -> None:
 def test_who_changes_the_views_raises_their_version() -> None:
     """Stored files get new views only with a new version. Raise `VIEWS_VERSION`, then put the new pair here."""
     text = hashlib.sha256(database.views_sql().encode()).hexdigest()[:16]
-    assert (database.VIEWS_VERSION, text) == (6, "0eb18c391c912f9f")
+    assert (database.VIEWS_VERSION, text) == (7, "91ef4088a3f6324d")
 
 
 def test_a_failed_migration_leaves_the_file_as_it_was(

@@ -124,7 +124,7 @@ SELECT
     event.service_name,
     event.attributes ->> '$."otel_llm.module"' AS module,
     event.attributes ->> '$."user.id"' AS user_id,
-    event.attributes ->> '$."gen_ai.conversation.id"' AS conversation_id,
+    coalesce(event.attributes ->> '$."gen_ai.conversation.id"', llm_usage.conversation_id) AS conversation_id,
     event.trace_id, span_id, event.parent_span_id, run,
     CASE WHEN rank = 3 THEN chain_end.more ELSE event.more END AS attributes,
     root, run_trace_id
