@@ -150,9 +150,12 @@ _LIMITS = {
     "requests_per_minute": "limits = { requests_per_minute = 600 }",
     "max_concurrency": "limits = { max_concurrency = 8 }",
 }
+_USUAL_PARAMETERS = {"temperature": 0.2, "top_p": 0.9, "seed": 1, "max_tokens": 500, "max_completion_tokens": 500}
+"""Those that are looked for beside `model_names`, with an example each."""
 _REMEDIES = {
     "api_key": "a key does not belong in a file; name its variable in api_key_env",
     **{name: f"write {example}" for name, example in _LIMITS.items()},
+    **{name: f"write parameters = {{ {name} = {example} }}" for name, example in _USUAL_PARAMETERS.items()},
 }
 
 
@@ -205,7 +208,8 @@ class _Reader:
             names = []
         for name in dict.fromkeys(names):
             if names.count(name) > 1 or name in tables:
-                self._add(where, f"{name!r} stands there twice", "name each deployment once")
+                remedy = "name each deployment once; one with a larger share has a table of its own, with weight = 2"
+                self._add(where, f"{name!r} stands there twice", remedy)
         return {**{name: {"model": name} for name in names}, **tables}
 
     def _deployment(self, profile: str, name: str, table: Any, common: dict[str, Any]) -> Deployment:

@@ -134,6 +134,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("parameters", {"stream": True}, "parameters.stream cannot be set"),
         ("parameters", [], "parameters = [] is not a table"),
         ("requests_per_minute", 5, "unknown key 'requests_per_minute'; write limits"),
+        ("temperature", 1, "unknown key 'temperature'; write parameters = { temperature = 0.2 }"),
     ],
 )
 def test_each_mistake_is_one_line_with_a_remedy(key: str, value: object, told: str) -> None:
@@ -191,7 +192,7 @@ def test_models_by_their_names_share_what_the_profile_says(tmp_path: Path) -> No
     [
         ("a", "model_names = 'a' is not a list of names of models; write e.g. model_names = ["),
         (["a", ""], "model_names = ['a', ''] is not a list of names"),
-        (["a", "a"], "'a' stands there twice; name each deployment once"),
+        (["a", "a"], "'a' stands there twice; name each deployment once; one with a larger share has a table"),
         (["main"], "'main' stands there twice"),
     ],
 )
