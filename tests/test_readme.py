@@ -1,6 +1,7 @@
 """Every command and snippet of the papers is run: a document that lies is a defect.
 
-- A ```python block runs as a script, with the local server as its OpenAI.
+- A ```python block runs as a script, with the local server as its OpenAI. A ```py block is somebody else's, and needs what is not
+  installed: docs/coming-from.md sets ours beside it.
 - In a ```console block every line after `$ ` runs in a shell; all blocks of a document share a folder and a store, in
   their order. A line of output in the document must come out as to its words: numbers, ids and widths may differ.
 - A command that ends in ` &` runs in the background, with a model that takes its time, until its block ends. Where the
