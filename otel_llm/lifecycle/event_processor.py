@@ -127,7 +127,7 @@ class LifecycleProcessor(SpanProcessor):
     def _start(self, span: Span, parent_context: otel.Context | None) -> None:
         self._forget_what_is_outdated()
         own = span.get_span_context()
-        parent = self._nearest_above(span)
+        parent = self._nearest_above(span, parent_context)
         given = hear(own.span_id, parent_context)
         attributes = attributes_of(span, None if given is None else given.attributes)
         if len(self._running) >= _MAX_RUNNING:
@@ -152,13 +152,18 @@ class LifecycleProcessor(SpanProcessor):
             self._generation = hub.generation
             self._running = {}
 
-    def _nearest_above(self, span: ReadableSpan) -> _RunningSpan | None:
-        """The nearest span above that is remembered. One that began before anybody listened is known by its id alone."""
+    def _nearest_above(self, span: ReadableSpan, parent_context: otel.Context | None = None) -> _RunningSpan | None:
+        """The nearest span above that is remembered. One that began before anybody listened is known by its id alone.
+
+        `parent_context`: where it can be seen, as long as it runs.
+        """
         parent = span.parent
         if parent is None or parent.is_remote:
             return None
         if parent.span_id not in self._running:
-            self._running[parent.span_id] = _RunningSpan(parent.span_id, None, is_chain=True)
+            seen = trace.get_current_span(parent_context)
+            is_outside = seen.get_span_context() == parent and _is_in_no_run(seen)
+            self._running[parent.span_id] = None if is_outside else _RunningSpan(parent.span_id, None, is_chain=True)
         return self._running[parent.span_id]
 
     def _end(self, span: ReadableSpan) -> None:
@@ -237,6 +242,15 @@ class LifecycleProcessor(SpanProcessor):
         )
         for subscriber in hub.subscribers:
             subscriber.offer(event, running.lineage)
+
+
+def _is_in_no_run(span: object) -> bool:
+    """Whether it is the first span of this process for what it is about, and that is no run: a request to a web server, say."""
+    if not isinstance(span, ReadableSpan) or not (span.parent is None or span.parent.is_remote):
+        return False
+    scope = span.instrumentation_scope
+    is_ours = scope is not None and scope.name.startswith("otel_llm")  # which a limit may have left without attributes
+    return not is_ours and not is_genai(attributes_of(span))
 
 
 def _record(span: ReadableSpan, own: SpanContext, attributes: Mapping[str, Any]) -> dict[str, Any]:

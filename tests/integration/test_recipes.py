@@ -176,6 +176,7 @@ def test_the_account_is_the_ledger_by_module_and_user(
         assert [event.data["sequence"] for event in run] == list(range(1, len(run) + 1))
         assert {event.data["context"]["otel_llm.request.id"] for event in run} == {request_id}
         assert run[0].type == "ChainStarted"
+        assert {event.data["run"] for event in events if event.type != "Answer"} == {run[0].data["span_id"]}
         if not cook.leaves:
             text = events[-1].data["text"]
             assert (events[-1].type, run[-1].type, run[-1].data["status"]) == ("Answer", "ChainCompleted", "ok")

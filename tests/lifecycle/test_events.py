@@ -270,6 +270,21 @@ def test_what_began_before_anybody_listened(recorder: Recorder) -> None:
     assert run.span_id == late.all()[-1].span_id
 
 
+def test_a_request_that_began_before_anybody_listened_is_no_run(spans: Spans) -> None:
+    tracer = spans.provider.get_tracer("web")
+    with tracer.start_as_current_span("GET /ask") as request:
+        recorder = Recorder()
+        with chain("first"), step("search"):
+            pass
+        with chain("second"):
+            pass
+    told = recorder.all()
+    roots = [event.span_id for event in told if event.type == "ChainStarted"]
+    assert [event.run for event in told] == [roots[0]] * 4 + [roots[1]] * 2
+    assert [event.sequence for event in told] == [1, 2, 3, 4, 1, 2]
+    assert told[0].parent_span_id == f"{request.get_span_context().span_id:016x}"
+
+
 def test_what_ends_before_anything_begins(recorder: Recorder) -> None:
     recorder.all()
     with chain("c") as run:
