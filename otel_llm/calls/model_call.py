@@ -228,7 +228,7 @@ class ModelCall:
                 tool_calls.remember(at_end, self.span.get_span_context())
             if ending.usage is not None:
                 at_end.update(ending.usage.attributes())
-                at_end[semconv.USAGE_SOURCE] = "reported"
+                at_end.setdefault(semconv.USAGE_SOURCE, "reported")
             if self.attempts is not None:
                 at_end[semconv.ATTEMPTS] = self.attempts
             if ending.error is not None and ending.status == semconv.ERROR and is_not_sent(ending.error):

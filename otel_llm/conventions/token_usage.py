@@ -30,15 +30,18 @@ class Usage(NamedTuple):
     audio_output: int | None = None
     image_input: int | None = None
     image_output: int | None = None
+    cache_write_1h: int | None = None
+    audio_cache_read: int | None = None
+    image_cache_read: int | None = None
 
     def attributes(self) -> dict[str, int]:
         """The span attributes of the counts that are known."""
-        return {name: count for name, count in zip(TOKEN_COLUMNS.values(), self, strict=True) if count is not None}
+        return {name: count for name, count in zip(_ATTRIBUTES, self, strict=True) if count is not None}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Usage:
         """The counts that a span has, in whichever dialect."""
-        return cls(*(count(dialects.read(attributes, name)) for name in TOKEN_COLUMNS.values()))
+        return cls(*(count(dialects.read(attributes, name)) for name in _ATTRIBUTES))
 
     def plus(self, other: Usage) -> Usage:
         """The sum of what is known of both."""
@@ -51,8 +54,12 @@ class Usage(NamedTuple):
 
 _NOTHING_REPORTED: Final = Usage()
 
+_ATTRIBUTES: Final[tuple[str, ...]] = tuple(getattr(semconv, f"{name.upper()}_TOKENS") for name in Usage._fields)
+_ON_SPANS_ALONE: Final = ("cache_write_1h", "audio_cache_read", "image_cache_read")
 TOKEN_COLUMNS: Final[Mapping[str, str]] = {
-    f"{name}_tokens": getattr(semconv, f"{name.upper()}_TOKENS") for name in Usage._fields
+    f"{name}_tokens": attribute
+    for name, attribute in zip(Usage._fields, _ATTRIBUTES, strict=True)
+    if name not in _ON_SPANS_ALONE
 }
 """The columns of the counts in `llm_usage` -> the attributes that they come from. A new count goes into `Usage` and `semconv`."""
 WHOLE_OF: Final[Mapping[str, str]] = {

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.finish_reasons import INCOMPLETE
+from otel_llm.conventions.server_tools import server_tools
 from otel_llm.conventions.token_usage import Usage, fields, from_openai
 from otel_llm.conventions.tool_calls import ToolRequests
 from otel_llm.settings import settings
@@ -27,6 +28,9 @@ _ANSWERED = ("choices", "output", "data", "text", "usage")
 """What an answer has that is one."""
 USAGE_QUESTION = ("stream_options", "include_usage", "streamoptions", "includeusage")
 """What a refusal to tell the usage of a stream names."""
+_IMAGE = frozenset({"b64_json", "url", "revised_prompt"})
+_IMAGE_EVENTS = ("image_generation.completed", "image_edit.completed")
+_NO_UNITS: dict[str, float] = {}
 _LONGEST_TEXT = 1_000
 """Characters of an id, a name, a reason; whoever sends more sends no such thing."""
 
@@ -47,8 +51,8 @@ class Answer:
         "id",
         "model",
         "refuses_usage",
-        "seconds",
         "tier",
+        "units",
         "usage",
     )
 
@@ -56,8 +60,8 @@ class Answer:
         self.id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
-        self.seconds: float | None = None
-        """Audio billed by its length, in place of tokens."""
+        self.units: dict[str, float] = _NO_UNITS
+        """What is billed by other things than tokens, by attribute."""
         self.conversation: str | None = None
         """The one that the provider keeps and has added this answer to."""
         self.tier: str | None = None
@@ -111,6 +115,7 @@ class Answer:
                 self._see_choice(fields(choice))
         elif not whole and found.get("type") is None:
             self._see_other_failure(found)
+            self._see_images(found.get("data"))
         if (usage := found.get("usage")) is not None:
             self._see_usage(usage)
         if (tier := found.get("service_tier")) is not None:
@@ -132,14 +137,21 @@ class Answer:
 
     def _see_usage(self, usage: object) -> None:
         self.usage = from_openai(usage) or self.usage
-        if self.usage is None and type(seconds := fields(usage).get("seconds")) in (int, float):
-            self.seconds = seconds
+        if self.usage is None and isinstance(seconds := fields(usage).get("seconds"), int | float):
+            self.units = {semconv.AUDIO_SECONDS: float(seconds)}
+
+    def _see_images(self, data: object) -> None:
+        """The images of an answer, which nothing else names as such."""
+        if isinstance(data, list | tuple) and data and not _IMAGE.isdisjoint(fields(data[0])):
+            self.units = {semconv.IMAGES: float(len(data))}
 
     def _see_state(self, event: Mapping[str, Any]) -> None:
         self._see_response(fields(event.get("response")))
 
     def _see_last_event(self, event: Mapping[str, Any]) -> None:
         self.final = True
+        if event.get("type") in _IMAGE_EVENTS:
+            self.units = {semconv.IMAGES: self.units.get(semconv.IMAGES, 0.0) + 1.0}
         self._see_object(event)
 
     def _see_error_event(self, event: Mapping[str, Any]) -> None:
@@ -175,8 +187,11 @@ class Answer:
         self.background = found.get("background") is True
         self._state = state = found.get("status")
         self.final = state in _ENDED
-        for item in output if isinstance(output := found.get("output"), list | tuple) else ():
-            self._see_item(fields(item))
+        output = found.get("output")
+        items = [fields(item) for item in output] if isinstance(output, list | tuple) else ()
+        for item in items:
+            self._see_item(item)
+        self.units = server_tools(items) or self.units
         match state:
             case "completed":
                 self._finish_reasons[0] = "tool_calls" if self._requested else "stop"
@@ -237,8 +252,8 @@ class Answer:
             found[semconv.CONVERSATION_ID] = self.conversation
         if self._finish_reasons:
             found[semconv.FINISH_REASONS] = list(self._finish_reasons.values())
-        if self.seconds is not None:
-            found[semconv.AUDIO_SECONDS] = float(self.seconds)
+        if self.units:
+            found |= self.units
         if self.tier is not None:
             found[semconv.OPENAI_RESPONSE_SERVICE_TIER] = self.tier
         if self.fingerprint is not None:
@@ -260,7 +275,7 @@ _EVENTS: Final[Mapping[str, Callable[[Answer, Mapping[str, Any]], None]]] = {
         Answer._see_state,
     ),
     **dict.fromkeys(
-        ("image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"),
+        (*_IMAGE_EVENTS, "transcript.text.done", "speech.audio.done"),
         Answer._see_last_event,
     ),
 }

@@ -195,6 +195,13 @@ def _service_tier(value: Any) -> str | None:
     return value if isinstance(value, str) and value not in ("", "auto") else None
 
 
+def _word(value: Any) -> str | None:
+    return value[:_LONGEST_WORD] if isinstance(value, str) and value.isascii() else None
+
+
+_LONGEST_WORD = 32
+
+
 def _output_type(value: Any) -> str | None:
     kind = fields(value).get("type")
     return _OUTPUT_TYPES.get(kind) if isinstance(kind, str) else None
@@ -247,6 +254,11 @@ _OF_OPERATION: Mapping[str, _Parameters] = {
         ("input", semconv.RETURNED_TOOL_IDS, lambda value: returned_in_input(value) or None),
         ("messages", semconv.RETURNED_TOOL_IDS, lambda value: returned_in_chat(value) or None),
     ),
+    semconv.IMAGE_GENERATION: (
+        ("size", semconv.IMAGE_SIZE, _word),
+        ("quality", semconv.IMAGE_QUALITY, _word),
+    ),
+    semconv.SPEECH: (("input", semconv.CHARACTERS, lambda value: float(len(value)) if type(value) is str else None),),
 }
 
 

@@ -61,8 +61,14 @@ RESPONSE_USAGE = {
     "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 1},
     "output_tokens_details": {"reasoning_tokens": 2},
 }
-IMAGES = {"created": 1, "data": [], "usage": IMAGE_USAGE}
-IMAGE_TOLD = {s.INPUT_TOKENS: 50, s.OUTPUT_TOKENS: 4_160, s.IMAGE_INPUT_TOKENS: 40, s.IMAGE_OUTPUT_TOKENS: 4_160}
+IMAGES = {"created": 1, "data": [{"b64_json": "aGk="}], "usage": IMAGE_USAGE}
+IMAGE_TOLD = {
+    s.INPUT_TOKENS: 50,
+    s.OUTPUT_TOKENS: 4_160,
+    s.IMAGE_INPUT_TOKENS: 40,
+    s.IMAGE_OUTPUT_TOKENS: 4_160,
+    s.IMAGES: 1.0,
+}
 AUDIO_TOLD = {s.INPUT_TOKENS: 14, s.OUTPUT_TOKENS: 9, s.AUDIO_INPUT_TOKENS: 12}
 RESPONSE_TOLD = {
     s.INPUT_TOKENS: 7,
@@ -142,13 +148,13 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, str, dict[str, Any]]] = {
         lambda c: c.audio.speech.create(model=MODEL, voice="alloy", input="hello").read(),
         ("audio/mpeg", b"\x00\x01"),
         "speech",
-        {},
+        {s.CHARACTERS: 5.0},
     ),
     "speech sse": (
         lambda c: c.audio.speech.create(model=MODEL, voice="alloy", input="hello", stream_format="sse").read(),
         sse({"type": "speech.audio.delta", "audio": "AA"}, {"type": "speech.audio.done", "usage": AUDIO_USAGE}),
         "speech",
-        AUDIO_TOLD,
+        {**AUDIO_TOLD, s.CHARACTERS: 5.0},
     ),
     "responses.compact": (
         lambda c: c.responses.compact(model=MODEL, input="hello"),
@@ -180,11 +186,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, str, dict[str, Any]]] = {
 
 
 def told(span: Any) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in span.attributes.items()
-        if name.startswith("gen_ai.usage.") or name == s.AUDIO_SECONDS
-    }
+    return {name: value for name, value in span.attributes.items() if name.startswith(("gen_ai.usage.", s.UNIT_PREFIX))}
 
 
 @pytest.mark.parametrize("way", CALLS)

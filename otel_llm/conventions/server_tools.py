@@ -1,0 +1,43 @@
+"""What a provider's own tools did for an answer: searches, code, images. They are billed beside the tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from otel_llm.conventions import semconv
+
+_KIND: Final = re.compile(r"[a-z0-9_]{1,60}_call", re.ASCII)
+_CONTAINERS: Final = "code_interpreter_call"
+
+
+def server_tools(output: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How often each was used, by attribute, from the items of a Responses object: what the client runs has a `call_id`.
+
+    A kind that nobody has told us of is counted under its own name: whether it costs anything is for the price book to say.
+    """
+    found: dict[str, float] = {}
+    containers: set[object] = set()
+    for item in output:
+        kind = item.get("type")
+        if kind == "message" or not isinstance(kind, str) or "call_id" in item or _KIND.fullmatch(kind) is None:
+            continue
+        name = f"{semconv.UNIT_PREFIX}{kind}s"
+        if kind == _CONTAINERS:  # billed by the container, for as long as that lives
+            name = semconv.CODE_SESSIONS
+            container = item.get("container_id")
+            if isinstance(container, str):
+                if container in containers:
+                    continue
+                containers.add(container)
+        elif name == semconv.WEB_SEARCHES and not _is_search(item.get("action")):
+            continue
+        found[name] = found.get(name, 0.0) + 1.0
+    return found
+
+
+def _is_search(action: object) -> bool:
+    """Opening a page that was found, and finding in it, is no search, and not billed as one."""
+    kind = action.get("type") if isinstance(action, Mapping) else getattr(action, "type", None)
+    return kind in (None, "search")

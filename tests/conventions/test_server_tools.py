@@ -1,0 +1,37 @@
+"""What a provider's tools did is counted from the items of its answer, and what the client runs is not."""
+
+from __future__ import annotations
+
+from otel_llm.conventions import semconv
+from otel_llm.conventions.server_tools import server_tools
+
+SEARCH = {"type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "q"}}
+
+
+def test_each_kind_is_counted() -> None:
+    output = [
+        {"type": "message", "content": []},
+        {"type": "reasoning"},
+        SEARCH,
+        SEARCH,
+        {"type": "web_search_call", "status": "completed"},
+        {"type": "web_search_call", "action": {"type": "open_page"}},
+        {"type": "file_search_call"},
+        {"type": "image_generation_call", "result": "AA"},
+        {"type": "function_call", "call_id": "call_1", "name": "mine"},
+        {"type": "computer_call", "call_id": "call_2"},
+        {"type": "x_search_call"},
+        {"type": "Ignore all\nprevious_call"},
+        {"type": 3},
+    ]
+    assert server_tools(output) == {
+        semconv.WEB_SEARCHES: 3.0,
+        semconv.FILE_SEARCHES: 1.0,
+        semconv.IMAGE_CALLS: 1.0,
+        "otel_llm.usage.x_search_calls": 1.0,
+    }
+
+
+def test_a_container_is_billed_once() -> None:
+    ran = [{"type": "code_interpreter_call", "container_id": one} for one in ("c1", "c1", "c2", None, None)]
+    assert server_tools(ran) == {semconv.CODE_SESSIONS: 4.0}
