@@ -1,4 +1,4 @@
-"""Token counts: one type, from every payload that a provider sends.
+"""Token counts: one type for what every provider sends. Who says it how is in `accents`, and read by `usage_reading`.
 
 A count is what the provider reported. What it did not report, or reported as something that is not a token count
 (text, a negative number, a number beyond 64 bits), is None: never 0 and never a guess.
@@ -70,60 +70,6 @@ WHOLE_OF: Final[Mapping[str, str]] = {
 """The column of a part -> that of the whole which it is counted in: input or output, as its attribute ends with."""
 
 
-def from_openai(payload: object) -> Usage | None:
-    """Reads the `usage` object of any OpenAI answer: chat, Responses, embeddings, images, audio, realtime.
-
-    `payload` is the client's model object or plain JSON; anything else gives None.
-    """
-    usage = fields(payload)
-    if not usage:
-        return None
-    get = usage.get
-    # In the order of how often they are asked for: chat, Responses and images, then audio and realtime, then assistants.
-    input_details = fields(
-        get("prompt_tokens_details")
-        or get("input_tokens_details")
-        or get("input_token_details")
-        or get("prompt_token_details")
-    )
-    output_details = fields(
-        get("completion_tokens_details") or get("output_tokens_details") or get("output_token_details")
-    )
-    result = Usage(
-        _first_count(usage, "prompt_tokens", "input_tokens"),
-        _first_count(usage, "completion_tokens", "output_tokens"),
-        count(input_details.get("cached_tokens")),
-        count(input_details.get("cache_write_tokens")),
-        count(output_details.get("reasoning_tokens")),
-        count(input_details.get("audio_tokens")),
-        count(output_details.get("audio_tokens")),
-        count(input_details.get("image_tokens")),
-        count(output_details.get("image_tokens")),
-    )
-    return result or None
-
-
-def from_langchain(payload: object) -> Usage | None:
-    """Reads LangChain's `UsageMetadata` (`AIMessage.usage_metadata`), whatever model it came from."""
-    usage = fields(payload)
-    if not usage:
-        return None
-    input_details = fields(usage.get("input_token_details"))
-    output_details = fields(usage.get("output_token_details"))
-    result = Usage(
-        count(usage.get("input_tokens")),
-        count(usage.get("output_tokens")),
-        count(input_details.get("cache_read")),
-        count(input_details.get("cache_creation")),
-        count(output_details.get("reasoning")),
-        count(input_details.get("audio")),
-        count(output_details.get("audio")),
-        count(input_details.get("image")),
-        count(output_details.get("image")),
-    )
-    return result or None
-
-
 def count(value: Any) -> int | None:
     """`value` if it is a token count that fits BIGINT, else None."""
     if type(value) is int:  # not a bool, which is an int too
@@ -132,14 +78,6 @@ def count(value: Any) -> int | None:
         return None
     if issubclass(type(value), float) and value.is_integer() and 0 <= value <= 2**53:
         return int(value)
-    return None
-
-
-def _first_count(usage: Mapping[str, Any], *names: str) -> int | None:
-    for name in names:
-        found = count(usage.get(name))
-        if found is not None:
-            return found
     return None
 
 

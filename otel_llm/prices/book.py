@@ -34,7 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_llm.conventions.hosts import price_list_name
+from otel_llm.conventions.hosts import priced_as
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.prices.billing import SLOT_NS
 from otel_llm.support import faults
@@ -219,9 +219,11 @@ def _library_quote(provider: str | None, model: str, tier: str | None, at_ns: in
     import genai_prices
     from genai_prices.data_snapshot import get_snapshot
 
-    library_provider = price_list_name(provider) if provider else None
+    sold = priced_as(provider, model) if provider else (None, model)
+    if sold is None:
+        return None
     try:
-        provider_info, model_info = get_snapshot().find_provider_model(model, None, library_provider, None)
+        provider_info, model_info = get_snapshot().find_provider_model(sold[1], None, sold[0], None)
     except LookupError:
         return None
     return _rates(provider_info, model_info, tier, at_ns, f"genai-prices {genai_prices.__version__}")
@@ -306,9 +308,11 @@ def library_dates(provider: str | None, model: str) -> tuple[str | None, tuple[d
     from genai_prices.data_snapshot import get_snapshot
     from genai_prices.types import StartDateConstraint
 
-    library_provider = price_list_name(provider) if provider else None
+    sold = priced_as(provider, model) if provider else (None, model)
+    if sold is None:
+        return None, ()
     try:
-        provider_info, model_info = get_snapshot().find_provider_model(model, None, library_provider, None)
+        provider_info, model_info = get_snapshot().find_provider_model(sold[1], None, sold[0], None)
     except LookupError:
         return None, ()
     dated = model_info.prices if isinstance(model_info.prices, list) else []

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from otel_llm.content.openai import definitions
 from otel_llm.content.parts import parts_of, plain
-from otel_llm.conventions.token_usage import fields, from_langchain, from_openai
+from otel_llm.conventions.token_usage import fields
+from otel_llm.conventions.usage_reading import read_usage
 from otel_llm.instrumentation.openai._request import ENDPOINTS, attributes, server_at
 from otel_llm.support import faults
 
@@ -219,7 +220,7 @@ def test_generators_are_the_apps() -> None:
 def test_where_fields_are_looked_for(number: int) -> None:
     value, _ = VALUES[number]
     assert isinstance(fields(value), dict | types.MappingProxyType)
-    for reader in (from_openai, from_langchain, parts_of):
+    for reader in (read_usage, parts_of):
         reader(value)
 
 

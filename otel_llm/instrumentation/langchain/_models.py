@@ -40,7 +40,7 @@ class ModelRun:
 
     def __init__(self, call: ModelCall, requests: Sequence[ModelRequest]) -> None:
         self.call = call
-        self._answer = ModelResult()
+        self._answer = ModelResult(call.attributes)
         self._left = len(requests)
         self._increments: Any = None
         """What tells of the answer as it comes, where somebody asks for that."""

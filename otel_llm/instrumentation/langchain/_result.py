@@ -7,22 +7,42 @@ from typing import Any
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.finish_reasons import reason_in
-from otel_llm.conventions.token_usage import Usage, count, from_langchain, from_openai
+from otel_llm.conventions.token_usage import Usage
 from otel_llm.conventions.tool_calls import ToolRequests
+from otel_llm.conventions.usage_reading import Reading, read_usage
 from otel_llm.settings import settings
 
 _NOTHING: Mapping[str, Any] = {}
 _LANGCHAIN_IDS = ("lc_run-", "run-")
 _MODEL_KEYS = ("model_name", "model", "model_id")
-_USAGE_KEYS = ("token_usage", "usage")
+_USAGE_KEYS = ("token_usage", "usage", "usage_metadata")
+"""Where a partner package leaves what the provider said, beside LangChain's own reading of it."""
+_BESIDE = ("cost", "cost_details", "num_search_queries", "prompt_eval_count", "eval_count")
+"""What some leave in the metadata themselves: of OpenRouter, Perplexity, Ollama."""
+_SOLD_IN_TIERS = ("openai", "azure.ai.openai")
 
 
 class ModelResult:
     """The facts of one or more results that are recorded. Keeps no reference to the results."""
 
-    __slots__ = ("_finish_reasons", "_messages", "_requested", "cache_hit", "id", "model", "usage")
+    __slots__ = (
+        "_asked",
+        "_finish_reasons",
+        "_messages",
+        "_readings",
+        "_requested",
+        "_tier",
+        "cache_hit",
+        "id",
+        "model",
+        "usage",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Mapping[str, Any] = _NOTHING) -> None:
+        """`asked`: what is known of the call, as the attributes of its span."""
+        self._asked = asked
+        self._readings: list[Reading] = []
+        self._tier: str | None = None
         self.id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
@@ -39,19 +59,21 @@ class ModelResult:
 
             self._messages += messages(result)
         output = _mapping(getattr(result, "llm_output", None))
-        usage = None
+        reading: Reading | None = None
         for candidates in getattr(result, "generations", None) or ():
             for generation in candidates if isinstance(candidates, list) else (candidates,):
                 found = self._see_generation(generation, bool(output))
-                usage = usage or found  # every candidate carries the usage of them all
+                reading = reading or found  # every candidate carries the usage of them all
         self.model = self.model or _text(output, _MODEL_KEYS)
         self.id = self.id or _text(output, ("id",))
-        if usage is None and not self.cache_hit:
-            usage = _usage(output)
-        if usage is not None:
-            self.usage = usage if self.usage is None else self.usage.plus(usage)
+        if not reading and not self.cache_hit:
+            reading = self._read(output)
+        if reading:
+            self._readings.append(reading)
+            if (usage := reading.usage) is not None:
+                self.usage = usage if self.usage is None else self.usage.plus(usage)
 
-    def _see_generation(self, generation: object, has_output: bool) -> Usage | None:
+    def _see_generation(self, generation: object, has_output: bool) -> Reading | None:
         message = getattr(generation, "message", None)
         told = _mapping(getattr(message, "response_metadata", None))
         info = _mapping(getattr(generation, "generation_info", None))
@@ -70,7 +92,24 @@ class ModelResult:
         if not has_output and _is_cache_hit(reported):
             self.cache_hit = True
             return None
-        return from_langchain(reported) or _usage(info) or _usage(told)
+        if self._asked.get(semconv.PROVIDER) in _SOLD_IN_TIERS:
+            self._tier = _text(told, ("service_tier",)) or self._tier
+        return self._read_one(reported).completed_by(self._read(told)).completed_by(self._read(info))
+
+    def _read(self, source: Mapping[str, Any]) -> Reading:
+        """What a provider's own words say, where a package has left them."""
+        reading = _NOTHING_READ
+        for key in _USAGE_KEYS:
+            if told := source.get(key):
+                reading = reading.completed_by(self._read_one(told))
+        if not _BESIDE_SET.isdisjoint(source):
+            reading = reading.completed_by(self._read_one({key: source[key] for key in _BESIDE if key in source}))
+        return reading
+
+    def _read_one(self, usage: object) -> Reading:
+        return read_usage(
+            usage, self._asked.get(semconv.PROVIDER), self.model or self._asked.get(semconv.REQUEST_MODEL)
+        )
 
     def attributes(self) -> dict[str, Any]:
         """The span attributes, usage apart."""
@@ -83,6 +122,12 @@ class ModelResult:
             found[semconv.FINISH_REASONS] = self._finish_reasons
         if self.cache_hit:
             found[semconv.CACHE_HIT] = True
+        for reading in self._readings:
+            for name, value in reading.attributes().items():
+                is_sum = name in found and type(value) is float
+                found[name] = found[name] + value if is_sum else value
+        if self._tier is not None:
+            found[semconv.OPENAI_RESPONSE_SERVICE_TIER] = self._tier
         if self._requested is not None:
             found |= self._requested.attributes()
         if self._messages:
@@ -95,12 +140,8 @@ def _is_cache_hit(usage: object) -> bool:
     return isinstance(usage, Mapping) and usage.get("total_cost", 1) == 0
 
 
-def _usage(source: Mapping[str, Any]) -> Usage | None:
-    for key in _USAGE_KEYS:
-        if found := from_openai(source.get(key)):
-            return found
-    # Ollama
-    return Usage(count(source.get("prompt_eval_count")), count(source.get("eval_count"))) or None
+_BESIDE_SET = frozenset(_BESIDE)
+_NOTHING_READ = Reading(None)
 
 
 def _text(source: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

@@ -12,8 +12,9 @@ from typing import Any, Final
 from otel_llm.conventions import semconv
 from otel_llm.conventions.finish_reasons import INCOMPLETE
 from otel_llm.conventions.server_tools import server_tools
-from otel_llm.conventions.token_usage import Usage, fields, from_openai
+from otel_llm.conventions.token_usage import Usage, fields
 from otel_llm.conventions.tool_calls import ToolRequests
+from otel_llm.conventions.usage_reading import Reading, read_usage
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
@@ -30,6 +31,7 @@ USAGE_QUESTION = ("stream_options", "include_usage", "streamoptions", "includeus
 """What a refusal to tell the usage of a stream names."""
 _IMAGE = frozenset({"b64_json", "url", "revised_prompt"})
 _IMAGE_EVENTS = ("image_generation.completed", "image_edit.completed")
+_NOTHING: Mapping[str, Any] = {}
 _NO_UNITS: dict[str, float] = {}
 _LONGEST_TEXT = 1_000
 """Characters of an id, a name, a reason; whoever sends more sends no such thing."""
@@ -39,7 +41,9 @@ class Answer:
     """The facts of an answer that are recorded. Keeps no reference to the answer itself, unless its content is captured."""
 
     __slots__ = (
+        "_asked",
         "_finish_reasons",
+        "_reading",
         "_requested",
         "_state",
         "background",
@@ -56,7 +60,10 @@ class Answer:
         "usage",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Mapping[str, Any] = _NOTHING) -> None:
+        """`asked`: what is known of the call that it answers, as the attributes of its span."""
+        self._asked = asked
+        self._reading: Reading | None = None
         self.id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
@@ -117,7 +124,9 @@ class Answer:
             self._see_other_failure(found)
             self._see_images(found.get("data"))
         if (usage := found.get("usage")) is not None:
-            self._see_usage(usage)
+            self._see_usage(usage, embeds=whole == "list")
+        elif self._finish_reasons and self.usage is None:
+            self._look_elsewhere(found)
         if (tier := found.get("service_tier")) is not None:
             self.tier = _text(tier)
 
@@ -135,10 +144,30 @@ class Answer:
         if self.content is not None:
             self.content.see_choice(_number(found), found)
 
-    def _see_usage(self, usage: object) -> None:
-        self.usage = from_openai(usage) or self.usage
-        if self.usage is None and isinstance(seconds := fields(usage).get("seconds"), int | float):
-            self.units = {semconv.AUDIO_SECONDS: float(seconds)}
+    def _see_usage(self, usage: object, *, embeds: bool = False) -> None:
+        """Takes what a usage object says; in a stream each counts from the beginning, so the last one counts."""
+        asked = self._asked
+        model = self.model or asked.get(semconv.REQUEST_MODEL)
+        reading = read_usage(usage, asked.get(semconv.PROVIDER), model, embeds=embeds)
+        if not reading:
+            return
+        before, told = self.usage, reading.usage
+        if told is None or (before is not None and not any(told) and any(before)):  # 0, where nothing is said any more
+            reading = reading._replace(usage=before)
+        elif semconv.IMAGES in self.units and told.output and told.image_output is None:
+            told = told._replace(image_output=told.output)  # what an answer of images alone is made of
+            reading = reading._replace(usage=told)
+        self._reading, self.usage = reading, reading.usage
+
+    def _look_elsewhere(self, found: Mapping[str, Any]) -> None:
+        """The last chunk of a stream whose usage was not asked for, or is told in another place."""
+        usage = fields(found.get("x_groq")).get("usage")
+        choices = found.get("choices")
+        if usage is None and isinstance(choices, list | tuple) and choices:
+            usage = fields(choices[0]).get("usage")  # Moonshot
+        usage = found.get("timings") if usage is None else usage  # llama.cpp
+        if usage is not None:
+            self._see_usage(usage)
 
     def _see_images(self, data: object) -> None:
         """The images of an answer, which nothing else names as such."""
@@ -183,7 +212,8 @@ class Answer:
         self._see_identity(found)
         self.tier = _text(found.get("service_tier"))
         self.conversation = _text(fields(found.get("conversation")).get("id"))
-        self.usage = from_openai(found.get("usage")) or self.usage
+        if (usage := found.get("usage")) is not None:
+            self._see_usage(usage)
         self.background = found.get("background") is True
         self._state = state = found.get("status")
         self.final = state in _ENDED
@@ -254,6 +284,8 @@ class Answer:
             found[semconv.FINISH_REASONS] = list(self._finish_reasons.values())
         if self.units:
             found |= self.units
+        if self._reading is not None:
+            found |= self._reading.attributes()
         if self.tier is not None:
             found[semconv.OPENAI_RESPONSE_SERVICE_TIER] = self.tier
         if self.fingerprint is not None:

@@ -198,7 +198,7 @@ class RecordedExchange(Exchange):
         fail(self.call, error, answer)
 
     def _answer(self) -> Answer:
-        return self.call.answer() if isinstance(self.call, Observer) else Answer()
+        return self.call.answer() if isinstance(self.call, Observer) else Answer(self.call.attributes)
 
     @property
     def _hides_usage(self) -> bool:

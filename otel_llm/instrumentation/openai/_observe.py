@@ -159,6 +159,9 @@ class Unknown(Observer):
         self._context = otel.get_current()
         self._under = parent.find_parent()
 
+    def answer(self) -> Answer:
+        return Answer(self._attributes)
+
     def chunk(self, response_model: str | None = None) -> None:
         self.last_chunk_ns = time.perf_counter_ns()
         if self._first_perf_ns is None:

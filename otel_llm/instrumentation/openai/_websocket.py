@@ -23,7 +23,8 @@ from otel_llm.calls import abandoned, tracing
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
-from otel_llm.conventions.token_usage import fields, from_openai
+from otel_llm.conventions.token_usage import fields
+from otel_llm.conventions.usage_reading import read_usage
 from otel_llm.instrumentation.openai import private
 from otel_llm.instrumentation.openai._answer import Answer
 from otel_llm.instrumentation.openai._observe import Once
@@ -308,15 +309,13 @@ class Session:
         call, self._live = self._live, None
         if call is None:
             return
-        seconds = fields(self._live_usage).get("seconds")
-        if isinstance(seconds, int | float):
-            self._live_details[semconv.AUDIO_SECONDS] = float(seconds)
+        reading = read_usage(self._live_usage)
         call.finish(
             status,
-            usage=from_openai(self._live_usage),
+            usage=reading.usage,
             error=error,
             error_type=error_type,
-            attributes=self._live_details | self._asked(semconv.LIVE_SESSION),
+            attributes=self._live_details | reading.attributes() | self._asked(semconv.LIVE_SESSION),
         )
 
     def end(self, status: str, error: BaseException | None = None) -> None:
@@ -333,5 +332,6 @@ class Session:
         for call, answer in self._open.values():
             call.abandon(semconv.PARTIAL, answer.usage, answer.attributes())
         if self._live is not None:
-            details = self._live_details | self._asked(semconv.LIVE_SESSION)
-            self._live.abandon(semconv.PARTIAL, from_openai(self._live_usage), details)
+            reading = read_usage(self._live_usage)
+            details = self._live_details | reading.attributes() | self._asked(semconv.LIVE_SESSION)
+            self._live.abandon(semconv.PARTIAL, reading.usage, details)

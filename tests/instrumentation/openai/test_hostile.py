@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from otel_llm.calls import abandoned
 from otel_llm.conventions import semconv as s
-from otel_llm.conventions.token_usage import from_openai
+from otel_llm.conventions.usage_reading import read_usage
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from otel_llm.settings import reload
 from otel_llm.support import faults
@@ -234,7 +234,7 @@ def test_usage_is_what_was_reported_whatever_surrounds_it(told: Any) -> None:
     span = check(lambda: WAYS["chat"](client_for(answer)), always=True)
     # As the client hands it to the app: on its way there, it turns some values into numbers (a false into 0).
     handed = WAYS["chat"](client_for(answer)).to_dict(mode="python", warnings=False)["usage"]
-    expected = from_openai(handed)
+    expected = read_usage(handed).usage
     reported = {name: count for name, count in span.attributes.items() if name.startswith("gen_ai.usage.")}
     assert reported == (expected.attributes() if expected else {})
 
