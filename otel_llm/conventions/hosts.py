@@ -230,6 +230,7 @@ PROVIDERS: Final = (
         hosts=("together.xyz", "together.ai"),
         also=("together",),
         price_list="together",
+        speaks=(accents.MOONSHOT,),
         source="https://docs.together.ai/docs/openai-api-compatibility; recording together_chat.yaml",
         at=("api.together.xyz", "api.together.ai"),
     ),

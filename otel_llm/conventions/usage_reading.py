@@ -32,10 +32,12 @@ _READ_APART: Final = SLOTS["cache_read_apart"]
 _WRITE_APART: Final = SLOTS["cache_write_apart"]
 _TOOL_INPUT: Final = SLOTS["tool_input"]
 _CITATIONS: Final = SLOTS["citations"]
+_UNKNOWN: Final[list[int | None]] = [None] * len(SLOTS)
 _NOTHING_APART: Final[list[int | None]] = [None] * (len(SLOTS) - _TOTAL - 1)
+_NO_COUNTS: Final = _UNKNOWN[:_FIELDS]
+_SMALL: Final = 2**62
 _NUMBERS: Final = (int, float)
 _LISTS: Final = (list, tuple)
-_UNKNOWN: Final[list[int | None]] = [None] * len(SLOTS)
 _TICKS: Final = 10**10
 """Of xAI's, to the USD."""
 _DEAREST: Final = 10**6
@@ -75,6 +77,11 @@ class Reading(NamedTuple):
         cost = self.cost_usd if self.cost_usd is not None else other.cost_usd
         return Reading(usage, self.adds_up and other.adds_up, cost, {**other.units, **self.units})
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says nothing but tokens, which add up."""
+        return self.adds_up and self.cost_usd is None and not self.units
+
     def __bool__(self) -> bool:
         return self.usage is not None or self.cost_usd is not None or bool(self.units)
 
@@ -109,13 +116,16 @@ def read_usage(
         adds_up = _add_up(counts, "prompt_tokens" in found, counts_no_thoughts(provider, model))
     if (hour := counts[_WRITE_1H]) is not None:
         counts[_WRITE] = max(counts[_WRITE] or 0, hour + (counts[_WRITE_5M] or 0))
-    usage = Usage._make(counts[:_FIELDS])
-    if not others:
-        return Reading(usage, adds_up) if usage else _NOTHING
-    return Reading(usage or None, adds_up, _cost(others, provider), _units(others))
+    told = counts[:_FIELDS]
+    usage = _made(Usage, told) if told != _NO_COUNTS else None
+    if others:
+        return Reading(usage, adds_up, _cost(others, provider), _units(others))
+    return _NOTHING if usage is None else _made(Reading, (usage, adds_up, None, _NO_UNITS))
 
 
 _NOTHING: Final = Reading(None)
+_made: Final[Any] = tuple.__new__
+"""A named tuple's own way through keywords and defaults takes longer than the reading."""
 
 
 def _walk(found: Mapping[str, Any], tree: Mapping[str, Any], counts: list[int | None], others: dict[str, Any]) -> None:
@@ -123,17 +133,20 @@ def _walk(found: Mapping[str, Any], tree: Mapping[str, Any], counts: list[int | 
     # A mapping of another's may have no end: it is asked for what we know.
     own = found if isinstance(found, dict) else {name: found.get(name) for name in tree}
     for name, value in dict.items(own):
-        if value is None or (node := tree.get(name)) is None:
+        node = tree.get(name)
+        if node is None or value is None:
             continue
         if type(node) is int:
-            number = count(value)
-            if number is not None and ((before := counts[node]) is None or number > before):
-                counts[node] = number
+            if type(value) is int and 0 < value < _SMALL:
+                if (before := counts[node]) is None or value > before:
+                    counts[node] = value
+            elif counts[node] is None:
+                counts[node] = count(value)
+        elif type(node) is dict and type(value) is not list:
+            if below := value if type(value) is dict else fields(value):
+                _walk(below, node, counts, others)
         elif type(value) in _LISTS:
             _take_list(name, value, counts)
-        elif type(node) is dict:
-            if below := fields(value):
-                _walk(below, node, counts, others)
         elif node not in others or (type(value) in _NUMBERS and value):
             others[node] = value
 
@@ -206,7 +219,7 @@ def _add_up(counts: list[int | None], is_openai: bool, hides_thoughts: bool) -> 
         return bool(_sum_of(-missing, [(_INPUT, read), (_INPUT, written)]))
     if told_apart and read + written > asked:
         counts[_INPUT] = asked + read + written
-    if reasoning_apart and (reasoning > answered or counts[_CITATIONS] is not None):
+    if counts[_CITATIONS] is not None or (reasoning_apart and reasoning > answered):
         counts[_OUTPUT] = answered + reasoning  # Perplexity: neither in the output nor in the total
         return True
     return reasoning <= answered and max(read, written) <= (counts[_INPUT] or 0)

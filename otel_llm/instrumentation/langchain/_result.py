@@ -15,7 +15,7 @@ from otel_llm.settings import settings
 _NOTHING: Mapping[str, Any] = {}
 _LANGCHAIN_IDS = ("lc_run-", "run-")
 _MODEL_KEYS = ("model_name", "model", "model_id")
-_USAGE_KEYS = ("token_usage", "usage", "usage_metadata")
+_USAGE_KEYS = ("token_usage", "usage", "usage_metadata", "token_count")
 """Where a partner package leaves what the provider said, beside LangChain's own reading of it."""
 _BESIDE = ("cost", "cost_details", "num_search_queries", "prompt_eval_count", "eval_count")
 """What some leave in the metadata themselves: of OpenRouter, Perplexity, Ollama."""

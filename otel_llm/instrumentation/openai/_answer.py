@@ -149,15 +149,15 @@ class Answer:
         asked = self._asked
         model = self.model or asked.get(semconv.REQUEST_MODEL)
         reading = read_usage(usage, asked.get(semconv.PROVIDER), model, embeds=embeds)
-        if not reading:
+        told, before = reading.usage, self.usage
+        if told is None and not reading:
             return
-        before, told = self.usage, reading.usage
-        if told is None or (before is not None and not any(told) and any(before)):  # 0, where nothing is said any more
-            reading = reading._replace(usage=before)
-        elif semconv.IMAGES in self.units and told.output and told.image_output is None:
+        if told is None or (before is not None and not any(told)):  # 0, where nothing is said any more
+            told = before
+        elif self.units and semconv.IMAGES in self.units and told.output and told.image_output is None:
             told = told._replace(image_output=told.output)  # what an answer of images alone is made of
-            reading = reading._replace(usage=told)
-        self._reading, self.usage = reading, reading.usage
+        self.usage = told
+        self._reading = None if reading.is_plain else reading
 
     def _look_elsewhere(self, found: Mapping[str, Any]) -> None:
         """The last chunk of a stream whose usage was not asked for, or is told in another place."""

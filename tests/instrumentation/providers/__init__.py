@@ -1,0 +1,1 @@
+"""What other providers than OpenAI answer, by whichever client they are asked."""
