@@ -55,11 +55,8 @@ class Usage(NamedTuple):
 _NOTHING_REPORTED: Final = Usage()
 
 _ATTRIBUTES: Final[tuple[str, ...]] = tuple(getattr(semconv, f"{name.upper()}_TOKENS") for name in Usage._fields)
-_ON_SPANS_ALONE: Final = ("cache_write_1h", "audio_cache_read", "image_cache_read")
 TOKEN_COLUMNS: Final[Mapping[str, str]] = {
-    f"{name}_tokens": attribute
-    for name, attribute in zip(Usage._fields, _ATTRIBUTES, strict=True)
-    if name not in _ON_SPANS_ALONE
+    f"{name}_tokens": attribute for name, attribute in zip(Usage._fields, _ATTRIBUTES, strict=True)
 }
 """The columns of the counts in `llm_usage` -> the attributes that they come from. A new count goes into `Usage` and `semconv`."""
 WHOLE_OF: Final[Mapping[str, str]] = {
@@ -68,6 +65,12 @@ WHOLE_OF: Final[Mapping[str, str]] = {
     if column not in ("input_tokens", "output_tokens")
 }
 """The column of a part -> that of the whole which it is counted in: input or output, as its attribute ends with."""
+PARTS_OF_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "cache_write_1h_tokens": ("cache_write_tokens",),
+    "audio_cache_read_tokens": ("audio_input_tokens", "cache_read_tokens"),
+    "image_cache_read_tokens": ("image_input_tokens", "cache_read_tokens"),
+}
+"""The column of what is counted in several parts -> those."""
 
 
 def count(value: Any) -> int | None:

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.conventions.hosts import priced_as
-from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
+from otel_llm.conventions.token_usage import MAX_TOKENS, PARTS_OF_PARTS, TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.prices.billing import SLOT_NS
 from otel_llm.support import faults
 
@@ -297,6 +297,8 @@ def _linear(price: ModelPrice, above: int, up_to: int, prices_output: bool) -> R
         "output_tokens": (cost("output_tokens") - per_call) / _MILLION,
     }
     for part, whole in WHOLE_OF.items():
+        if part in PARTS_OF_PARTS:
+            continue
         beyond = (cost(whole, part) - cost(whole)) / _MILLION
         if beyond:
             per_token[part] = beyond

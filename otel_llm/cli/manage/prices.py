@@ -15,14 +15,16 @@ from otel_llm.cli.options import when
 from otel_llm.cli.options.access import locate, nothing_yet, reading
 from otel_llm.cli.options.common import output_options, store_option
 from otel_llm.cli.screen.output import Column, Format, count, text, write_data, write_line, write_table
-from otel_llm.conventions.token_usage import TOKEN_COLUMNS, WHOLE_OF
+from otel_llm.conventions.token_usage import PARTS_OF_PARTS, TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
     from otel_llm.prices.book import PriceBook, Quote, Rate
 
 _KINDS: Final = {
-    column.removesuffix("_tokens"): WHOLE_OF.get(column, "").removesuffix("_tokens") for column in TOKEN_COLUMNS
+    column.removesuffix("_tokens"): WHOLE_OF.get(column, "").removesuffix("_tokens")
+    for column in TOKEN_COLUMNS
+    if column not in PARTS_OF_PARTS
 }
 """The kinds of tokens, and the one that a kind is part of."""
 _COLUMNS: Final = ("model", "provider", "since", "above", *_KINDS, "call", "source")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("otel_llm")
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 VIEWS_VERSION: Final = 7
 """Of `schema/views.sql`: raised whenever that changes, so that stored files get the new views. They hold no data, so that takes no
 schema step; the comment on one of them says which version a file has."""

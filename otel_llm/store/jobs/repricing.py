@@ -111,6 +111,7 @@ def _measure(connection: DuckDBPyConnection, done: Repriced) -> None:
 
 _SAME: Final = "old.trace_id = new.trace_id AND old.span_id = new.span_id AND old.started_at = new.started_at"
 _UPDATE: Final = f"""UPDATE llm_usage AS old
-    SET cost_usd = new.cost_usd, price_source = new.price_source, service_tier = new.service_tier
+    SET cost_usd = new.cost_usd, price_source = new.price_source, service_tier = new.service_tier,
+        row_version = coalesce(old.row_version, 1) + 1
     FROM usage_batch AS new WHERE {_SAME} AND (new.cost_usd, new.price_source, new.service_tier)
         IS DISTINCT FROM (old.cost_usd, old.price_source, old.service_tier)"""

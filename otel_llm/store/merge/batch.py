@@ -204,6 +204,7 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
     span = batch.first_us, batch.last_us
     known = bool(connection.execute(rows.any_known(*span)).fetchall()[0][0])
     if known:
+        connection.execute(rows.next_version("llm_usage", *span))
         for table in ("llm_usage", "spans"):
             connection.execute(rows.drop_interrupted(table, *span))
             connection.execute(rows.drop_known(table, *span))
@@ -234,6 +235,9 @@ def acknowledge(connection: DuckDBPyConnection, lines: Iterable[bytes]) -> None:
 def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     """Puts what the tables of the schema `stored` do not have into the temporary tables `new_spans` and `new_llm_usage`."""
     span = batch.first_us, batch.last_us
+    # Stored rows of an earlier version count none.
+    both = f"(FROM new_llm_usage UNION ALL BY NAME FROM {stored}.llm_usage)"
+    connection.execute(rows.next_version(both, *span))
     connection.execute(rows.drop_interrupted("new_llm_usage", *span))
     connection.execute(rows.drop_interrupted("new_spans", *span))
     connection.execute(rows.drop_known("new_spans", *span))

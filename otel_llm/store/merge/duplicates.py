@@ -46,10 +46,13 @@ _RESULT: Final = (
     *TOKEN_COLUMNS,
     "service_tier",
     "error_message",
+    "units",
 )
 """What only the result of a background response tells."""
 _OF_THE_CALL: Final = tuple(
-    column for column in USAGE_COLUMNS if column not in (*_RESULT, "usage_source", "cost_usd", "price_source")
+    column
+    for column in USAGE_COLUMNS
+    if column not in (*_RESULT, "usage_source", "cost_usd", "price_source", "row_version")
 )
 
 _COMPARED: Final = (
@@ -228,7 +231,8 @@ def _complete_stored(tables: list[str]) -> str:
     return f"""
     INSERT INTO covered SELECT call_trace_id, call_span_id, false FROM result WHERE {takes_over};
     INSERT INTO covered SELECT trace_id, span_id, is_new FROM result WHERE NOT ({takes_over});
-    UPDATE batch SET {columns}, price_slot = epoch_us(call.started_at) * 1000 // {SLOT_NS}
+    UPDATE batch SET {columns}, row_version = coalesce(call.row_version, 1) + 1,
+        price_slot = epoch_us(call.started_at) * 1000 // {SLOT_NS}
     FROM result, ({rows}) AS call
     WHERE {takes_over} AND {_same("batch", "result")}
         AND call.trace_id = call_trace_id AND call.span_id = call_span_id"""

@@ -52,6 +52,7 @@ USAGE_COLUMNS: Final = (
     "finish_reasons", *TOKEN_COLUMNS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
     "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
     "instrumentation", "attempts", "input_messages", "output_messages", "service_tier", "error_message", "conversation_source",
+    "units", "row_version", "input_chars", "output_chars",
 )  # fmt: skip
 
 CHAIN: Final = "previous_response_id"
@@ -170,12 +171,17 @@ def _first_chunk_ms() -> str:
              THEN ([event.time_unix_nano FOR event IN {events} IF event.name IN ({names})][1] - st) / 1e6 END)"""
 
 
-def _tags() -> str:
-    prefix = semconv.TAG_PREFIX
+def _below(prefix: str, read: str = "{}") -> str:
+    """A map of the attributes that begin with `prefix`, without it; `read` is the SQL for what is kept of the text of one."""
     names = f"[key FOR key IN json_keys(a) IF starts_with(key, {literal(prefix)})]"
     pointer = "'/' || replace(replace(key, '~', '~0'), '/', '~1')"
+    value = read.format(f"json_extract_string(a, {pointer})")
     return f"""CASE WHEN contains(CAST(a AS VARCHAR), {literal('"' + prefix)}) THEN map(
-        [key[{len(prefix) + 1}:] FOR key IN {names}], [json_extract_string(a, {pointer}) FOR key IN {names}]) END"""
+        [key[{len(prefix) + 1}:] FOR key IN {names}], [{value} FOR key IN {names}]) END"""
+
+
+_NUMBER: Final = "CASE WHEN TRY_CAST({0} AS DOUBLE) BETWEEN 0 AND 1e12 THEN TRY_CAST({0} AS DOUBLE) END"
+"""What is no number of something stays as unknown: whoever prices it must see that it is there."""
 
 
 _READ_AS_IT_IS: Final = """format = 'newline_delimited', records = 'true', compression = 'uncompressed',
@@ -245,13 +251,15 @@ SELECT
     coalesce(stated_conversation, nullif(previous_response, '')) AS conversation_id,
     CASE WHEN stated_conversation IS NULL AND previous_response <> '' THEN {literal(CHAIN)} END AS conversation_source,
     request_id,
-    {_tags()} AS tags,
+    {_below(semconv.TAG_PREFIX)} AS tags,
     coalesce(agent_name, ag) AS agent_name, coalesce(workflow_name, wf) AS workflow_name,
     profile, server_address, coalesce(recorded_by, sc) AS instrumentation,
     TRY_CAST(attempts AS INTEGER) AS attempts,
     {_json("input_messages")} AS input_messages,
     {_json("output_messages")} AS output_messages,
-    service_tier, std AS error_message, coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
+    service_tier, std AS error_message, {_below(semconv.UNIT_PREFIX, _NUMBER)} AS units,
+    1 AS row_version, NULL AS input_chars, NULL AS output_chars,
+    coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
     st // {SLOT_NS} AS price_slot, o AS endpoint, writer
 FROM judged"""
@@ -311,6 +319,12 @@ def any_known(first_us: int, last_us: int) -> str:
     identity = "SELECT trace_id, span_id, started_at"
     stored = f"({identity} FROM spans UNION ALL {identity} FROM llm_usage) AS stored"
     return f"SELECT exists(FROM {stored}, batch WHERE {_same_span('stored', first_us, last_us)})"
+
+
+def next_version(stored: str, first_us: int, last_us: int) -> str:
+    """Counts on from what `stored` has as interrupted, where the batch brings its end after all."""
+    return f"""UPDATE batch SET row_version = coalesce(stored.row_version, 1) + 1 FROM {stored} AS stored
+        WHERE {_same_span("stored", first_us, last_us)} AND stored.status = 'interrupted' AND batch.status <> 'interrupted'"""
 
 
 def drop_interrupted(table: str, first_us: int, last_us: int) -> str:
@@ -423,7 +437,7 @@ def load_stored_calls(wanted: str) -> str:
     )
     tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
     return f"""INSERT INTO batch BY NAME
-    SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, true AS model_call,
+    SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, units, true AS model_call,
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
@@ -450,7 +464,7 @@ SPAN_TYPES: Final = {
 }
 USAGE_TYPES: Final = {
     **dict.fromkeys(USAGE_COLUMNS, "VARCHAR"),
-    **dict.fromkeys(TOKEN_COLUMNS, "BIGINT"),
+    **dict.fromkeys((*TOKEN_COLUMNS, "input_chars", "output_chars"), "BIGINT"),
     **dict.fromkeys(("duration_ms", "time_to_first_chunk_ms"), "DOUBLE"),
     **dict.fromkeys(("input_messages", "output_messages"), "JSON"),
     "started_at": "TIMESTAMPTZ",
@@ -458,7 +472,8 @@ USAGE_TYPES: Final = {
     "finish_reasons": "VARCHAR[]",
     "cost_usd": "DECIMAL(18, 9)",
     "tags": "MAP(VARCHAR, VARCHAR)",
-    "attempts": "INTEGER",
+    "units": "MAP(VARCHAR, DOUBLE)",
+    **dict.fromkeys(("attempts", "row_version"), "INTEGER"),
 }
 _COMPUTED: Final = ("usage_source", "cost_usd", "price_source")
 _BATCH_TYPES: Final = {

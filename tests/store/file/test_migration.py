@@ -20,7 +20,7 @@ from tests.store.conftest import count, merging, query, write_call
 VIEWS = {"llm_events", "llm_runs", "llm_tool_calls", "llm_conversations", "llm_daily"}
 STORES = {version: Path(__file__).with_name(f"schema_{version}.sql") for version in range(1, database.SCHEMA_VERSION)}
 """A real store of each earlier version, as SQL."""
-CALLS = {1: 5, 2: 6, 3: 6, 4: 9}
+CALLS = {1: 5, 2: 6, 3: 6, 4: 9, 5: 9}
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def contents(path: Path, like: Contents | None = None) -> Contents:
     return {table: [row[: len(like[table][0])] for row in rows] for table, rows in found.items()}
 
 
-def _unnamed(calls: list[tuple[object, ...]]) -> set[tuple[object, ...]]:
+def _unnamed(path: Path, calls: list[tuple[object, ...]]) -> set[tuple[object, ...]]:
     """Calls without their conversations, which may be found in what they say of each other."""
-    at = USAGE_COLUMNS.index("conversation_id")
+    at = [name for name, *_ in query(path, "DESCRIBE llm_usage")].index("conversation_id")
     return {(*call[:at], *call[at + 1 :]) for call in calls}
 
 
@@ -106,8 +106,8 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date(
     after = contents(path, before)
     for table, rows in before.items():
         assert len(after[table]) == len(rows) + 1
-    without = _unnamed(before["llm_usage"])
-    assert without < _unnamed(after["llm_usage"]) and set(before["spans"]) < set(after["spans"])
+    without = _unnamed(path, before["llm_usage"])
+    assert without < _unnamed(path, after["llm_usage"]) and set(before["spans"]) < set(after["spans"])
     assert query(path, "SELECT count(*) FROM replayed") == [(0,)]
     tags = query(path, "SELECT DISTINCT tags FROM llm_usage WHERE user_id = 'o''neil'")
     assert tags == [({"team": "blue", "priority": "1"},)]

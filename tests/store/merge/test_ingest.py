@@ -64,6 +64,9 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
             semconv.OPENAI_RESPONSE_SERVICE_TIER: "flex",
             semconv.INPUT_MESSAGES: '[{"role":"user"}]',
             semconv.OUTPUT_MESSAGES: [{"role": "assistant"}],
+            semconv.UNIT_PREFIX + "web_search_calls": 3,
+            semconv.AUDIO_SECONDS: 1.5,
+            semconv.UNIT_PREFIX + "nonsense": "many",
         },
     )
     with_time = query(store_path, "SELECT epoch_us(started_at), * EXCLUDE (started_at) FROM llm_usage")[0]
@@ -113,6 +116,13 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
         "output_messages": '[{"role":"assistant"}]',
         "service_tier": "flex",
         "error_message": None,
+        "units": {"web_search_calls": 3.0, "audio_seconds": 1.5, "nonsense": None},
+        "cache_write_1h_tokens": 0,
+        "audio_cache_read_tokens": 1,
+        "image_cache_read_tokens": 2,
+        "row_version": 1,
+        "input_chars": None,
+        "output_chars": None,
     }
 
 
@@ -126,6 +136,9 @@ USAGE_OF_ALL_KINDS = {
     semconv.AUDIO_OUTPUT_TOKENS: 2,
     semconv.IMAGE_INPUT_TOKENS: 3,
     semconv.IMAGE_OUTPUT_TOKENS: 4,
+    semconv.CACHE_WRITE_1H_TOKENS: 0,
+    semconv.AUDIO_CACHE_READ_TOKENS: 1,
+    semconv.IMAGE_CACHE_READ_TOKENS: 2,
 }
 
 
