@@ -124,6 +124,17 @@ def test_every_column_is_told() -> None:
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*USAGE_COLUMNS}
 
 
+def test_the_page_of_columns_is_as_the_store_says() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import columns; print(columns.page(), end='')"],
+        cwd=ROOT / "docs",
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert (ROOT / "docs" / "columns.md").read_text() == made.stdout, "run python docs/columns.py"
+
+
 def test_every_field_of_the_journal_is_told() -> None:
     rows = re.findall(
         r"^\| ((?:`\w+`(?:, )?)+) \| (?:all|(?:`[hsea]`(?:, )?)+) \|", _tables("docs/journal-format.md"), re.M

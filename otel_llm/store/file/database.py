@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_llm")
 
 SCHEMA_VERSION: Final = 6
-VIEWS_VERSION: Final = 7
-"""Of `schema/views.sql`: raised whenever that changes, so that stored files get the new views. They hold no data, so that takes no
-schema step; the comment on one of them says which version a file has."""
+VIEWS_VERSION: Final = 8
+"""Of `schema/views.sql` and `schema/comments.sql`: raised whenever those change, so that stored files get the new ones. They hold
+no data, so that takes no schema step; the comment on the table `schema_version` says which version a file has."""
 _STORAGE: Final = "v1.5.0"
 """Files are made in the format of this DuckDB, so that its command line and tools on it can read them."""
 
@@ -328,14 +329,16 @@ def migrate(connection: DuckDBPyConnection) -> None:
             connection.execute(_migration(step))
             connection.execute("INSERT INTO schema_version (version, applied_at) VALUES (?, now())", [step])
         connection.execute(views_sql())
-        connection.execute(f"COMMENT ON VIEW llm_events IS 'otel-llm views {VIEWS_VERSION}'")
+        connection.execute(comments_sql())
+        steps = "The steps of the schema that this file went through."
+        connection.execute(f"COMMENT ON TABLE schema_version IS '{steps} otel-llm views {VIEWS_VERSION}'")
 
 
 def _views_version(connection: DuckDBPyConnection) -> int:
     """The version of the views in the file; 0 where it is not said."""
     row = connection.execute(
-        """SELECT regexp_extract(comment, '^otel-llm views ([0-9]+)$', 1) FROM duckdb_views()
-        WHERE database_name = current_database() AND view_name = 'llm_events'"""
+        """SELECT regexp_extract(comment, 'otel-llm views ([0-9]+)$', 1) FROM duckdb_tables()
+        WHERE database_name = current_database() AND table_name = 'schema_version'"""
     ).fetchone()
     return int(row[0]) if row and row[0] else 0
 
@@ -352,8 +355,7 @@ def schema_version(connection: DuckDBPyConnection) -> int:
 
 
 def _migration(step: int) -> str:
-    folder = resources.files("otel_llm.store.file") / "schema"
-    for file in folder.iterdir():
+    for file in _schema().iterdir():
         if file.name.startswith(f"{step:03d}_") and file.name.endswith(".sql"):
             return file.read_text(encoding="utf-8")
     raise StoreError(f"schema step {step} is missing from the package")
@@ -361,4 +363,13 @@ def _migration(step: int) -> str:
 
 def views_sql() -> str:
     """The statements that create the views."""
-    return (resources.files("otel_llm.store.file") / "schema" / "views.sql").read_text(encoding="utf-8")
+    return (_schema() / "views.sql").read_text(encoding="utf-8")
+
+
+def comments_sql() -> str:
+    """The statements that say what each table, view and column holds."""
+    return (_schema() / "comments.sql").read_text(encoding="utf-8")
+
+
+def _schema() -> Traversable:
+    return resources.files("otel_llm.store.file") / "schema"

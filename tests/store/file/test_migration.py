@@ -160,15 +160,22 @@ def test_changed_views_reach_a_file_whose_tables_are_up_to_date(
 ) -> None:
     write_call(journal)
     merge(store_path)
-    changed = database.views_sql() + "CREATE OR REPLACE VIEW llm_daily AS SELECT 42 AS answer;"
+    changed = database.views_sql() + "CREATE OR REPLACE VIEW another AS SELECT 42 AS answer;"
     monkeypatch.setattr(database, "views_sql", lambda: changed)
     write_call(journal)
     merge(store_path)
-    assert query(store_path, "SELECT count(*) FROM llm_daily WHERE calls = 2") == [(1,)]
+    assert query(store_path, "SELECT count(*) FROM duckdb_views() WHERE view_name = 'another'") == [(0,)]
     monkeypatch.setattr(database, "VIEWS_VERSION", database.VIEWS_VERSION + 1)
     write_call(journal)
     merge(store_path)
-    assert query(store_path, "SELECT answer FROM llm_daily") == [(42,)]
+    assert query(store_path, "SELECT answer FROM another") == [(42,)]
+
+
+def test_everything_says_what_it_is(version_1: Path, journal: Journal) -> None:
+    write_call(journal)
+    merge(version_1)
+    for kind in ("tables", "views", "columns"):
+        assert query(version_1, f"FROM duckdb_{kind}() WHERE NOT internal AND comment IS NULL") == [], kind
 
 
 def test_newer_views_stay(journal: Journal, store_path: Path) -> None:
@@ -176,7 +183,7 @@ def test_newer_views_stay(journal: Journal, store_path: Path) -> None:
     merge(store_path)
     with duckdb.connect(str(store_path)) as newer:
         newer.execute("CREATE OR REPLACE VIEW llm_daily AS SELECT 1 AS of_the_future")
-        newer.execute("COMMENT ON VIEW llm_events IS 'otel-llm views 99'")
+        newer.execute("COMMENT ON TABLE schema_version IS 'otel-llm views 99'")
     write_call(journal)
     merge(store_path)
     assert query(store_path, "SELECT of_the_future FROM llm_daily") == [(1,)]
@@ -184,8 +191,8 @@ def test_newer_views_stay(journal: Journal, store_path: Path) -> None:
 
 def test_who_changes_the_views_raises_their_version() -> None:
     """Stored files get new views only with a new version. Raise `VIEWS_VERSION`, then put the new pair here."""
-    text = hashlib.sha256(database.views_sql().encode()).hexdigest()[:16]
-    assert (database.VIEWS_VERSION, text) == (7, "91ef4088a3f6324d")
+    text = hashlib.sha256((database.views_sql() + database.comments_sql()).encode()).hexdigest()[:16]
+    assert (database.VIEWS_VERSION, text) == (8, "cafe4a2142ced38a")
 
 
 def test_a_failed_migration_leaves_the_file_as_it_was(
