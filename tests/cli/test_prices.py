@@ -37,16 +37,18 @@ def test_a_model_of_the_library(run: Run) -> None:
     (row,) = rows(run, "gpt-4o-mini")
     assert row == {
         "model": "gpt-4o-mini", "provider": "openai", "since": None, "above": None, "input": 0.15, "output": 0.6,
-        "cache_read": 0.075, "cache_write": 0.15, "reasoning": 0.6, "audio_input": 0.15, "audio_output": 0.6,
-        "image_input": 0.15, "image_output": 0.6, "call": None, "source": SOURCE,
+        "cache_read": 0.075, "cache_write": 0.15, "cache_write_1h": 0.15, "reasoning": 0.6, "audio_input": None,
+        "audio_output": None, "audio_cache_read": None, "image_input": None, "image_output": None, "image_cache_read": None,
+        "call": None, "units": {"web_search_calls": 0.01, "file_search_calls": 0.0025}, "source": SOURCE,
     }  # fmt: skip
     assert rows(run, "gpt-4o-mini", "--provider", "openai") == [row]
 
 
 def test_a_table_leaves_out_what_costs_the_same_as_the_whole(run: Run) -> None:
     heading, _, row = run("prices", "gpt-4o-mini").out.splitlines()
-    assert heading.split() == ["model", "provider", "input", "output", "cache_read", "source"]
-    assert row.split() == ["gpt-4o-mini", "openai", "0.15", "0.6", "0.075", *SOURCE.split()]
+    assert heading.split() == ["model", "provider", "input", "output", "cache_read", "units", "source"]
+    units = "web_search_calls 0.01, file_search_calls 0.0025"
+    assert row.split() == ["gpt-4o-mini", "openai", "0.15", "0.6", "0.075", *units.split(), *SOURCE.split()]
 
 
 def test_a_model_whose_name_does_not_give_away_its_provider(run: Run) -> None:

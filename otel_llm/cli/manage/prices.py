@@ -19,15 +19,15 @@ from otel_llm.conventions.token_usage import PARTS_OF_PARTS, TOKEN_COLUMNS, WHOL
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
-    from otel_llm.prices.book import PriceBook, Quote, Rate
+    from otel_llm.prices.book import PriceBook
+    from otel_llm.prices.rates import Quote, Rate
 
 _KINDS: Final = {
-    column.removesuffix("_tokens"): WHOLE_OF.get(column, "").removesuffix("_tokens")
+    column.removesuffix("_tokens"): PARTS_OF_PARTS.get(column, (WHOLE_OF.get(column, ""),))[0].removesuffix("_tokens")
     for column in TOKEN_COLUMNS
-    if column not in PARTS_OF_PARTS
 }
 """The kinds of tokens, and the one that a kind is part of."""
-_COLUMNS: Final = ("model", "provider", "since", "above", *_KINDS, "call", "source")
+_COLUMNS: Final = ("model", "provider", "since", "above", *_KINDS, "call", "units", "source")
 _DEFAULT_PROVIDER: Final = "openai"
 _MILLION: Final = Decimal(1_000_000)
 
@@ -51,8 +51,9 @@ def prices(
       otel-llm prices gpt-5-mini --at 2026-01 --json
       otel-llm prices gpt-4.1 --provider azure.ai.openai
 
-    Without MODEL, of each model in the store. Prices are in USD per million tokens, call in USD per call. A kind of tokens
-    that has no column costs the same as the whole it is part of: cached tokens are part of the input, reasoning of the output.
+    Without MODEL, of each model in the store. Prices are in USD per million tokens, call in USD per call, units in USD for one
+    search, image, second or character. A kind of tokens that has no column costs the same as the whole it is part of: cached
+    tokens are part of the input, reasoning of the output. Audio and images without a column have no price that is known.
     since is the day from which a price holds, above the number of input tokens beyond which it does. source is the library
     and its version, or override for what OTEL_LLM_PRICES says.
     """
@@ -93,9 +94,9 @@ def _of_model(
 def _history(
     book: PriceBook, model: str, provider: str | None, tier: str | None, at: datetime | None
 ) -> Iterator[list[Any]]:
-    from otel_llm.prices.book import library_dates
+    from otel_llm.prices import library
 
-    seller, dates = library_dates(provider, model)
+    seller, dates = library.dates(provider, model)
     moments: list[tuple[datetime, date | None]] = [(datetime.combine(day, time.min, UTC), day) for day in dates]
     first = moments[0][0] - timedelta(seconds=1) if moments else datetime.now(UTC)
     for moment, since in [(first, None), *moments] if at is None else [(at, None)]:
@@ -133,20 +134,27 @@ def _of_the_store(
 
 def _rows(model: str, provider: str | None, since: object, quote: Quote) -> Iterator[list[Any]]:
     if not quote.rates:
-        yield [model, provider, since, None, *[None] * (len(_KINDS) + 1), quote.source]
+        yield [model, provider, since, None, *[None] * (len(_KINDS) + 2), quote.source]
     for rate in quote.rates:
         above = rate.above if rate.above > 0 else None
-        yield [model, provider, since, above, *_per_million(rate), rate.per_call or None, quote.source]
+        units = dict(rate.per_unit) or None
+        yield [model, provider, since, above, *_per_million(rate), rate.per_call or None, units, quote.source]
 
 
 def _per_million(rate: Rate) -> Iterator[Decimal | None]:
-    """USD per million tokens of each kind. (A rate has what a part costs beyond its whole.)"""
-    for kind, whole in _KINDS.items():
-        if "output" in (kind, whole) and not rate.prices_output:
-            yield None
-            continue
-        amounts = (rate.per_token.get(f"{name}_tokens", Decimal(0)) for name in (kind, whole) if name)
-        yield (sum(amounts, Decimal(0)) * _MILLION).normalize() + 0
+    """USD per million tokens of each kind."""
+    for kind in _KINDS:
+        price = rate.per_token.get(f"{kind}_tokens")
+        yield None if price is None else (price * _MILLION).normalize() + 0
+
+
+def _units(prices: object) -> str:
+    """What else is billed, in one cell."""
+    return (
+        ", ".join(f"{name} {price.normalize():f}" for name, price in prices.items())
+        if isinstance(prices, dict)
+        else text(None)
+    )
 
 
 def _nanoseconds(moment: datetime) -> int:
@@ -159,9 +167,10 @@ def _print(rows: Sequence[Sequence[Any]]) -> None:
         values = [row[position] for row in rows]
         whole = _COLUMNS.index(_KINDS[name]) if _KINDS.get(name) else None
         told_already = whole is not None and values == [row[whole] for row in rows]
-        empty = name in ("since", "above", "call", *_KINDS) and not any(value is not None for value in values)
+        empty = name in ("since", "above", "call", "units", *_KINDS) and not any(value is not None for value in values)
         if not (told_already or (empty and name != "input")):
             number = name in _KINDS or name in ("above", "call")
-            columns.append((position, Column(name, number=number, show=count if name == "above" else text)))
+            show = {"above": count, "units": _units}.get(name, text)
+            columns.append((position, Column(name, number=number, show=show)))
     shown = [[row[position] for position, _ in columns] for row in rows]
     write_table([column for _, column in columns], shown)

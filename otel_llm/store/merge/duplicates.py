@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import TOKEN_COLUMNS
-from otel_llm.prices.billing import CACHE_HIT, SLOT_NS, literal
+from otel_llm.prices.billing import CACHE_HIT, REPORTED, SLOT_NS, literal
 from otel_llm.store.merge.rows import IS_OURS, USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ TABLES: Final = {
     "covered": {**_IDENTITY, "is_new": "BOOLEAN"},
     "result": {
         **{name: USAGE_TYPES[name] for name in (*_RESULT, "output_messages")},
+        "reported_cost_usd": USAGE_TYPES["cost_usd"],
         **_IDENTITY,
         **{f"call_{name}": kind for name, kind in _IDENTITY.items()},
         **dict.fromkeys(("is_new", "call_is_new", "is_complete"), "BOOLEAN"),
@@ -198,8 +199,9 @@ def _covered() -> str:
 
 def _results(tables: list[str]) -> str:
     """What the results tell that are not counted yet, and the calls that they are the results of."""
-    rows = " UNION ALL BY NAME ".join(f"SELECT * FROM {table}" for table in ("batch", *tables))
-    reported = ", ".join(f"reported.{column}" for column in (*_RESULT, "output_messages"))
+    told = f"CASE WHEN price_source = {literal(REPORTED)} THEN cost_usd END AS reported_cost_usd"
+    rows = " UNION ALL BY NAME ".join(["SELECT * FROM batch", *(f"SELECT *, {told} FROM {table}" for table in tables)])
+    reported = ", ".join(f"reported.{column}" for column in (*_RESULT, "reported_cost_usd", "output_messages"))
     return f"""INSERT INTO result BY NAME
     SELECT {reported}, result.trace_id, result.span_id, result.is_new, call.trace_id AS call_trace_id,
         call.span_id AS call_span_id, call.is_new AS call_is_new, call.input_tokens IS NOT NULL AS is_complete
@@ -212,7 +214,7 @@ def _results(tables: list[str]) -> str:
 
 def _complete_new() -> str:
     """A call of the batch gets what its result, new or stored, tells."""
-    reported = ", ".join(f"{column} = result.{column}" for column in _RESULT)
+    reported = ", ".join(f"{column} = result.{column}" for column in (*_RESULT, "reported_cost_usd"))
     return f"""UPDATE batch SET {reported}, output_messages = coalesce(result.output_messages, batch.output_messages)
     FROM result WHERE call_is_new AND NOT is_complete
         AND batch.trace_id = call_trace_id AND batch.span_id = call_span_id"""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from otel_llm.conventions import dialects, semconv
-from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS, WHOLE_OF
-from otel_llm.prices.billing import CACHE_HIT, REFUSED, SLOT_NS, literal
+from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
+from otel_llm.prices.billing import CACHE_HIT, REFUSED, REPORTED, SLOT_NS, literal
+from otel_llm.prices.rates import IN_PLACE_OF_TOKENS
 
 PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
 """What a price depends on, beside the number of tokens."""
@@ -94,6 +95,7 @@ _READ: Final[dict[str, str]] = {
     "not_sent": semconv.NOT_SENT,
     "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
     "invocation": dialects.INVOCATION_PARAMETERS,
+    "reported_cost": semconv.REPORTED_COST_USD,
 }
 
 _KINDS: Final = {f"kind_{number}": name for number, name in enumerate(dialects.KINDS)}
@@ -259,6 +261,8 @@ SELECT
     {_json("output_messages")} AS output_messages,
     service_tier, std AS error_message, {_below(semconv.UNIT_PREFIX, _NUMBER)} AS units,
     1 AS row_version, NULL AS input_chars, NULL AS output_chars,
+    CASE WHEN TRY_CAST(reported_cost AS DOUBLE) BETWEEN 0 AND 1e8 THEN TRY_CAST(reported_cost AS DECIMAL(18, 9)) END
+        AS reported_cost_usd,
     coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
     st // {SLOT_NS} AS price_slot, o AS endpoint, writer
@@ -366,10 +370,11 @@ _PRICE: Final = {
     "up_to": "BIGINT",
     "per_call": "DECIMAL(18, 9)",
     **{f"per_{column}": "DECIMAL(18, 15)" for column in TOKEN_COLUMNS},
-    "prices_output": "BOOLEAN",
+    "per_unit": "MAP(VARCHAR, DECIMAL(18, 15))",
     "price_basis": "VARCHAR",
 }
-"""A price: for one key and tier (`above < input tokens <= up_to`) the USD per call and per token of each kind."""
+"""A price: for one key and tier (`above < input tokens <= up_to`) the USD per call, per token of each column (see `Rate.factors`)
+and per unit. Where there is none at all, `per_call` is NULL, and `price_basis` the reason."""
 
 
 def insert_prices(rows: int) -> str:
@@ -381,23 +386,37 @@ def insert_prices(rows: int) -> str:
 _PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
 
 
+_PRICED_AS: Final = {
+    "audio_cache_read_tokens": "audio_cached",
+    "image_cache_read_tokens": "image_cached",
+    "image_output_tokens": "images_made",
+}
+"""Columns of which more may be known than was reported: see `_known`."""
+
+
 def _fill_usage() -> str:
     """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0."""
-    cost = " + ".join(f"coalesce({column}, 0)::DECIMAL(19, 0) * per_{column}" for column in TOKEN_COLUMNS)
+    tokens = " + ".join(
+        f"coalesce({_PRICED_AS.get(column, column)}, 0)::DECIMAL(19, 0) * coalesce(per_{column}, 0)"
+        for column in TOKEN_COLUMNS
+    )
+    units = """coalesce(list_sum([unit.value::DECIMAL(20, 6) * per_unit[unit.key] FOR unit IN map_entries(units)
+        IF per_unit[unit.key] IS NOT NULL])::DECIMAL(38, 15), 0)"""
     computed = {
         "usage_source": f"""coalesce(stated_usage_source,
             CASE WHEN coalesce({", ".join(TOKEN_COLUMNS)}) IS NOT NULL THEN 'reported' END)""",
-        "cost_usd": f"""CASE WHEN cache_hit THEN 0
-            WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {cost}, 0) AS DECIMAL(18, 9)) END""",
-        "price_source": "coalesce(unpriced, price_basis)",
+        "cost_usd": f"""CASE WHEN cache_hit THEN 0 WHEN reported_cost_usd IS NOT NULL THEN reported_cost_usd
+            WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {tokens} + {units}, 0) AS DECIMAL(18, 9)) END""",
+        "price_source": f"""CASE WHEN cache_hit THEN {literal(CACHE_HIT)} WHEN reported_cost_usd IS NOT NULL
+            THEN {literal(REPORTED)} ELSE coalesce(unpriced, price_basis) END""",
     }
     values = ", ".join(computed.get(column, column) for column in USAGE_COLUMNS)
     join = " AND ".join(f"price.{column} IS NOT DISTINCT FROM batch.{column}" for column in PRICE_KEY)
     return f"""
 INSERT INTO usage_batch ({", ".join(USAGE_COLUMNS)})
 SELECT {values} FROM (
-    SELECT *, {_unpriced()} AS unpriced FROM (
-        SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)})
+    SELECT *, {_gap()} AS gap, {_unpriced()} AS unpriced FROM (
+        SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)}), {_known()}
         FROM batch LEFT JOIN price ON {join}
             AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
         WHERE model_call
@@ -405,25 +424,63 @@ SELECT {values} FROM (
 )"""
 
 
+def _known() -> str:
+    """What follows from the counts that were reported: how much of the cached is audio and images, where that can be but one
+    number; and that what is made of the endpoint of images is images."""
+    both = []
+    for kind in ("audio", "image"):
+        cached, of_kind = "coalesce(cache_read_tokens, 0)", f"coalesce({kind}_input_tokens, 0)"
+        both.append(f"""coalesce({kind}_cache_read_tokens, CASE WHEN least({cached}, {of_kind}) = 0 THEN 0
+            WHEN {cached} + {of_kind} - input_tokens >= least({cached}, {of_kind}) THEN least({cached}, {of_kind}) END)
+            AS {kind}_cached""")
+    images = literal(semconv.IMAGE_GENERATION)
+    made = f"""coalesce(image_output_tokens, CASE WHEN operation = {images} THEN output_tokens END) AS images_made"""
+    return ", ".join([*both, made])
+
+
 def _unpriced() -> str:
-    """Why a call has no cost; NULL where it has one."""
-    inputs, outputs = (
-        ", ".join(f"coalesce({part}, 0)" for part, whole in WHOLE_OF.items() if whole == side)
-        for side in ("input_tokens", "output_tokens")
-    )
+    """Why the cost of a call is not known whole; NULL where it is."""
     written = ", ".join(map(literal, (semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT)))
     return f"""CASE
-        WHEN cache_hit THEN {literal(CACHE_HIT)}
         WHEN refused AND coalesce({", ".join(TOKEN_COLUMNS)}) IS NULL THEN {literal(REFUSED)}
-        WHEN input_tokens IS NULL AND output_tokens IS NULL THEN 'no usage reported'
-        WHEN input_tokens IS NULL THEN 'no input usage reported'
-        WHEN output_tokens IS NULL AND operation IN ({written}) THEN 'no output usage reported'
-        WHEN greatest({inputs}) > input_tokens OR greatest({outputs}) > coalesce(output_tokens, 0)
-            THEN 'reported parts exceed their whole'
-        WHEN per_input_tokens IS NULL THEN coalesce(price_basis, 'no price')
-        WHEN output_tokens > 0 AND NOT prices_output
-            THEN 'no output price for ' || coalesce(response_model, request_model)
+        WHEN stated_usage_source = 'inconsistent' THEN 'the reported tokens do not add up'
+        WHEN input_tokens IS NULL AND output_tokens IS NULL AND (units IS NULL OR per_input_tokens IS NOT NULL)
+            THEN 'no usage reported'
+        WHEN input_tokens IS NULL AND output_tokens IS NOT NULL THEN 'no input usage reported'
+        WHEN output_tokens IS NULL AND input_tokens IS NOT NULL AND operation IN ({written}) THEN 'no output usage reported'
+        WHEN {_exceed()} THEN 'reported parts exceed their whole'
+        WHEN per_call IS NULL THEN coalesce(price_basis, 'no price')
+        WHEN gap IS NOT NULL
+            THEN concat('no price for ', gap, ' of ', coalesce(provider, '?'), '/', coalesce(response_model, request_model, '?'))
+        WHEN audio_cached IS NULL AND per_audio_cache_read_tokens <> 0 THEN 'cached audio not told from cached text'
+        WHEN image_cached IS NULL AND per_image_cache_read_tokens <> 0 THEN 'cached images not told from cached text'
         END"""
+
+
+def _exceed() -> str:
+    """Whether parts that have nothing in common are more than their whole."""
+    read, written = "coalesce(cache_read_tokens, 0)", "coalesce(cache_write_tokens, 0)"
+    fresh = " + ".join(
+        f"coalesce({kind}_input_tokens, 0) - coalesce({kind}_cached, least({read}, coalesce({kind}_input_tokens, 0)))"
+        for kind in ("audio", "image")
+    )
+    made = "coalesce(reasoning_tokens, 0) + coalesce(audio_output_tokens, 0) + coalesce(images_made, 0)"
+    return f"""coalesce({read} + {written} + {fresh} > input_tokens, false) OR {made} > coalesce(output_tokens, 0)
+            OR coalesce(cache_write_1h_tokens, 0) > {written} OR coalesce(audio_cached, 0) + coalesce(image_cached, 0) > {read}
+            OR coalesce(audio_cached, 0) > coalesce(audio_input_tokens, 0)
+            OR coalesce(image_cached, 0) > coalesce(image_input_tokens, 0)"""
+
+
+def _gap() -> str:
+    """What was billed and has no price: a column of tokens, or a key of `units`."""
+    columns = " ".join(
+        f"WHEN {_PRICED_AS.get(column, column)} > 0 AND per_{column} IS NULL THEN {literal(column)}"
+        for column in TOKEN_COLUMNS
+    )
+    place = ", ".join(map(literal, IN_PLACE_OF_TOKENS))
+    return f"""coalesce(CASE {columns} END, [unit.key FOR unit IN map_entries(units) IF coalesce(unit.value, 1) > 0
+            AND (unit.value IS NULL OR per_unit[unit.key] IS NULL)
+            AND NOT (per_unit[unit.key] IS NULL AND input_tokens IS NOT NULL AND unit.key IN ({place}))][1])"""
 
 
 def load_stored_calls(wanted: str) -> str:
@@ -437,7 +494,8 @@ def load_stored_calls(wanted: str) -> str:
     )
     tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
     return f"""INSERT INTO batch BY NAME
-    SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, units, true AS model_call,
+    SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, units, usage_source AS stated_usage_source, true AS model_call,
+        CASE WHEN price_source = {literal(REPORTED)} THEN cost_usd END AS reported_cost_usd,
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
@@ -481,6 +539,7 @@ _BATCH_TYPES: Final = {
     **{name: kind for name, kind in USAGE_TYPES.items() if name not in _COMPUTED},
     "model_call": "BOOLEAN",
     "stated_usage_source": "VARCHAR",
+    "reported_cost_usd": "DECIMAL(18, 9)",
     "cache_hit": "BOOLEAN",
     "refused": "BOOLEAN",
     "price_slot": "BIGINT",
