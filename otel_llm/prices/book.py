@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
-from otel_llm.prices import library, own
+from otel_llm.prices import library, lists, own
 from otel_llm.prices.billing import SLOT_NS
+from otel_llm.prices.lists import PriceLists
 from otel_llm.prices.rates import Quote, Rate
 from otel_llm.support import faults
 
@@ -26,12 +27,13 @@ class PriceBook:
     """Prices by provider and model. `overrides` is a TOML file; one that cannot be read is logged and left out."""
 
     overrides: Path | None = None
+    lists: PriceLists = field(default_factory=PriceLists)
     _table: tuple[own.Entry, ...] = ()
     _table_read: object = field(default=None)
 
     def rows(self, keys: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
         """Rows of the table `price` of a merge, for rows of its statement `price_keys`."""
-        self._read_overrides()
+        self.read()
         rows: list[tuple[Any, ...]] = []
         for provider, request_model, response_model, tier, slot in keys:
             key = (provider, request_model, response_model, tier, slot)
@@ -52,15 +54,37 @@ class PriceBook:
         models = [model for model in dict.fromkeys((response_model, request_model)) if model]
         matching = [entry for entry in self._table if entry.matches(provider, models, tier)]
         whole = next((entry for entry in matching if entry.is_whole), None)
-        quote = Quote("override", (whole.rate,)) if whole else _listed(provider, models, tier, at_ns)
+        quote = Quote("override", (whole.rate,)) if whole else self._listed(provider, models, tier, at_ns)
         beside = [entry.rate.per_unit for entry in reversed(matching) if not entry.is_whole]
         for per_unit in beside:
             rates = tuple(replace(rate, per_unit={**rate.per_unit, **per_unit}) for rate in quote.rates)
             quote = Quote(quote.source, rates) if rates else Quote("override", (Rate({}, per_unit),))
         return quote
 
+    def _listed(self, provider: str | None, models: Sequence[str], tier: str | None, at_ns: int) -> Quote:
+        """What the price lists say: the library, and then those that were imported."""
+        if not models:
+            return Quote("no model named")
+        imported = self.lists.quote(provider, models, tier)
+        for model in models:
+            try:
+                found = library.quote(provider, model, tier, at_ns)
+            except (Exception, SystemExit) as error:
+                faults.report("look up a price", error)
+                return Quote(f"price look-up failed: {type(error).__name__}")
+            if found is not None and (found.rates or imported is None):
+                return lists.filled(found, imported)
+        return lists.whole(imported) if imported else Quote(f"no price for {provider or '?'}/{models[0]}")
+
+    def read(self) -> None:
+        """Reads the user's table where it is new or has changed, and looks whether price lists have."""
+        self._read_overrides()
+        try:
+            self.lists.look()
+        except OSError as error:
+            _logger.debug("the price lists in %s cannot be read: %s", self.lists.folder, error)
+
     def _read_overrides(self) -> None:
-        """Reads the user's table where it is new or has changed."""
         if self.overrides is None:
             self._table, self._table_read = (), None
             return
@@ -75,18 +99,3 @@ class PriceBook:
             return
         self._table_read = seen
         self._table = own.read(self.overrides) if seen != (0, 0) else ()
-
-
-def _listed(provider: str | None, models: Sequence[str], tier: str | None, at_ns: int) -> Quote:
-    """What the price lists say."""
-    if not models:
-        return Quote("no model named")
-    for model in models:
-        try:
-            found = library.quote(provider, model, tier, at_ns)
-        except (Exception, SystemExit) as error:
-            faults.report("look up a price", error)
-            return Quote(f"price look-up failed: {type(error).__name__}")
-        if found is not None:
-            return found
-    return Quote(f"no price for {provider or '?'}/{models[0]}")

@@ -25,7 +25,7 @@ have one."""
 class Rate:
     """Prices in USD for calls with more than `above` and at most `up_to` input tokens. What is not there is not known."""
 
-    per_token: Mapping[str, Decimal]
+    per_token: Mapping[str, Decimal | None]
     """By column of `llm_usage`."""
     per_unit: Mapping[str, Decimal] = field(default_factory=lambda: NOTHING)
     """By key of `units`."""
@@ -63,8 +63,8 @@ def _wholes(column: str) -> tuple[str, ...]:
     return (*((whole,) if whole else ()), *parts)
 
 
-def complete(stated: Mapping[str, Decimal], *, like_text: bool = False) -> dict[str, Decimal]:
-    """The stated prices per token, and those that follow from them.
+def complete(stated: Mapping[str, Decimal | None], *, like_text: bool = False) -> dict[str, Decimal]:
+    """The stated prices per token, and those that follow from them; None is stated to be unknown.
 
     A provider with no price for cached tokens makes no difference for them, and reasoning is output. Audio and images follow from
     nothing; with `like_text` they cost what text does.
@@ -88,4 +88,4 @@ def complete(stated: Mapping[str, Decimal], *, like_text: bool = False) -> dict[
             follows(f"{kind}_cache_read_tokens", "cache_read_tokens")
         elif "cache_read_tokens" not in stated:
             follows(f"{kind}_cache_read_tokens", f"{kind}_input_tokens")
-    return prices
+    return {column: price for column, price in prices.items() if price is not None}

@@ -76,6 +76,11 @@ class StorePaths:
         """What servers take that are asked for the usage of a stream: see `otel_llm.calls.stream_usage`."""
         return self.journal / "stream-usage.json"
 
+    @property
+    def prices(self) -> Path:
+        """The directory of price lists that were imported."""
+        return _beside(self.database, ".prices")
+
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)

@@ -18,6 +18,8 @@ def prices() -> Section:
         section.facts["library"] = f"{_LIBRARY} {metadata.version(_LIBRARY)}"
     except metadata.PackageNotFoundError:
         section.problem("there is no price data, so cost_usd stays empty", f"pip install {_LIBRARY}")
+    if imported := _imported():
+        section.facts["lists"] = imported
     if (table := settings().prices) is not None:
         from otel_llm.prices.book import PriceBook
 
@@ -27,3 +29,12 @@ def prices() -> Section:
         for message in messages:
             section.problem(message, f"correct {table}, which OTEL_LLM_PRICES names")
     return section
+
+
+def _imported() -> str:
+    """The price lists beside the store, and the day of each."""
+    from otel_llm.prices.lists import PriceLists
+    from otel_llm.store.paths import StorePaths
+
+    store = settings().store
+    return "" if store is None else ", ".join(PriceLists(StorePaths.of(store).prices).names())

@@ -32,7 +32,21 @@ _DEFAULT_PROVIDER: Final = "openai"
 _MILLION: Final = Decimal(1_000_000)
 
 
-@click.command()
+class _Prices(click.Command):
+    """Shows prices, unless the first word is that of a command on the lists behind them."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args and args[0] in ("import", "update"):
+            from otel_llm.cli.manage import price_lists
+
+            command = price_lists.import_ if args[0] == "import" else price_lists.update
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent=parent, **extra)
+        return super().make_context(info_name, args, parent=parent, **extra)
+
+
+@click.command(cls=_Prices)
 @click.argument("model", required=False)
 @click.option("--provider", metavar="NAME", help="Who sells it, as in llm_usage: openai, azure.ai.openai, ...")
 @click.option("--tier", metavar="NAME", help="The service tier: flex, priority, ...")
@@ -55,12 +69,17 @@ def prices(
     search, image, second or character. A kind of tokens that has no column costs the same as the whole it is part of: cached
     tokens are part of the input, reasoning of the output. Audio and images without a column have no price that is known.
     since is the day from which a price holds, above the number of input tokens beyond which it does. source is the library
-    and its version, or override for what OTEL_LLM_PRICES says.
+    and its version, a list that was imported, or override for what OTEL_LLM_PRICES says.
+
+    update fetches the lists of LiteLLM and models.dev, import takes one of them from a file or a URL. They are asked where the
+    library knows no price: see otel-llm prices update --help.
     """
     from otel_llm.prices.book import PriceBook
+    from otel_llm.prices.lists import PriceLists
+    from otel_llm.store.paths import StorePaths
 
-    book = PriceBook(settings().prices)
-    book.rows(())  # reads the overrides
+    book = PriceBook(settings().prices, PriceLists(StorePaths.of(locate(store)).prices))
+    book.read()
     moment = None if at is None else when.at(at)
     if model is not None:
         rows = _of_model(book, model, [provider] if provider else _providers(model, store), tier, moment)

@@ -42,7 +42,7 @@ def reprice(since: str | None, model: str | None, everything: bool, dry_run: boo
     with maintaining(store) as paths:
         exclusive.brought_up_to_date(paths)
         with exclusive.alone(paths) as connection:
-            done = price_again(connection, choice, dry_run=dry_run)
+            done = price_again(connection, choice, dry_run=dry_run, paths=paths)
     verb = "would get" if dry_run else "got"
     write_line(f"{done.changed:,} of {counted(done.calls, 'call')} {verb} another price.")
     if done.changed:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm.store.file import database
 from otel_llm.store.merge import batch, ingest, rows
+from otel_llm.store.paths import StorePaths
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -57,7 +58,9 @@ class Repriced:
     """How many calls still have no price, by the reason."""
 
 
-def reprice(connection: DuckDBPyConnection, choice: Choice, *, dry_run: bool = False) -> Repriced:
+def reprice(
+    connection: DuckDBPyConnection, choice: Choice, *, dry_run: bool = False, paths: StorePaths | None = None
+) -> Repriced:
     """Prices the chosen calls again, all or none; with `dry_run` only works out what would come of it.
 
     The caller has the store to itself (`upkeep.alone`).
@@ -66,7 +69,7 @@ def reprice(connection: DuckDBPyConnection, choice: Choice, *, dry_run: bool = F
     ingest.forget_loaded()
     with database.transaction(connection):
         for period in _periods(connection, choice):
-            _price(connection, choice, period)
+            _price(connection, choice, period, paths)
             _measure(connection, done)
             if not dry_run:
                 connection.execute(_UPDATE)
@@ -86,12 +89,14 @@ def _periods(connection: DuckDBPyConnection, choice: Choice) -> Iterator[tuple[s
     yield from pairwise(bounds)
 
 
-def _price(connection: DuckDBPyConnection, choice: Choice, period: tuple[str | None, str | None]) -> None:
+def _price(
+    connection: DuckDBPyConnection, choice: Choice, period: tuple[str | None, str | None], paths: StorePaths | None
+) -> None:
     """Fills `usage_batch` with the calls of a period as they are priced now."""
     for table in ("batch", "price", "usage_batch"):
         connection.execute(f"TRUNCATE {table}")
     connection.execute(rows.load_stored_calls(choice.sql), [*choice.parameters, *period])
-    batch.price(connection)
+    batch.price(connection, paths)
 
 
 def _measure(connection: DuckDBPyConnection, done: Repriced) -> None:

@@ -88,7 +88,7 @@ def load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> tup
         _logger.warning("the database refused a batch of the journal (%s); looking for the lines to blame", error)
         loaded, refused = _load_good(connection, paths, lines)
     if loaded.rows:
-        price(connection)
+        price(connection, paths)
     return loaded, refused
 
 
@@ -255,9 +255,11 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
 _prices = PriceBook()
 
 
-def price(connection: DuckDBPyConnection) -> None:
-    """Fills `usage_batch`, which is empty, with the calls in `batch` and what they cost."""
+def price(connection: DuckDBPyConnection, paths: StorePaths | None = None) -> None:
+    """Fills `usage_batch`, which is empty, with the calls in `batch` and what they cost; `paths` where that is of another store."""
     _prices.overrides = settings().prices
+    if paths is not None:
+        _prices.lists.folder = paths.prices
     prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
     if prices:
         connection.execute(rows.insert_prices(len(prices)), [value for price in prices for value in price])
