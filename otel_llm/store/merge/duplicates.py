@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import TOKEN_COLUMNS
-from otel_llm.prices.billing import CACHE_HIT, REPORTED, SLOT_NS, literal
+from otel_llm.prices.billing import CACHE_HIT, REPORTED_COST, SLOT_NS, literal
 from otel_llm.store.merge.rows import IS_OURS, USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _covered() -> str:
 
 def _results(tables: list[str]) -> str:
     """What the results tell that are not counted yet, and the calls that they are the results of."""
-    told = f"CASE WHEN price_source = {literal(REPORTED)} THEN cost_usd END AS reported_cost_usd"
+    told = f"CASE WHEN price_source = {literal(REPORTED_COST)} THEN cost_usd END AS reported_cost_usd"
     rows = " UNION ALL BY NAME ".join(["SELECT * FROM batch", *(f"SELECT *, {told} FROM {table}" for table in tables)])
     reported = ", ".join(f"reported.{column}" for column in (*_RESULT, "reported_cost_usd", "output_messages"))
     return f"""INSERT INTO result BY NAME

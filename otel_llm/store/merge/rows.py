@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
-from otel_llm.prices.billing import CACHE_HIT, REFUSED, REPORTED, SLOT_NS, literal
+from otel_llm.prices.billing import CACHE_HIT, REFUSED, REPORTED_COST, SLOT_NS, literal
 from otel_llm.prices.rates import IN_PLACE_OF_TOKENS
 
 PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
@@ -408,7 +408,7 @@ def _fill_usage() -> str:
         "cost_usd": f"""CASE WHEN cache_hit THEN 0 WHEN reported_cost_usd IS NOT NULL THEN reported_cost_usd
             WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {tokens} + {units}, 0) AS DECIMAL(18, 9)) END""",
         "price_source": f"""CASE WHEN cache_hit THEN {literal(CACHE_HIT)} WHEN reported_cost_usd IS NOT NULL
-            THEN {literal(REPORTED)} ELSE coalesce(unpriced, price_basis) END""",
+            THEN {literal(REPORTED_COST)} ELSE coalesce(unpriced, price_basis) END""",
     }
     values = ", ".join(computed.get(column, column) for column in USAGE_COLUMNS)
     join = " AND ".join(f"price.{column} IS NOT DISTINCT FROM batch.{column}" for column in PRICE_KEY)
@@ -495,7 +495,7 @@ def load_stored_calls(wanted: str) -> str:
     tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
     return f"""INSERT INTO batch BY NAME
     SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, units, usage_source AS stated_usage_source, true AS model_call,
-        CASE WHEN price_source = {literal(REPORTED)} THEN cost_usd END AS reported_cost_usd,
+        CASE WHEN price_source = {literal(REPORTED_COST)} THEN cost_usd END AS reported_cost_usd,
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
