@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from otel_llm.calls import stream_usage
+from otel_llm.prices.billing import remedy_for
 from otel_llm.settings import reload
+from otel_llm.store.merge.rows import _unpriced
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
 
@@ -140,7 +143,43 @@ def test_table(fill: Fill, run: Run) -> None:
         "─" * 100,
         "total                     4       1         3,010            151   1,500  0.000675  100.0%         2",
         "Not in the cost: no price for azure.ai.openai/my-deployment (1), no usage reported (1)",
+        "No price: enter one in OTEL_LLM_PRICES, or run otel-llm prices update; then otel-llm reprice",
+        "No usage: it may have been billed all the same, and the provider's bill alone tells how much",
     ]
+
+
+def test_what_the_providers_told_stands_apart(fill: Fill, run: Run) -> None:
+    told = {**BOB, "cost_usd": "0.5", "price_source": "reported"}
+    fill(ALICE, told, told, AZURE)
+    cost = ALICE["cost_usd"]
+    out = run("usage").out
+    assert (
+        f"Of the cost 1.0000 is as the providers say (2 calls), {float(cost):.4f} computed from prices (1 call)" in out
+    )
+    found = {row["price_source"]: row["cost_usd"] for row in rows(run, "--by", "price_source")}
+    assert found == {"reported": 1.0, ALICE["price_source"]: float(cost), AZURE["price_source"]: None}
+    assert (
+        "The cost is as the providers say: 1.0000 of 2 calls"
+        in run("usage", "--where", "user_id = 'bob' and cost_usd > 0.1").out
+    )
+    assert "providers say" not in run("usage", "--where", "user_id = 'alice'").out
+
+
+def test_every_reason_has_a_remedy() -> None:
+    """Those of the merge, and those of the price book."""
+    in_sql = re.findall(r"THEN '([^']+)'", _unpriced())
+    assert len(in_sql) > 6 and REFUSED["price_source"] in in_sql
+    in_sql.remove(REFUSED["price_source"])
+    of_the_book = [
+        "no model named",
+        "no price for openai/m",
+        "no flex price for openai/m",
+        "price look-up failed: OSError",
+    ]
+    for reason in [*in_sql, *of_the_book, "no price for images of openai/m", "no reason recorded"]:
+        assert remedy_for(reason), reason
+        assert len(remedy_for(reason) or "") <= 100
+    assert remedy_for("something else") is None
 
 
 STREAM = {
@@ -340,12 +379,12 @@ def test_a_plot_is_of_the_cost(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, {**ALICE, "user_id": "carol", "cost_usd": "0.0000001"}, AZURE | {"user_id": "dora"})
     lines = plot(run, "--by", "user")
     assert lines[0].split() == ["user", "cost_usd"]
-    bars = {line.split()[0]: line.split()[2:] for line in lines[1:-2]}
+    bars = {line.split()[0]: line.split()[2:] for line in lines[1:-3]}
     assert len(bars["alice"][0]) == 2 * len(bars["bob"][0].rstrip("▏▎▍▌▋▊▉")) + (len(bars["alice"][0]) % 2)
     assert bars["carol"] == ["▏"]  # next to nothing, which is not nothing
     assert bars["dora"] == []
     assert max(map(len, lines)) <= 100
-    assert lines[-2:] == ["total 0.000675", "Not in the cost: no price for azure.ai.openai/my-deployment (1)"]
+    assert lines[-3:-1] == ["total 0.000675", "Not in the cost: no price for azure.ai.openai/my-deployment (1)"]
 
 
 def test_a_plot_by_several_dimensions_has_its_bars_below_one_another(fill: Fill, run: Run) -> None:

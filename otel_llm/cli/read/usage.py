@@ -16,8 +16,18 @@ from otel_llm.cli.options import when
 from otel_llm.cli.options.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.options.common import output_options, period_options, store_option, where_option
 from otel_llm.cli.options.where import condition
-from otel_llm.cli.screen.output import Column, Format, count, text, write_data, write_line, write_note, write_table
-from otel_llm.prices.billing import BILLED, CACHE_HIT, REFUSED, UNPRICED, literal
+from otel_llm.cli.screen.output import (
+    Column,
+    Format,
+    count,
+    counted,
+    text,
+    write_data,
+    write_line,
+    write_note,
+    write_table,
+)
+from otel_llm.prices.billing import BILLED, CACHE_HIT, NO_REASON, REFUSED, TOLD, UNPRICED, literal, remedy_for
 
 if TYPE_CHECKING:
     import duckdb
@@ -41,6 +51,7 @@ DIMENSIONS: Final = {
     "profile": "profile",
     "service": "service_name",
     "server": "server_address",
+    "price_source": "price_source",
 }
 """What `--by` takes, and the SQL for it. Nothing that a user types becomes SQL: a name is looked up here, a tag's key
 is a bound parameter."""
@@ -125,7 +136,8 @@ def usage(
       operation     chat, embeddings, ...           status          ok, error, cancelled, ...
       agent         nearest enclosing agent         workflow        nearest enclosing workflow
       profile       profile that chose the model    service         service.name
-      server        host that answered              tag:KEY         a tag of llm_context
+      server        host that answered              price_source    reported, or which prices, or why none
+      tag:KEY       a tag of llm_context
 
     Times and days are local. errors counts the calls with status error, cached the part of input_tokens that came from the
     provider's cache. cost_usd adds up the calls whose price is known; unpriced says how many are not in it, without those that
@@ -224,11 +236,11 @@ def _amounts(rows: Sequence[Row]) -> tuple[list[Any], str]:
     return [_sum((row[_INPUT], row[_OUTPUT])) for row in rows], "tokens"
 
 
-def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
-    """Why some calls are not in the cost, the commonest reasons first."""
+def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> list[str]:
+    """Why some calls are not in the cost, the commonest reasons first, and what can be done."""
     reasons = connection.execute(
         f"""
-        SELECT coalesce(price_source, 'no reason recorded'), count(*)
+        SELECT coalesce(price_source, {literal(NO_REASON)}), count(*)
         FROM llm_usage
         WHERE {UNPRICED} AND {period.sql}
         GROUP BY 1 ORDER BY 2 DESC, 1
@@ -236,10 +248,32 @@ def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str
         list(period.parameters),
     ).fetchall()
     if not reasons:
-        return None
+        return []
     shown = [f"{reason} ({calls:,})" for reason, calls in reasons[:_REASONS_SHOWN]]
     rest = len(reasons) - len(shown)
-    return f"Not in the cost: {', '.join(map(text, shown))}{f' and {rest} more reasons' if rest else ''}"
+    what = f"Not in the cost: {', '.join(map(text, shown))}{f' and {rest} more reasons' if rest else ''}"
+    return [what, *dict.fromkeys(remedy for reason, _ in reasons if (remedy := remedy_for(reason)))]
+
+
+def _reported(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
+    """How much of the cost the providers have told themselves, where they have."""
+    told, calls, computed, others = connection.execute(
+        f"""
+        SELECT sum(cost_usd) FILTER ({TOLD}), count(*) FILTER ({TOLD}), sum(cost_usd) FILTER (NOT {TOLD}),
+            count(cost_usd) FILTER (NOT {TOLD} AND {BILLED})
+        FROM llm_usage WHERE {period.sql}
+        """,
+        list(period.parameters),
+    ).fetchall()[0]
+    if not calls:
+        return None
+    show = money(max(told, computed or Decimal(0)))
+    if not others:
+        return f"The cost is as the providers say: {show(told)} of {counted(calls, 'call')}"
+    return (
+        f"Of the cost {show(told)} is as the providers say ({counted(calls, 'call')}), "
+        f"{show(computed)} computed from prices ({counted(others, 'call')})"
+    )
 
 
 def _untold(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> str | None:
@@ -268,7 +302,12 @@ def _not_billed(connection: duckdb.DuckDBPyConnection, period: when.Period) -> s
 
 def _remarks(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> list[str]:
     """What is to be said of the sums."""
-    notes = (_unpriced(connection, period), _not_billed(connection, period), _untold(connection, period, store))
+    notes = (
+        _reported(connection, period),
+        *_unpriced(connection, period),
+        _not_billed(connection, period),
+        _untold(connection, period, store),
+    )
     return [note for note in notes if note]
 
 
