@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -451,3 +452,74 @@ def test_it_needs_no_database(store_path: Path, journal: Journal) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+# --- what was in a chain ----------------------------------------------------------------------------------------------
+TOKENS = {semconv.INPUT_TOKENS: 1_000, semconv.OUTPUT_TOKENS: 100}
+PRICED = Decimal("0.00021")
+"""Of a call of gpt-4o-mini with these."""
+CHAIN = {semconv.OPERATION: "invoke_agent"}
+
+
+def call_in(journal: Journal, above: dict[str, Any], model: str = "gpt-4o-mini", **attributes: Any) -> None:
+    told = {semconv.REQUEST_MODEL: model, semconv.USER_ID: "ada"} | attributes
+    begin = start(told, t=above["t"], p=above["s"], n=f"chat {model}", st=time.time_ns())
+    journal.append(begin, start_of=identity(begin))
+    journal.append(end(begin, TOKENS, et=time.time_ns()), end_of=identity(begin))
+
+
+def finish(journal: Journal, begin: dict[str, Any], **attributes: Any) -> None:
+    journal.append(end(begin, attributes, et=time.time_ns()), end_of=identity(begin))
+
+
+def test_the_end_of_a_chain_has_the_sums_of_its_calls(journal: Journal, tail: Tail, run: Run) -> None:
+    """Also of calls in steps and in chains inside it, of users that are left out, and of models without a price."""
+    process = tail("--json", "-n", "0", "--events", "ChainCompleted,ChainError")
+    outer, inner = (
+        start(CHAIN, t="ab" * 16, s=f"{number:016x}", p=above, n="invoke_agent trip", st=time.time_ns())
+        for number, above in ((1, None), (2, "0" * 15 + "3"))
+    )
+    step = start({semconv.OPERATION: "step"}, t="ab" * 16, s=f"{3:016x}", p=f"{1:016x}", n="step s", st=time.time_ns())
+    for one in (outer, step, inner):
+        journal.append(one, start_of=identity(one))
+    call_in(journal, inner)
+    call_in(journal, inner, "a model of tomorrow")
+    finish(journal, inner, **{semconv.RUN_WAITING: True})
+    call_in(journal, step)
+    finish(journal, step)
+    finish(journal, outer, **{semconv.STATUS: "error"})
+    names = ("event", "model_calls", "input_tokens", "output_tokens", "cost_usd")
+    shown = [json.loads(line(process)) for _ in range(2)]
+    expected = [("ChainCompleted", 2, 2_000, 200, PRICED), ("ChainError", 3, 3_000, 300, 2 * PRICED)]
+    assert [tuple(row[name] for name in names) for row in shown] == [(*e[:-1], float(e[-1])) for e in expected]
+    assert [row.get("waiting") for row in shown] == [True, None]
+    # Read back they are the same.
+    back = [json.loads(row) for row in run("tail", "-n", "9", "--no-follow", "--json").out.splitlines()]
+    ends = [row for row in back if row["event"].startswith("Chain") and row["event"] != "ChainStarted"]
+    assert [{name: row[name] for name in names} for row in ends] == [
+        {name: row[name] for name in names} for row in shown
+    ]
+
+
+def test_a_line_of_a_chain(journal: Journal, tail: Tail) -> None:
+    process = tail("-n", "0", "--events", "ChainCompleted")
+    for calls in (1, 2):
+        begin = start(CHAIN, t=f"{calls:032x}", s=f"{1:016x}", n="invoke_agent trip", st=time.time_ns())
+        journal.append(begin, start_of=identity(begin))
+        for _ in range(calls):
+            call_in(journal, begin)
+        finish(journal, begin, **({semconv.RUN_WAITING: True} if calls == 2 else {}))
+    assert "1,000 + 100 tokens  1 model call  $0.00021" in line(process)
+    assert "2,000 + 200 tokens  2 model calls  $0.00042  waiting" in line(process)
+
+
+def test_a_chain_that_had_begun_before_has_no_sums(journal: Journal, tail: Tail) -> None:
+    """What was in it by then may be anything, and no part of a sum is passed off as the whole."""
+    begin = start(CHAIN, t="ab" * 16, s=f"{1:016x}", n="invoke_agent trip", st=time.time_ns())
+    journal.append(begin, start_of=identity(begin))
+    call_in(journal, begin)
+    process = tail("--json", "-n", "0", "--events", "ChainCompleted")
+    call_in(journal, begin)
+    finish(journal, begin)
+    shown = json.loads(line(process))
+    assert [shown[name] for name in ("model_calls", "input_tokens", "output_tokens", "cost_usd")] == [None] * 4

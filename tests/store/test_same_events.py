@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import StatusCode, set_span_in_context
 
-from otel_llm.cli.read import tail
+from otel_llm.cli.read import chain_sums, tail
 from otel_llm.conventions import dialects, semconv
 from otel_llm.lifecycle import ChainCompleted, ChainError, Ended, ToolsRequested, ToolsStarted, subscribe
 from otel_llm.lifecycle.event_processor import LifecycleProcessor
@@ -155,8 +155,12 @@ def sums(event: Any) -> dict[str, Any] | None:
 def tail_row(row: dict[str, Any]) -> tuple[Any, ...]:
     names = ("event", "operation", "name", "parent_span_id", "user_id", "module", "conversation_id")
     status = row.get("status") if "duration_ms" in row else None
-    values = (row.get(name) for name in ("error_type", "duration_ms", "input_tokens", "output_tokens", "tool_calls"))
-    return (row["id"], row["time_ns"] // 1000, *(row[name] for name in names), status, *values)
+    values = (row.get(name) for name in ("error_type", "duration_ms", "input_tokens", "output_tokens"))
+    more = row.get("tool_calls")
+    if row["event"] in chain_sums.CHAIN_ENDS:
+        more = {"model_calls": row["model_calls"]} | ({"waiting": True} if row.get("waiting") else {})
+        assert row["cost_usd"] is None  # there is no such model
+    return (row["id"], row["time_ns"] // 1000, *(row[name] for name in names), status, *values, more)
 
 
 def without_executions(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -164,9 +168,13 @@ def without_executions(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return [(*row[:-1], None) if row[2] == "ToolsStarted" else row for row in rows]
 
 
-def without_sums(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """`tail` tells of each span as it comes, and adds nothing up."""
-    return [(*row[:-3], None, None, None) if row[2] in ("ChainCompleted", "ChainError") else row for row in rows]
+def without_where(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """`tail` adds up the calls of a chain; where it failed is in the lines before."""
+    told = ("model_calls", "waiting")
+    return [
+        (*row[:-1], {name: row[-1][name] for name in told if name in row[-1]}) if isinstance(row[-1], dict) else row
+        for row in rows
+    ]
 
 
 def tell(path: Path, cases: list[Case], nested: bool = False) -> Told:
@@ -190,7 +198,9 @@ def tell(path: Path, cases: list[Case], nested: bool = False) -> Told:
                 span.set_attributes(case.at_end)
                 span.set_status(case.code)
                 span.end(next(clock))
-        followed = [row for record in follower.poll() for row in tail.events_of(record)]
+        heard = [(record, list(tail.events_of(record))) for record in follower.poll()]
+        chain_sums.ChainSums(StorePaths.of(path)).add(heard)
+        followed = [row for _, rows in heard for row in rows]
         store.close()
         assert merge(path).complete
     view = query(path, f"SELECT {_COLUMNS} FROM llm_events") if path.exists() else []
@@ -210,8 +220,8 @@ def tell(path: Path, cases: list[Case], nested: bool = False) -> Told:
 @pytest.mark.parametrize("name", CASES)
 def test_spans_of_all_kinds(store_path: Path, name: str) -> None:
     told = tell(store_path, CASES[name])
-    assert told.followed == without_sums(told.live)
-    assert told.read_back == without_sums(told.live)
+    assert told.followed == without_where(told.live)
+    assert told.read_back == without_where(told.live)
     assert told.view == without_executions(told.live)
     assert told.order_view == told.order_live
     assert bool(told.live) == (name != "no spans of GenAI")
@@ -232,6 +242,6 @@ def test_a_run(store_path: Path) -> None:
         "ChainStarted", "ChainStarted", "StepStarted", "ProviderStarted", "ProviderCompleted", "ToolsRequested", "StepCompleted",
         "ChainCompleted", "ChainError",
     ]  # fmt: skip
-    assert told.followed == told.read_back == without_sums(told.live)
+    assert told.followed == told.read_back == without_where(told.live)
     assert told.view == told.live
     assert told.order_view == told.order_live

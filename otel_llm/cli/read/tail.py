@@ -15,6 +15,7 @@ import click
 from otel_llm.cli.errors import INTERRUPTED, CommandError
 from otel_llm.cli.options.access import locate, reading
 from otel_llm.cli.options.common import MOST, store_option
+from otel_llm.cli.read.chain_sums import CHAIN_ENDS, add_stored
 from otel_llm.cli.screen.output import STATUS_STYLES, count, line_width, style_of, text, write_json_line, write_parts
 from otel_llm.conventions import semconv
 from otel_llm.conventions.dialects import UNNAMED
@@ -70,7 +71,8 @@ def tail(
       otel-llm tail --user alice --events ProviderCompleted,ChainError
       otel-llm tail -n 0 --json | jq .name
 
-    A line has the time, the process, the event and what it is about. Where a process dies, a line Interrupted for each part that
+    A line has the time, the process, the event and what it is about; the end of a chain the sums over the model calls in it, of a
+    chain that has begun since. Where a process dies, a line Interrupted for each part that
     it was at says for how long. Programs that run on other machines are not seen.
     """
     path = locate(store, must_exist=last > 0)
@@ -87,19 +89,24 @@ def tail(
 def _follow(
     path: Path, store: Path | None, wanted: _Filter, write: Callable[[Row], None], *, last: int, follow: bool
 ) -> None:
+    from otel_llm.cli.read.chain_sums import ChainSums
     from otel_llm.store.journal.follow import JournalFollower
     from otel_llm.store.paths import StorePaths
 
     seen: set[str] = set()
-    with JournalFollower(StorePaths.of(path)) as follower:
+    paths = StorePaths.of(path)
+    sums = ChainSums(paths)
+    with JournalFollower(paths) as follower:
         if last:
             for row in _last(store, last, wanted):
                 seen.add(row["id"])
                 write(row)
             sys.stdout.flush()
         while follow:
-            for one in follower.poll():
-                for row in events_of(one):
+            heard = [(one, list(events_of(one))) for one in follower.poll()]
+            sums.add(heard)
+            for _, rows in heard:
+                for row in rows:
                     # What ended while the store was being read may be in both.
                     if wanted(row) and row["id"] not in seen:
                         write(row)
@@ -187,6 +194,10 @@ def _row(record: Mapping[str, Any], derived: Derived) -> Row:
             "input_tokens": usage and usage.input,
             "output_tokens": usage and usage.output,
         }
+        if derived.type.__name__ in CHAIN_ENDS:
+            row |= {"model_calls": None, "cost_usd": None}
+    if "waiting" in fields:
+        row["waiting"] = fields["waiting"]
     return row
 
 
@@ -205,14 +216,16 @@ def _last(store: Path | None, last: int, wanted: _Filter) -> list[Row]:
             WHERE {" AND ".join(conditions)} ORDER BY coalesce(end_ns, start_ns) DESC LIMIT {limit}""",
             parameters,
         ).fetchall()
-    rows: list[Row] = []
-    for trace_id, span_id, parent, name, start_ns, end_ns, status_code, status, attributes in spans:
-        record = {"t": trace_id, "s": span_id, "p": parent, "n": name, "st": start_ns, "et": end_ns, "sts": status_code}
-        record |= {"k": "s" if end_ns is None else "e", "a": json.loads(attributes or "{}")}
-        record["interrupted"] = status == semconv.INTERRUPTED
-        rows += [row for row in events_of(record, whole=True) if wanted(row)]
-    # A start that is older than the end of a span left out is not among the last.
-    return sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]
+        rows: list[Row] = []
+        for trace_id, span_id, parent, name, start_ns, end_ns, status_code, status, attributes in spans:
+            record = {"t": trace_id, "s": span_id, "p": parent, "n": name, "st": start_ns, "et": end_ns}
+            record |= {"sts": status_code, "k": "s" if end_ns is None else "e", "a": json.loads(attributes or "{}")}
+            record["interrupted"] = status == semconv.INTERRUPTED
+            rows += [row for row in events_of(record, whole=True) if wanted(row)]
+        # A start that is older than the end of a span left out is not among the last.
+        found = sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]
+        add_stored(connection, found)
+    return found
 
 
 # --- on the screen ----------------------------------------------------------------------------------------------------
@@ -251,6 +264,12 @@ def _details(row: Row) -> Iterator[str]:
         yield f"after {_time(age)}"
     if row.get("input_tokens") is not None or row.get("output_tokens") is not None:
         yield f"{count(row['input_tokens'])} + {count(row['output_tokens'])} tokens"
+    if (calls := row.get("model_calls")) is not None:
+        yield f"{calls} model call{'' if calls == 1 else 's'}"
+    if (cost := row.get("cost_usd")) is not None:
+        yield f"${text(cost)}"
+    if row.get("waiting"):
+        yield "waiting"
     if row["event"] == kinds.ToolsRequested.__name__:
         yield ", ".join(str(call["name"] or "tool") for call in row["tool_calls"])
 
