@@ -54,7 +54,7 @@ def watch(provider: Any, processor: UsageSpanProcessor, store: Store) -> None:
 
 def _target(exporter: Any) -> ReplayTarget | None:
     """Where an exporter sends, if another that the environment sets up would send there too."""
-    from otel_llm.store.jobs.replaying import ReplayTarget
+    from otel_llm.store.jobs.replaying import ReplayTarget, is_insecure
 
     protocol = "grpc" if ".grpc." in type(exporter).__module__ else "http/protobuf"
     try:
@@ -62,7 +62,7 @@ def _target(exporter: Any) -> ReplayTarget | None:
     except ValueError:
         target = ReplayTarget.of(_DEFAULTS[protocol], protocol, {})
     parts = urlsplit(target.endpoint)
-    same = (parts.netloc, parts.scheme == "http") if protocol == "grpc" else (target.endpoint, None)
+    same = (target.endpoint, None) if protocol != "grpc" else (parts.netloc, is_insecure(parts.scheme, os.environ))
     return target if otel_private.otlp_endpoint(exporter) == same else None
 
 
@@ -134,6 +134,8 @@ class _Sender:
         # What is not captured here is not sent from here, though an earlier process has captured it.
         selection = Selection(service=self._service, pages=_PAGES, content=settings().capture.in_span)
         outcome = missing.send(self._paths, self._target, selection, self._go_on, timeout=0.0)
+        for each in outcome.too_large:
+            _logger.warning("not sent to %s: %s", self._target.name, each)
         if outcome.sent:
             _logger.info(
                 "%d spans that earlier processes could not send are sent to %s%s",

@@ -17,6 +17,7 @@ from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.version import __version__
 from tests.cli.conftest import Fill, Run
+from tests.store.conftest import write_call
 
 CALL = {"request_model": "gpt-5-mini", "input_tokens": 1000, "cost_usd": "0.000450"}
 
@@ -74,6 +75,22 @@ def test_all_is_well(fill: Fill, examine: Any, run: Run, store_path: Path) -> No
     assert (shown.code, shown.err) == (0, "")
     assert shown.out.endswith("All is well.\n")
     assert str(store_path) in shown.out
+
+
+def test_what_has_not_arrived_over_otlp(examine: Any, store_path: Path) -> None:
+    """Of programs that have ended: what a running one has under way is its own."""
+    gone, running = (Journal(StorePaths.of(store_path).journal) for _ in range(2))
+    for journal, times in ((gone, 2), (running, 1)):
+        for _ in range(times):
+            write_call(journal, o="http://there:4317")
+    write_call(gone)
+    gone.close()
+    report = examine()
+    assert report["store"]["missing_over_otlp"] == 2
+    assert "2 spans of ended programs have not arrived at http://there:4317" in json.dumps(report)
+    assert "otel-llm replay --missing --endpoint http://there:4317" in json.dumps(report)
+    running.close()
+    assert examine()["store"]["missing_over_otlp"] == 3
 
 
 def test_how_long_calls_are_kept(fill: Fill, examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ from otel_llm.store.usage_processor import UsageSpanProcessor
 
 BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+INSECURE = "OTEL_EXPORTER_OTLP_INSECURE"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (BASE, TRACES, "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_INSECURE"):
+    for name in (BASE, TRACES, "OTEL_EXPORTER_OTLP_PROTOCOL", INSECURE, "OTEL_EXPORTER_OTLP_TRACES_INSECURE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(arrivals._Sender, "start_once", staticmethod(lambda *_: None))
 
@@ -40,7 +41,11 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
         # Another exporter for the same variables would send elsewhere, or without TLS.
         (lambda: Grpc(endpoint="http://there:9"), {BASE: "http://here:9"}, None),
         (lambda: Http(endpoint="http://there:9/v1/traces"), {BASE: "http://here:9"}, None),
-        (Grpc, {BASE: "here:9"}, None),
+        (Grpc, {BASE: "here:9"}, "https://here:9"),
+        (Grpc, {BASE: "here:9", INSECURE: "true"}, "http://here:9"),
+        (Grpc, {TRACES: "here:9", INSECURE: "true", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "false"}, "https://here:9"),
+        (Grpc, {BASE: "http://here:9", INSECURE: "false"}, "http://here:9"),
+        (lambda: Grpc(endpoint="here:9", insecure=True), {BASE: "here:9"}, None),
     ],
 )
 def test_the_endpoint(

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from otel_llm.content import otlp_sizes
 from otel_llm.conventions import semconv
 from otel_llm.setup import otlp_batches
 
@@ -46,7 +47,7 @@ def spans(count: int, **attributes: Any) -> list[ReadableSpan]:
 )
 def test_every_part_is_taken_and_nothing_is_lost(attributes: dict[str, Any]) -> None:
     batch = spans(40, **attributes)
-    parts = list(otlp_batches.parts_of(batch))
+    parts = list(otlp_sizes.parts_of(batch))
     assert [span for part in parts for span in part] == batch
     sizes = [encode_spans(part).ByteSize() for part in parts]
     assert max(sizes) < TAKEN
@@ -55,12 +56,14 @@ def test_every_part_is_taken_and_nothing_is_lost(attributes: dict[str, Any]) -> 
     assert len(parts) <= 1 + 6 * whole // TAKEN
 
 
-def test_a_span_that_is_too_large_goes_without_what_was_said(caplog: pytest.LogCaptureFixture) -> None:
-    otlp_batches._say_too_large.cache_clear()
+def test_a_span_that_is_too_large_goes_without_what_was_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otlp_sizes, "_was_said", False)
     (large,) = spans(1, **{semconv.INPUT_MESSAGES: "x" * 5 * 2**20, semconv.REQUEST_MODEL: "m"})
     (other,) = spans(1)
     with caplog.at_level(logging.WARNING, "otel_llm"):
-        ((sent, beside),) = otlp_batches.parts_of([large, other])
+        ((sent, beside),) = otlp_sizes.parts_of([large, other])
     assert (sent.context, sent.name, dict(sent.attributes or {})) == (
         large.context,
         large.name,
@@ -69,13 +72,15 @@ def test_a_span_that_is_too_large_goes_without_what_was_said(caplog: pytest.LogC
     assert beside is other
     assert encode_spans([sent]).ByteSize() < TAKEN
     (record,) = caplog.records
+    assert large.context is not None
+    assert record.getMessage().startswith(f"the span span 0 of trace {large.context.trace_id:032x}, and perhaps others")
     assert "OTEL_LLM_CONTENT_LIMIT" in record.getMessage()
 
 
 def test_a_span_of_the_apps_that_is_too_large_goes_alone() -> None:
     (large,) = spans(1, text="x" * 5 * 2**20)
     one, two = spans(2)
-    assert list(otlp_batches.parts_of([one, large, two])) == [[one], [large], [two]]
+    assert list(otlp_sizes.parts_of([one, large, two])) == [[one], [large], [two]]
 
 
 class Otlp(SpanExporter):

@@ -109,6 +109,7 @@ def _check_directory(section: Section, directory: Path) -> None:
 def _check_database(section: Section, paths: StorePaths, store: Path | None) -> bool:
     """What is in it. False where it cannot be read, which is then said with its remedy."""
     from otel_llm.store.errors import StoreError
+    from otel_llm.store.jobs import missing
     from otel_llm.store.jobs.retention import used
 
     try:
@@ -123,6 +124,7 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
             segments, size = _pending(connection, paths)
             section.facts["pending segments"] = segments
             section.facts["pending"] = Size(size)
+            not_arrived = missing.known(connection, paths)
     except (CommandError, OSError) as error:
         cause = error.__cause__ or error
         remedy = cause.remedy if isinstance(cause, StoreError) else StoreError.remedy
@@ -132,6 +134,12 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
         section.remark(
             f"{scope} has reported {counted(number, 'call')} in the store too: counted once, both spans are kept",
             "the remarks on instrumentation say how to turn it off",
+        )
+    section.facts["missing over otlp"] = sum(not_arrived.values())
+    for endpoint, number in not_arrived.items():
+        section.remark(
+            f"{counted(number, 'span')} of ended programs {'has' if number == 1 else 'have'} not arrived at {endpoint}",
+            f"otel-llm replay --missing --endpoint {endpoint}",
         )
     if not section.facts["calls"]:
         section.remark("no model call has been recorded yet", "opentelemetry-instrument python app.py")

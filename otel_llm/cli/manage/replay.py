@@ -96,10 +96,12 @@ def replay(
         notes.append(f"{outcome.unsampled:,} not sampled (--unsampled sends them too)")
     sent = (
         f"Sent {counted(outcome.sent, 'span')} to {target.name}"
-        if outcome.sent
+        if outcome.sent or outcome.too_large
         else f"Nothing {'is missing at' if missing else 'new to send to'} {target.name}"
     )
     write_line(f"{'; '.join([sent, *notes])}.")
+    if outcome.too_large:
+        raise CommandError(f"not sent: {'; '.join(outcome.too_large)}")
 
 
 def _find(trace: str, store: Path | None) -> str:

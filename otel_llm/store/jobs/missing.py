@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.jobs import exclusive, replaying
@@ -14,6 +16,9 @@ from otel_llm.store.jobs.replaying import Outcome, Selection
 from otel_llm.store.journal import locks, segments
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 
 def send(
@@ -38,6 +43,25 @@ def send(
         ended = _ended(paths, target)
         # `replay` merges once more: only now is all there that those who have ended had to say.
         return replaying.replay(paths, target, replace(selection, pending_of=ended), progress) if ended else Outcome()
+
+
+def known(connection: DuckDBPyConnection, paths: StorePaths) -> dict[str, int]:
+    """How many spans are missing at which endpoint, as far as is merged. Raises OSError."""
+    import duckdb
+
+    try:
+        rows = connection.execute(
+            """SELECT endpoint, writer, count(*) FROM pending_exports SEMI JOIN spans USING (trace_id, span_id)
+            GROUP BY ALL ORDER BY ALL"""
+        ).fetchall()
+    except duckdb.CatalogException:  # a store of an earlier version, which noted nothing
+        return {}
+    living = _living(paths.journal)
+    found: Counter[str] = Counter()
+    for endpoint, writer, spans in rows:
+        if writer not in living:
+            found[endpoint] += spans
+    return found
 
 
 def _ended(paths: StorePaths, target: replaying.ReplayTarget) -> set[str]:

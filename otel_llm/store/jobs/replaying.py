@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,8 +18,10 @@ from urllib.parse import SplitResult, urlsplit
 import orjson
 from opentelemetry.sdk.environment_variables import (
     OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_EXPORTER_OTLP_INSECURE,
     OTEL_EXPORTER_OTLP_PROTOCOL,
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_INSECURE,
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
 )
 from opentelemetry.sdk.resources import Resource
@@ -28,6 +30,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from otel_llm.content import otlp_sizes
+from otel_llm.content.otlp_sizes import size_of
 from otel_llm.conventions import dialects, semconv
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.file import database
@@ -47,9 +51,7 @@ Protocol = Literal["grpc", "http/protobuf"]
 _PAGE: Final = 2048
 """Spans that are read, and remembered as sent, at once."""
 _BATCH: Final = 512
-"""Spans that are sent at once, as many as the SDK's batch processor sends."""
-_BATCH_CHARACTERS: Final = 2**20
-"""A batch with more text than this is sent in parts: receivers commonly refuse messages of more than 4 MiB."""
+"""Spans that are sent at once, as many as the SDK's batch processor sends, if they are not too large for that."""
 _CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
 _TRACES_PATH: Final = "/v1/traces"
 _HTTP_PORT: Final = 4318
@@ -73,6 +75,8 @@ class ReplayTarget:
         url = endpoint or whole or environment.get(OTEL_EXPORTER_OTLP_ENDPOINT, "").strip()
         if not url:
             raise ValueError(f"no endpoint is given: use --endpoint URL, or set {OTEL_EXPORTER_OTLP_ENDPOINT}")
+        # What the environment names without a scheme, gRPC's exporter takes for TLS; on the command line it is not.
+        tls = not endpoint and not is_insecure("", environment)
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url} is not an endpoint like http://localhost:4317")
@@ -84,6 +88,8 @@ class ReplayTarget:
         )
         match chosen:
             case "grpc":
+                if "://" not in url and tls:
+                    parts = parts._replace(scheme="https")
                 return cls(parts._replace(path="").geturl(), "grpc")
             case "http/protobuf":
                 return cls((parts if whole else _with_traces_path(parts)).geturl(), "http/protobuf")
@@ -104,6 +110,12 @@ class ReplayTarget:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
         return HttpExporter(endpoint=self.endpoint)
+
+
+def is_insecure(scheme: str, environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's gRPC exporter sends without TLS, to an endpoint of this scheme."""
+    said = environment.get(OTEL_EXPORTER_OTLP_TRACES_INSECURE, environment.get(OTEL_EXPORTER_OTLP_INSECURE))
+    return scheme != "https" and (scheme == "http" if said is None else said.lower() == "true")
 
 
 def _with_traces_path(parts: SplitResult) -> SplitResult:
@@ -145,6 +157,8 @@ class Outcome:
     """Left out: a sampler did not want them there."""
     left: int = 0
     """Left for another time: they are more than the pages that were asked for."""
+    too_large: list[str] = field(default_factory=list)
+    """Not sent: what the backend says of spans that are larger than what receivers take."""
 
 
 _Row = dict[str, Any]
@@ -178,10 +192,18 @@ def replay(
                 page = _page(connection, target, selection, after, last)
             sent: list[_Row] = []
             try:
-                for batch in _batches(page):
-                    send([span_of(row, content=selection.content) for row in batch])
-                    sent += batch
-                    outcome.sent += len(batch)
+                for rows, spans in _parts(page, content=selection.content):
+                    try:
+                        send(spans)
+                    except BackendError as error:
+                        if not _is_too_large(spans):
+                            raise
+                        outcome.too_large.append(
+                            f"{otlp_sizes.name_of(spans[0])} ({size_of(spans[0]):,} bytes): {error}"
+                        )
+                        continue
+                    sent += rows
+                    outcome.sent += len(rows)
                     progress(outcome.sent, outcome.selected)
             except BackendError as error:
                 raise BackendError(f"{error}; {outcome.sent:,} of {outcome.selected:,} spans were sent") from error
@@ -276,18 +298,19 @@ def _page(
     return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
 
 
-def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    batch: list[_Row] = []
-    characters = 0
-    for row in rows:
-        size = sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(batch) == _BATCH or (batch and characters + size > _BATCH_CHARACTERS):
-            yield batch
-            batch, characters = [], 0
-        batch.append(row)
-        characters += size
-    if batch:
-        yield batch
+def _parts(page: Sequence[_Row], *, content: bool) -> Iterator[tuple[Sequence[_Row], list[ReadableSpan]]]:
+    """Rows, and the spans to send for them, of a size that receivers take."""
+    for first in range(0, len(page), _BATCH):
+        rows = page[first : first + _BATCH]
+        done = 0
+        for spans in otlp_sizes.parts_of([span_of(row, content=content) for row in rows]):
+            yield rows[done : done + len(spans)], spans
+            done += len(spans)
+
+
+def _is_too_large(spans: Sequence[ReadableSpan]) -> bool:
+    """Whether it is one that no receiver needs to take: then it holds nobody else up."""
+    return len(spans) == 1 and size_of(spans[0]) > otlp_sizes.LARGEST
 
 
 def _remember(connection: DuckDBPyConnection, paths: StorePaths, target: ReplayTarget, rows: Sequence[_Row]) -> None:
@@ -378,10 +401,13 @@ def _exporting(target: ReplayTarget) -> Iterator[Callable[[Sequence[ReadableSpan
     with warnings_of("opentelemetry.exporter.otlp") as said:
         exporter = target.exporter()
 
+        reason = "the export failed"
+
         def send(spans: Sequence[ReadableSpan]) -> None:
+            nonlocal reason
             said.clear()
             if exporter.export(spans) is not SpanExportResult.SUCCESS:
-                reason = said[-1] if said else "the export failed"
+                reason = said[-1] if said else reason  # OpenTelemetry does not say the same again at once
                 raise BackendError(f"{target.name} does not take the spans: {reason}")
 
         try:

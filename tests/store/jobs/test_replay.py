@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 
+from otel_llm.content import otlp_sizes
 from otel_llm.store import StoreBusy, StoreNotFound
 from otel_llm.store.jobs import exclusive, replaying, retention
 from otel_llm.store.jobs.replaying import BackendError, Outcome, ReplayTarget, Selection
@@ -137,9 +138,51 @@ def test_a_page_is_sent_in_batches(
 
 def test_large_spans_go_in_small_batches(journal: Journal, paths: StorePaths, backend: Backend) -> None:
     for _ in range(5):
-        write_call(journal, {"gen_ai.input.messages": "x" * 400_000})
+        write_call(journal, {"gen_ai.input.messages": "x" * 1_200_000})
     assert send(paths).sent == 5
     assert [len(batch) for batch in backend.batches] == [2, 2, 1]
+
+
+def test_what_was_said_is_left_out_where_no_request_has_room_for_it(
+    journal: Journal, paths: StorePaths, backend: Backend
+) -> None:
+    large = write_call(journal, {"gen_ai.input.messages": "x" * 5_000_000})
+    assert send(paths) == Outcome(1, 1)
+    ((span,),) = backend.batches
+    assert backend.ids == [large["s"]] and "gen_ai.input.messages" not in (span.attributes or {})
+
+
+def test_a_span_that_no_request_has_room_for_holds_nothing_up(
+    journal: Journal, paths: StorePaths, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent alone, as some backends take it, and tried again by the next replay."""
+    calls = [write_call(journal, {"theirs": "x" * size})["s"] for size in (1, 5_000_000, 1)]
+    takes = backend.export
+
+    def refuse(spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if sum(otlp_sizes.size_of(span) for span in spans) < 4 * 2**20:
+            return takes(spans)
+        logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").error("larger than max")
+        return SpanExportResult.FAILURE
+
+    monkeypatch.setattr(backend, "export", refuse)
+    outcome = send(paths)
+    assert (outcome.selected, outcome.sent) == (3, 2) and backend.ids == [calls[0], calls[2]]
+    (said,) = outcome.too_large
+    assert said.startswith("the span chat gpt-4o-mini of trace ") and said.endswith("larger than max")
+    monkeypatch.setattr(backend, "export", takes)
+    assert send(paths) == Outcome(1, 1, 2)
+    assert backend.ids[2:] == [calls[1]]
+
+
+def test_a_backend_that_is_down_is_not_taken_for_one_that_refuses_what_is_too_large(
+    journal: Journal, paths: StorePaths, backend: Backend
+) -> None:
+    for size in (5_000_000, 1):
+        write_call(journal, {"theirs": "x" * size})
+    backend.capacity = 0
+    with pytest.raises(BackendError, match="connection refused; 0 of 2 spans were sent"):
+        send(paths)
 
 
 def test_the_store_is_free_while_spans_are_on_their_way(
@@ -221,7 +264,7 @@ def test_interrupted_by_the_user(
 ) -> None:
     """What the backend has taken is remembered, whatever ends the run."""
     for _ in range(3):
-        write_call(journal, {"gen_ai.input.messages": "x" * 2**20})
+        write_call(journal, {"gen_ai.input.messages": "x" * 2**21})
     take = backend.export
 
     def export(spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -338,6 +381,12 @@ def test_spans_of_one_resource_share_it(journal: Journal, paths: StorePaths, bac
         ("http://h:4318", "grpc", {}, ("http://h:4318", "grpc")),
         (None, None, {"ENDPOINT": "http://h:4318"}, ("http://h:4318/v1/traces", "http/protobuf")),
         (None, None, {"ENDPOINT": "http://h", "PROTOCOL": "http/protobuf"}, ("http://h/v1/traces", "http/protobuf")),
+        # Without a scheme, the exporter takes the variable for TLS.
+        (None, None, {"ENDPOINT": "h:4317"}, ("https://h:4317", "grpc")),
+        (None, None, {"ENDPOINT": "h:4317", "INSECURE": "true"}, ("http://h:4317", "grpc")),
+        (None, None, {"ENDPOINT": "h:4317", "INSECURE": "true", "TRACES_INSECURE": "false"}, ("https://h:4317", "grpc")),
+        (None, None, {"ENDPOINT": "h:4318"}, ("http://h:4318/v1/traces", "http/protobuf")),
+        ("h:4317", None, {"ENDPOINT": "i:4317"}, ("http://h:4317", "grpc")),
         (None, None, {"TRACES_ENDPOINT": "http://h:4318/here", "ENDPOINT": "http://i"}, ("http://h:4318/here", "http/protobuf")),
         ("http://h:1", None, {"TRACES_PROTOCOL": "http/protobuf", "PROTOCOL": "grpc"}, ("http://h:1/v1/traces", "http/protobuf")),
     ],
