@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import asdict
 
 from assistant import reply
 from fastapi import FastAPI
@@ -56,7 +55,7 @@ async def stream(question: str) -> AsyncIterator[str]:
     work = asyncio.create_task(answer(run, question))
     try:
         async for event in happening:
-            yield sent(event.type, asdict(event))
+            yield sent(event.type, event.to_dict())
         if (text := await work) is not None:
             yield sent("Answer", {"text": text})
     finally:
@@ -79,4 +78,4 @@ async def answer(run: Scope, question: str) -> str | None:
 
 def sent(event: str, data: dict) -> str:
     """A server-sent event."""
-    return f"event: {event}\ndata: {json.dumps(data, default=str)}\n\n"
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"

@@ -7,10 +7,10 @@ A run is everything under one root: a chain, an agent, or a model call of its ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from otel_llm.conventions.token_usage import Usage
 
@@ -59,6 +59,26 @@ class Event:
     def time(self) -> datetime:
         """When it happened, in UTC, to the microsecond."""
         return datetime.fromtimestamp(self.time_ns // 10**9, UTC).replace(microsecond=self.time_ns % 10**9 // 1000)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in values that JSON has: beside the fields `type` and `time`; in `usage` what was reported, by its names."""
+        said = {one.name: _plain(getattr(self, one.name)) for one in fields(self)}
+        return {"type": self.type, "time": self.time.isoformat(timespec="microseconds"), **said}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Usage():
+            return {name: count for name, count in value._asdict().items() if count is not None}
+        case ToolCall():
+            return asdict(value)
+        case Decimal():
+            return float(value)
+        case tuple():
+            return [_plain(one) for one in value]
+        case Mapping():
+            return dict(value)
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,7 +221,8 @@ def test_the_account_is_the_ledger_by_module_and_user(
         assert (row["user_id"], row["conversation"]) == (cook.user_id, f"conversation-{cook.number}")
         assert (row["calls"], row["different"]) == (3 if cook.plans else 2, 1)
         if not cook.leaves:
-            assert (events[-2].data["model_calls"], events[-2].data["usage"][0]) == (row["calls"], row["input_tokens"])
+            told = events[-2].data
+            assert (told["model_calls"], told["usage"]["input"]) == (row["calls"], row["input_tokens"])
 
     # Nothing of all that went to the provider.
     for call in ledger:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import openai
@@ -106,6 +108,27 @@ def test_a_hand_written_agent(client: openai.OpenAI, openai_server: LocalOpenAI,
     assert (last.name, last.status, last.model_calls) == ("weather-agent", "ok", 2)
     assert last.usage.input == sum(call.input_tokens or 0 for call in billed)
     assert last.usage.output == sum(call.output_tokens or 0 for call in billed)
+
+
+@pytest.mark.usefixtures("traced")
+def test_an_event_as_json(client: openai.OpenAI, recorder: Recorder) -> None:
+    run_agent(client)
+    events = recorder.all()
+    assert len({type(event) for event in events}) > 5
+    for event in events:
+        told = event.to_dict()
+        assert json.loads(json.dumps(told)) == told
+        assert told.keys() == {"type", "time", *(field.name for field in dataclasses.fields(event))}
+        assert (told["type"], told["sequence"]) == (event.type, event.sequence)
+        assert datetime.fromisoformat(told["time"]) == event.time
+    end = next(event for event in events if isinstance(event, ProviderCompleted))
+    assert end.usage is not None
+    told = dataclasses.replace(end, cost_usd=Decimal("0.25"), usage=Usage(input=3, output=0)).to_dict()
+    assert (told["cost_usd"], told["usage"], told["finish_reasons"]) == (
+        0.25,
+        {"input": 3, "output": 0},
+        ["tool_calls"],
+    )
 
 
 @pytest.mark.usefixtures("traced")
