@@ -81,7 +81,7 @@ class Served(NamedTuple):
 @pytest.fixture
 def provider() -> Iterator[LocalOpenAI]:
     """A server whose streams go on when they are let: however slow the machine is, they do not begin to by themselves."""
-    with LocalOpenAI(cap=280) as server:
+    with LocalOpenAI(cap=800) as server:
         yield server
 
 
@@ -153,6 +153,7 @@ async def serve_all(app: App, provider: LocalOpenAI) -> tuple[list[Served], set[
         return await asyncio.gather(*asked), left
 
 
+@pytest.mark.timeout(900)  # two hundred requests take a slow machine minutes
 def test_the_account_is_the_ledger_by_module_and_user(
     start_instrumented: Callable[..., subprocess.Popen[str]], provider: LocalOpenAI, rows: Rows
 ) -> None:
