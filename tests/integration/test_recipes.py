@@ -145,7 +145,8 @@ async def serve_all(app: App, provider: LocalOpenAI) -> tuple[list[Served], set[
 
     async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(), trust_env=False) as client:
         asked = [asyncio.create_task(ask(client, cook)) for cook in cooks]
-        # Every stream stands after its first word, which is told when the second has come.
+        # Every stream stands after its first word, which is told when the second has come. So nobody leaves just as a piece
+        # comes: the `asyncio.wait_for` of Python 3.11, which langchain-openai has around each, loses a cancellation then.
         await asyncio.to_thread(provider.wait_for, sum(not cook.plans for cook in cooks))
         provider.release()
         left = await asyncio.to_thread(app.wait_for, "left", sum(cook.leaves for cook in cooks))
