@@ -41,10 +41,15 @@ def settle(connection: DuckDBPyConnection, chained: bool, stored: str | None = N
     if stored is not None:
         kept = f"SELECT * FROM {stored}.llm_usage AS one WHERE NOT EXISTS {_REPLACED}"
         table = f"({kept} UNION ALL BY NAME FROM new_llm_usage)"
-    if not chained and not connection.execute(_is_awaited(table)).fetchall()[0][0]:
+    awaited = connection.execute(_is_awaited(table)).fetchall()[0][0]
+    if not chained and not awaited:
         return
     connection.execute("TRUNCATE link")
-    connection.execute(_links(table))
+    connection.execute(_NEW)
+    if chained:
+        connection.execute(_known(table, f"response_id IN ({_before(connection)})"))
+    if awaited:
+        connection.execute(_known(table, _AWAITS))
     for _ in range(_DEEPEST):
         if not connection.execute(_HAND_ON).fetchall()[0][0]:
             break
@@ -76,21 +81,37 @@ _REPLACED: Final = """(FROM (FROM hidden UNION ALL SELECT trace_id, span_id FROM
 _IS_DERIVED: Final = f"coalesce(conversation_source = {literal(CHAIN)}, false)"
 
 
+_AWAITS: Final = (
+    f"""conversation_source = {literal(CHAIN)} AND conversation_id IN (SELECT response_id FROM usage_batch)"""
+)
+
+
 def _is_awaited(table: str) -> str:
     """Whether a stored call goes on from one of the batch, which was not known before."""
-    return f"""SELECT exists(FROM {table} WHERE conversation_source = {literal(CHAIN)}
-        AND conversation_id IN (SELECT response_id FROM usage_batch))"""
+    return f"SELECT exists(FROM {table} WHERE {_AWAITS})"
 
 
-def _links(table: str) -> str:
-    """The calls of the batch that may be in a chain, the stored ones before them and those behind them."""
-    columns = f"""trace_id, span_id, started_at, response_id, conversation_id, conversation_id AS was, {_IS_DERIVED} AS derived"""
-    return f"""INSERT INTO link BY NAME
-    SELECT {columns}, true AS is_new FROM usage_batch WHERE response_id IS NOT NULL OR {_IS_DERIVED}
-    UNION ALL
-    SELECT {columns}, false AS is_new FROM {table} AS stored
-    WHERE response_id IN (SELECT conversation_id FROM usage_batch WHERE {_IS_DERIVED})
-        OR (conversation_source = {literal(CHAIN)} AND conversation_id IN (SELECT response_id FROM usage_batch))"""
+_LINK: Final = (
+    f"""trace_id, span_id, started_at, response_id, conversation_id, conversation_id AS was, {_IS_DERIVED} AS derived"""
+)
+_NEW: Final = f"""INSERT INTO link BY NAME
+    SELECT {_LINK}, true AS is_new FROM usage_batch WHERE response_id IS NOT NULL OR {_IS_DERIVED}"""
+
+
+def _known(table: str, condition: str) -> str:
+    """Stored calls before those of the batch, or behind them."""
+    return f"""INSERT INTO link BY NAME SELECT {_LINK}, false AS is_new FROM {table} AS stored
+    WHERE ({condition}) AND NOT EXISTS (FROM link WHERE {_same("stored")})"""
+
+
+_FEW: Final = 1_000
+_BEFORE: Final = f"SELECT DISTINCT conversation_id FROM usage_batch WHERE {_IS_DERIVED}"
+
+
+def _before(connection: DuckDBPyConnection) -> str:
+    """The ids that calls of the batch go on from. With a few, spelled out, DuckDB reads no other column of most rows."""
+    ids = [name for (name,) in connection.execute(f"{_BEFORE} LIMIT {_FEW + 1}").fetchall()]
+    return ", ".join(map(literal, ids)) if 0 < len(ids) <= _FEW else _BEFORE
 
 
 _HAND_ON: Final = """UPDATE link SET conversation_id = before.conversation_id

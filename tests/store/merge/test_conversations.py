@@ -77,16 +77,14 @@ def expected(kind: list[Call]) -> dict[int, str | None]:
 
 
 def orders(kind: list[Call]) -> Iterator[list[list[Call]]]:
-    """All at once, one at a time, backwards, and in parts without any order."""
+    """All at once, backwards, and in parts without any order."""
     yield [kind]
     if len(kind) < 5:
-        yield [[call] for call in kind]
         yield [[call] for call in reversed(kind)]
-    for seed in range(2):
-        chance = random.Random(seed)
-        shuffled = chance.sample(kind, len(kind))
-        cuts = sorted(chance.sample(range(len(kind) + 1), min(2, len(kind))))
-        yield [part for low, high in itertools.pairwise([0, *cuts, len(kind)]) if (part := shuffled[low:high])]
+    chance = random.Random(1)
+    shuffled = chance.sample(kind, len(kind))
+    cuts = sorted(chance.sample(range(len(kind) + 1), min(2, len(kind))))
+    yield [part for low, high in itertools.pairwise([0, *cuts, len(kind)]) if (part := shuffled[low:high])]
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
