@@ -64,8 +64,9 @@ def settle(connection: DuckDBPyConnection, chained: bool, stored: str | None = N
         connection.execute("INSERT INTO hidden SELECT trace_id, span_id FROM moved")
         connection.execute(f"INSERT INTO new_llm_usage ({columns}) FROM moved")
         connection.execute("DROP TABLE moved")
-    for each in ("usage_batch", "llm_usage" if stored is None else "new_llm_usage"):
-        connection.execute(_rename(each))
+    connection.execute(_rename("usage_batch"))
+    table = "llm_usage" if stored is None else "new_llm_usage"
+    connection.execute(_rename(table, f", row_version = coalesce({table}.row_version, 1) + 1"))
 
 
 def _same(table: str) -> str:
@@ -124,6 +125,6 @@ _NAME_FIRST: Final = """UPDATE link SET conversation_id = response_id, derived =
     WHERE conversation_id IS NULL AND response_id IN (SELECT conversation_id FROM link WHERE derived)"""
 
 
-def _rename(table: str) -> str:
-    return f"""UPDATE {table} SET conversation_id = link.conversation_id, conversation_source = {literal(CHAIN)}
+def _rename(table: str, more: str = "") -> str:
+    return f"""UPDATE {table} SET conversation_id = link.conversation_id, conversation_source = {literal(CHAIN)}{more}
     FROM link WHERE {_same(table)}"""

@@ -121,6 +121,7 @@ def test_the_end_of_a_call_that_was_given_up_counts(paths: StorePaths) -> None:
     assert seen(paths.database) == {1: "C", 2: "a"}
     write(living, first)
     assert seen(paths.database) == {1: "C", 2: "C"}
+    assert query(paths.database, "SELECT row_version FROM llm_usage") == [(2,), (2,)]
     living.close()
 
 
