@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from genai_prices.data_snapshot import get_snapshot
@@ -92,3 +94,9 @@ def test_what_a_provider_is_called(called: str, name: str) -> None:
 )
 def test_what_a_price_is_looked_up_by(provider: str, model: str, priced: tuple[str, str] | None) -> None:
     assert hosts.priced_as(provider, model) == priced
+
+
+def test_the_page_is_made_from_the_tables() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    made = runpy.run_path(str(docs / "providers.py"))["page"]()
+    assert (docs / "providers.md").read_text() == made, "run python docs/providers.py"
