@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from openai.types import CompletionUsage
 from openai.types.responses import ResponseUsage
@@ -356,3 +358,38 @@ def test_a_name_means_the_same_in_every_accent():
         assert accent.source
     outer = {path.rpartition(".")[0] for path in meanings if "." in path}
     assert outer & set(meanings) == set()  # an object in one, a number in another
+
+
+counts = st.integers(0, 10**6)
+
+
+@given(
+    st.fixed_dictionaries(dict.fromkeys(("fresh", "read", "written", "said", "thought"), counts)),
+    st.sets(st.sampled_from(["read", "written", "thought"])),
+    st.booleans(),
+)
+def test_whatever_stands_beside_the_whole_is_found_by_the_sum(parts, beside, responses):
+    """What was used is known; which parts are told inside their whole and which beside it differs from server to server."""
+    # Two parts, or sums of them, that are the same number cannot be told from each other.
+    sums = [
+        sum(some)
+        for size in (1, 2, 3)
+        for some in combinations([parts[one] for one in ("read", "written", "thought")], size)
+    ]
+    assume(len(set(sums)) == len(sums))
+    asked = parts["fresh"] + parts["read"] + parts["written"]
+    answered = parts["said"] + parts["thought"]
+    told_in = asked - sum(parts[one] for one in beside & {"read", "written"})
+    told_out = answered - (parts["thought"] if "thought" in beside else 0)
+    assume(asked + answered > 0)
+    into, out = ("input", "output") if responses else ("prompt", "completion")
+    payload = {
+        f"{into}_tokens": told_in,
+        f"{out}_tokens": told_out,
+        "total_tokens": asked + answered,
+        f"{into}_tokens_details": {"cached_tokens": parts["read"], "cache_write_tokens": parts["written"]},
+        f"{out}_tokens_details": {"reasoning_tokens": parts["thought"]},
+    }
+    reading = read_usage(payload)
+    assert reading.usage == Usage(asked, answered, parts["read"], parts["written"], parts["thought"])
+    assert reading.adds_up

@@ -94,6 +94,8 @@ class ModelResult:
             return None
         if self._asked.get(semconv.PROVIDER) in _SOLD_IN_TIERS:
             self._tier = _text(told, ("service_tier",)) or self._tier
+        elif (tier := _anthropic_tier(_mapping(told.get("usage")))) is not None:
+            self._tier = tier
         return self._read_one(reported).completed_by(self._read(told)).completed_by(self._read(info))
 
     def _read(self, source: Mapping[str, Any]) -> Reading:
@@ -142,6 +144,13 @@ def _is_cache_hit(usage: object) -> bool:
 
 _BESIDE_SET = frozenset(_BESIDE)
 _NOTHING_READ = Reading(None)
+
+
+def _anthropic_tier(usage: Mapping[str, Any]) -> str | None:
+    """What Anthropic bills at another price, as its usage says it: `speed` fast, or a batch."""
+    if usage.get("speed") == "fast":
+        return "fast"
+    return "batch" if usage.get("service_tier") == "batch" else None
 
 
 def _text(source: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

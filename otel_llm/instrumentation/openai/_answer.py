@@ -123,6 +123,8 @@ class Answer:
         elif not whole and found.get("type") is None:
             self._see_other_failure(found)
             self._see_images(found.get("data"))
+        elif whole == "video":
+            self._see_video(found.get("seconds"))
         if (usage := found.get("usage")) is not None:
             self._see_usage(usage, embeds=whole == "list")
         elif self._finish_reasons and self.usage is None:
@@ -173,6 +175,11 @@ class Answer:
         """The images of an answer, which nothing else names as such."""
         if isinstance(data, list | tuple) and data and not _IMAGE.isdisjoint(fields(data[0])):
             self.units = {semconv.IMAGES: float(len(data))}
+
+    def _see_video(self, seconds: object) -> None:
+        """A job that makes a video; how long that will be is said in words."""
+        if isinstance(seconds, str | int) and str(seconds).isascii() and str(seconds).isdigit():
+            self.units = {semconv.VIDEO_SECONDS: float(str(seconds)[:9])}
 
     def _see_state(self, event: Mapping[str, Any]) -> None:
         self._see_response(fields(event.get("response")))

@@ -37,6 +37,10 @@ ENDPOINTS = {
     "/audio/transcriptions": Endpoint(semconv.TRANSCRIPTION),
     "/audio/translations": Endpoint(semconv.TRANSLATION),
     "/audio/speech": Endpoint(semconv.SPEECH),
+    "/videos": Endpoint(semconv.VIDEO_GENERATION),
+    "/videos/edits": Endpoint(semconv.VIDEO_GENERATION),
+    "/videos/extensions": Endpoint(semconv.VIDEO_GENERATION),
+    "/remix": Endpoint(semconv.VIDEO_GENERATION),
     "/decisions": Endpoint(semconv.DECISION),
 }
 """The endpoints that run a model, by the path that the client's resource methods use."""
@@ -258,6 +262,7 @@ _OF_OPERATION: Mapping[str, _Parameters] = {
         ("size", semconv.IMAGE_SIZE, _word),
         ("quality", semconv.IMAGE_QUALITY, _word),
     ),
+    semconv.VIDEO_GENERATION: (("size", semconv.IMAGE_SIZE, _word),),
     semconv.SPEECH: (("input", semconv.CHARACTERS, lambda value: float(len(value)) if type(value) is str else None),),
 }
 

@@ -148,3 +148,17 @@ def test_parameters_of_a_request(parameters: dict[str, Any], expected: dict[str,
     attributes = ModelRequest(semconv.CHAT, None, {"ls_provider": "ollama"}, parameters).attributes
     assert attributes == {semconv.PROVIDER: "ollama", **expected}
     assert {type(value) for value in expected.values()} <= {type(attributes[name]) for name in expected}
+
+
+@pytest.mark.parametrize(
+    ("said", "tier"),
+    [
+        ({"speed": "fast", "service_tier": "standard"}, "fast"),
+        ({"speed": "standard", "service_tier": "batch"}, "batch"),
+        ({"speed": None, "service_tier": "standard"}, None),
+        ({"speed": ["fast"]}, None),
+    ],
+)
+def test_what_anthropic_bills_at_another_price(said: dict[str, Any], tier: str | None) -> None:
+    answer = _seen(LLMResult(generations=[[_message(USAGE, {"usage": said})]]))
+    assert answer.attributes().get(semconv.OPENAI_RESPONSE_SERVICE_TIER) == tier

@@ -162,6 +162,18 @@ CALLS: dict[str, tuple[Callable[[Any], Any], Any, str, dict[str, Any]]] = {
         "compact",
         RESPONSE_TOLD,
     ),
+    "videos": (
+        lambda c: c.post("/videos", cast_to=object, body={"model": MODEL, "prompt": "a dot"}),
+        {"id": "video_1", "object": "video", "model": MODEL, "status": "queued", "seconds": "8", "size": "720x1280"},
+        "video_generation",
+        {s.VIDEO_SECONDS: 8.0},
+    ),
+    "videos.remix": (
+        lambda c: c.post("/videos/video_1/remix", cast_to=object, body={"model": MODEL, "prompt": "two dots"}),
+        {"id": "video_2", "object": "video", "model": MODEL, "status": "queued", "seconds": "many"},
+        "video_generation",
+        {},
+    ),
     "decisions": (
         lambda c: c.post("/decisions", cast_to=object, body={"model": MODEL}),
         {"model": MODEL, "answers": [], "usage": RESPONSE_USAGE},
