@@ -143,7 +143,9 @@ def _measure(connection: DuckDBPyConnection) -> Batch:
     if different < count:
         connection.execute(rows.DROP_REPEATED)
         count, interrupted, _, *rest = connection.execute("EXECUTE measure_batch").fetchall()[0]
-    first_us, last_us, *flags = rest
+    first_us, last_us, units, *flags = rest
+    if units:
+        connection.execute("EXECUTE fill_units")
     return Batch(count, interrupted, first_us or 0, last_us or 0, *flags)
 
 
@@ -263,7 +265,12 @@ def price(connection: DuckDBPyConnection, paths: StorePaths | None = None) -> No
     prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
     if prices:
         connection.execute(rows.insert_prices(len(prices)), [value for price in prices for value in price])
-    connection.execute("EXECUTE fill_usage")
+    _fill_usage(connection)
+
+
+def _fill_usage(connection: DuckDBPyConnection) -> None:
+    ((units,),) = connection.execute("EXECUTE any_units").fetchall()
+    connection.execute("EXECUTE fill_usage_with_units" if units else "EXECUTE fill_usage")
 
 
 def _price_again(connection: DuckDBPyConnection) -> None:
@@ -276,4 +283,4 @@ def _price_again(connection: DuckDBPyConnection) -> None:
 def _fill_usage_again(connection: DuckDBPyConnection) -> None:
     """After the batch has lost some of its rows."""
     connection.execute("TRUNCATE usage_batch")
-    connection.execute("EXECUTE fill_usage")
+    _fill_usage(connection)

@@ -173,12 +173,18 @@ def _first_chunk_ms() -> str:
              THEN ([event.time_unix_nano FOR event IN {events} IF event.name IN ({names})][1] - st) / 1e6 END)"""
 
 
-def _below(prefix: str, read: str = "{}") -> str:
+def _has(source: str, prefix: str) -> str:
+    """Whether an attribute, or a text in one, begins with `prefix`."""
+    beginning = literal(f'"{prefix}')
+    return f"contains(CAST({source} AS VARCHAR), {beginning})"
+
+
+def _below(source: str, prefix: str, read: str = "{}") -> str:
     """A map of the attributes that begin with `prefix`, without it; `read` is the SQL for what is kept of the text of one."""
-    names = f"[key FOR key IN json_keys(a) IF starts_with(key, {literal(prefix)})]"
+    names = f"[key FOR key IN json_keys({source}) IF starts_with(key, {literal(prefix)})]"
     pointer = "'/' || replace(replace(key, '~', '~0'), '/', '~1')"
-    value = read.format(f"json_extract_string(a, {pointer})")
-    return f"""CASE WHEN contains(CAST(a AS VARCHAR), {literal('"' + prefix)}) THEN map(
+    value = read.format(f"json_extract_string({source}, {pointer})")
+    return f"""CASE WHEN {_has(source, prefix)} THEN map(
         [key[{len(prefix) + 1}:] FOR key IN {names}], [{value} FOR key IN {names}]) END"""
 
 
@@ -253,13 +259,13 @@ SELECT
     coalesce(stated_conversation, nullif(previous_response, '')) AS conversation_id,
     CASE WHEN stated_conversation IS NULL AND previous_response <> '' THEN {literal(CHAIN)} END AS conversation_source,
     request_id,
-    {_below(semconv.TAG_PREFIX)} AS tags,
+    {_below("a", semconv.TAG_PREFIX)} AS tags,
     coalesce(agent_name, ag) AS agent_name, coalesce(workflow_name, wf) AS workflow_name,
     profile, server_address, coalesce(recorded_by, sc) AS instrumentation,
     TRY_CAST(attempts AS INTEGER) AS attempts,
     {_json("input_messages")} AS input_messages,
     {_json("output_messages")} AS output_messages,
-    service_tier, std AS error_message, {_below(semconv.UNIT_PREFIX, _NUMBER)} AS units,
+    service_tier, std AS error_message,
     1 AS row_version, NULL AS input_chars, NULL AS output_chars,
     CASE WHEN TRY_CAST(reported_cost AS DOUBLE) BETWEEN 0 AND 1e8 THEN TRY_CAST(reported_cost AS DECIMAL(18, 9)) END
         AS reported_cost_usd,
@@ -295,14 +301,19 @@ IS_OURS: Final = f"starts_with(coalesce(instrumentation, ''), {literal(semconv.S
 _MEASURE_BATCH: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000,
+    coalesce(bool_or({_has("attributes", semconv.UNIT_PREFIX)}), false),
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
         OR NOT {IS_OURS})), false),
     count(endpoint) > 0, count(conversation_source) > 0
 FROM batch
 """
-"""Rows, rows that never ended, different spans, the microseconds of the first start and the last, whether there are calls
-that others may have reported too (see `duplicates.py`), whether there are spans that go out over OTLP, and calls that go on from
-others (see `conversations.py`)."""
+"""Rows, rows that never ended, different spans, the microseconds of the first start and the last, whether there is something
+billed by other things than tokens, whether there are calls that others may have reported too (see `duplicates.py`), whether there
+are spans that go out over OTLP, and calls that go on from others (see `conversations.py`)."""
+
+_FILL_UNITS: Final = f"""UPDATE batch SET units = {_below("attributes", semconv.UNIT_PREFIX, _NUMBER)}
+    WHERE {_has("attributes", semconv.UNIT_PREFIX)}"""
+"""Apart from `_fill_batch`, since most batches have none and it takes its time."""
 
 DROP_REPEATED: Final = """
 DELETE FROM batch WHERE rowid IN (
@@ -394,19 +405,23 @@ _PRICED_AS: Final = {
 """Columns of which more may be known than was reported: see `_known`."""
 
 
-def _fill_usage() -> str:
-    """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0."""
+def _fill_usage(with_units: bool) -> str:
+    """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0.
+
+    Without units it takes half the time, and most batches have none.
+    """
     tokens = " + ".join(
         f"coalesce({_PRICED_AS.get(column, column)}, 0)::DECIMAL(19, 0) * coalesce(per_{column}, 0)"
         for column in TOKEN_COLUMNS
     )
-    units = """coalesce(list_sum([unit.value::DECIMAL(20, 6) * per_unit[unit.key] FOR unit IN map_entries(units)
+    units = """ + coalesce(list_sum([unit.value::DECIMAL(20, 6) * per_unit[unit.key] FOR unit IN map_entries(units)
         IF per_unit[unit.key] IS NOT NULL])::DECIMAL(38, 15), 0)"""
+    beside = units if with_units else ""
     computed = {
         "usage_source": f"""coalesce(stated_usage_source,
             CASE WHEN coalesce({", ".join(TOKEN_COLUMNS)}) IS NOT NULL THEN 'reported' END)""",
         "cost_usd": f"""CASE WHEN cache_hit THEN 0 WHEN reported_cost_usd IS NOT NULL THEN reported_cost_usd
-            WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {tokens} + {units}, 0) AS DECIMAL(18, 9)) END""",
+            WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {tokens}{beside}, 0) AS DECIMAL(18, 9)) END""",
         "price_source": f"""CASE WHEN cache_hit THEN {literal(CACHE_HIT)} WHEN reported_cost_usd IS NOT NULL
             THEN {literal(REPORTED_COST)} ELSE coalesce(unpriced, price_basis) END""",
     }
@@ -415,7 +430,7 @@ def _fill_usage() -> str:
     return f"""
 INSERT INTO usage_batch ({", ".join(USAGE_COLUMNS)})
 SELECT {values} FROM (
-    SELECT *, {_gap()} AS gap, {_unpriced()} AS unpriced FROM (
+    SELECT *, {_gap(with_units)} AS gap, {_unpriced()} AS unpriced FROM (
         SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)}), {_known()}
         FROM batch LEFT JOIN price ON {join}
             AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
@@ -471,13 +486,15 @@ def _exceed() -> str:
             OR coalesce(image_cached, 0) > coalesce(image_input_tokens, 0)"""
 
 
-def _gap() -> str:
+def _gap(with_units: bool) -> str:
     """What was billed and has no price: a column of tokens, or a key of `units`."""
     columns = " ".join(
         f"WHEN {_PRICED_AS.get(column, column)} > 0 AND per_{column} IS NULL THEN {literal(column)}"
         for column in TOKEN_COLUMNS
     )
     place = ", ".join(map(literal, IN_PLACE_OF_TOKENS))
+    if not with_units:
+        return f"CASE {columns} END"
     return f"""coalesce(CASE {columns} END, [unit.key FOR unit IN map_entries(units) IF coalesce(unit.value, 1) > 0
             AND (unit.value IS NULL OR per_unit[unit.key] IS NULL)
             AND NOT (per_unit[unit.key] IS NULL AND input_tokens IS NOT NULL AND unit.key IN ({place}))][1])"""
@@ -558,7 +575,10 @@ STATEMENTS: Final = {
     "fill_batch": _fill_batch(),
     "measure_batch": _MEASURE_BATCH,
     "price_keys": _PRICE_KEYS,
-    "fill_usage": _fill_usage(),
+    "fill_units": _FILL_UNITS,
+    "any_units": "SELECT count(units) > 0 FROM batch",
+    "fill_usage": _fill_usage(with_units=False),
+    "fill_usage_with_units": _fill_usage(with_units=True),
 }
 """Prepared once: planning them takes longer than running them on a small batch."""
 
