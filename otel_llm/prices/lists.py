@@ -56,6 +56,7 @@ _LITELLM_UNITS: Final = {
     ("audio_speech", "input_cost_per_character"): semconv.CHARACTERS,
     ("image_generation", "output_cost_per_image"): semconv.IMAGES,
     ("image_generation", "input_cost_per_image"): semconv.IMAGES,
+    ("video_generation", "output_cost_per_video_per_second"): semconv.UNIT_PREFIX + "video_seconds",
     (None, "code_interpreter_cost_per_session"): semconv.CODE_SESSIONS,
 }
 """What is billed by other things than tokens, for models of one mode or of any."""
@@ -296,11 +297,14 @@ def _fields(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _litellm_units(entry: Mapping[str, Any]) -> dict[str, Decimal]:
     units: dict[str, Decimal] = {}
+    by_size = any(re.fullmatch(r"output_cost_per_(second|image)_\d+[pPkK]", name) for name in entry)
     for (mode, name), attribute in _LITELLM_UNITS.items():
+        if by_size and mode in ("video_generation", "image_generation"):
+            continue  # it depends on what is not known here
         if mode in (None, entry.get("mode")) and (price := _amount(entry.get(name))):
             units.setdefault(attribute, price)
-    if isinstance(by_size := entry.get("search_context_cost_per_query"), dict):
-        fees = {_amount(fee) for fee in by_size.values()}
+    if isinstance(by_context := entry.get("search_context_cost_per_query"), dict):
+        fees = {_amount(fee) for fee in by_context.values()}
         if len(fees) == 1 and (fee := fees.pop()) is not None:  # else it depends on what is not known here
             units[semconv.WEB_SEARCHES] = fee
     return {attribute.removeprefix(semconv.UNIT_PREFIX): price for attribute, price in units.items()}

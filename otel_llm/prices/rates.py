@@ -20,6 +20,9 @@ IN_PLACE_OF_TOKENS: Final = tuple(
 """Units by which some models are billed and others, billed by tokens, are not: without a price they are no gap beside tokens that
 have one."""
 
+LEAST_BILLED: Final = {("groq", semconv.AUDIO_SECONDS.removeprefix(semconv.UNIT_PREFIX)): 10}
+"""By provider and unit how many are billed at least, where a call has any: so genai-prices' own reckoning has it for Groq."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:

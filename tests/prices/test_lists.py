@@ -55,6 +55,11 @@ LITELLM: dict[str, Any] = {
         "input_cost_per_audio_token": 1,
     },
     "sound-new": {"litellm_provider": "openai", "mode": "audio_transcription", "input_cost_per_second": 0.0001},
+    "film-new": {"litellm_provider": "openai", "mode": "video_generation", "output_cost_per_video_per_second": 0.1},
+    "film-by-size": {
+        "litellm_provider": "openai", "mode": "video_generation", "output_cost_per_video_per_second": 0.1,
+        "output_cost_per_second_1080p": 0.7,
+    },
     "draw-new": {"litellm_provider": "openai", "mode": "image_generation", "output_cost_per_image": 0.04},
 }  # fmt: skip
 MODELS_DEV = {
@@ -115,8 +120,8 @@ def test_litellm_s_map(book: PriceBook) -> None:
     assert search.per_unit == {}
     (claude,) = book.quote("aws.bedrock", "us.anthropic.claude-new-v1:0", None, None, NOW).rates
     assert claude.per_token["cache_write_1h_tokens"] == Decimal("0.000006")
-    assert [book.quote("openai", name, None, None, NOW).rates[0].per_unit for name in ("sound-new", "draw-new")] == [
-        {"audio_seconds": Decimal("0.0001")}, {"images": Decimal("0.04")},
+    assert [book.quote("openai", name, None, None, NOW).rates[0].per_unit for name in ("sound-new", "draw-new", "film-new")] == [
+        {"audio_seconds": Decimal("0.0001")}, {"images": Decimal("0.04")}, {"video_seconds": Decimal("0.1")},
     ]  # fmt: skip
 
 
@@ -127,6 +132,10 @@ def test_a_tier_has_prices_of_its_own_or_none(book: PriceBook) -> None:
         "1e-6"
     )
     assert book.quote("dashscope", "qwen-new", None, "flex", NOW) == Quote("no flex price for dashscope/qwen-new")
+
+
+def test_a_video_whose_price_depends_on_its_size(book: PriceBook) -> None:
+    assert book.quote("openai", "film-by-size", None, None, NOW) == Quote("no price for openai/film-by-size")
 
 
 @pytest.mark.parametrize("model", ["subscription", "nonsense", "by-the-hour", "unpriced", "never-heard-of"])

@@ -10,7 +10,7 @@ from typing import Final
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
 from otel_llm.prices.billing import CACHE_HIT, REFUSED, REPORTED_COST, SLOT_NS, literal
-from otel_llm.prices.rates import IN_PLACE_OF_TOKENS
+from otel_llm.prices.rates import IN_PLACE_OF_TOKENS, LEAST_BILLED
 
 PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
 """What a price depends on, beside the number of tokens."""
@@ -414,7 +414,7 @@ def _fill_usage(with_units: bool) -> str:
         f"coalesce({_PRICED_AS.get(column, column)}, 0)::DECIMAL(19, 0) * coalesce(per_{column}, 0)"
         for column in TOKEN_COLUMNS
     )
-    units = """ + coalesce(list_sum([unit.value::DECIMAL(20, 6) * per_unit[unit.key] FOR unit IN map_entries(units)
+    units = f""" + coalesce(list_sum([{_billed_units()}::DECIMAL(20, 6) * per_unit[unit.key] FOR unit IN map_entries(units)
         IF per_unit[unit.key] IS NOT NULL])::DECIMAL(38, 15), 0)"""
     beside = units if with_units else ""
     computed = {
@@ -437,6 +437,15 @@ SELECT {values} FROM (
         WHERE model_call
     )
 )"""
+
+
+def _billed_units() -> str:
+    """How many of `unit` are billed."""
+    least = " ".join(
+        f"WHEN provider = {literal(provider)} AND unit.key = {literal(key)} AND unit.value > 0 THEN greatest(unit.value, {number})"
+        for (provider, key), number in LEAST_BILLED.items()
+    )
+    return f"(CASE {least} ELSE unit.value END)"
 
 
 def _known() -> str:

@@ -223,6 +223,14 @@ def test_what_costs_nothing_is_no_gap(journal: Journal, store_path: Path, own_pr
     assert cost(journal, store_path, beside) == (Decimal("0.000012"), "override")
 
 
+@pytest.mark.parametrize(("seconds", "billed"), [(0, 0), (3.2, 10), (10, 10), (61.5, 61.5)])
+def test_what_groq_bills_at_least(seconds: float, billed: float, journal: Journal, store_path: Path) -> None:
+    """Its whisper is 0.111 USD an hour, and ten seconds at least."""
+    call = {PROVIDER: "groq", MODEL: "whisper-large-v3", OPERATION: "transcription", unit("audio_seconds"): seconds}
+    exact = Decimal(str(billed)) * Decimal("0.111") / 3600
+    assert cost(journal, store_path, call)[0] == exact.quantize(Decimal("1e-9"), ROUND_HALF_UP)
+
+
 def test_the_cached_audio_of_a_call_that_is_all_audio(journal: Journal, store_path: Path) -> None:
     told = {MODEL: "gpt-realtime", IN: 100, OUT: 0, READ: 64, HEARD: 100}
     assert cost(journal, store_path, told) == cost(journal, store_path, told | {HEARD_CACHED: 64})
