@@ -51,7 +51,7 @@ COMMENT ON COLUMN llm_usage.units IS 'What is billed by other things than tokens
 COMMENT ON COLUMN llm_usage.cache_write_1h_tokens IS 'Of cache_write_tokens: kept for an hour, where the provider tells it apart.';
 COMMENT ON COLUMN llm_usage.audio_cache_read_tokens IS 'Of cache_read_tokens, and of audio_input_tokens: both.';
 COMMENT ON COLUMN llm_usage.image_cache_read_tokens IS 'Of cache_read_tokens, and of image_input_tokens: both.';
-COMMENT ON COLUMN llm_usage.row_version IS '1, and one more each time the row changes: by a late end, or a new price.';
+COMMENT ON COLUMN llm_usage.row_version IS '1, and one more each time the row changes: by a late end, a new price, or a conversation that turns out.';
 COMMENT ON COLUMN llm_usage.input_chars IS 'Characters of text that went out.';
 COMMENT ON COLUMN llm_usage.output_chars IS 'Characters of text that came back.';
 
