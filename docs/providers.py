@@ -37,8 +37,8 @@ any of them: what the answer shows decides, and the host only what the answer le
 Streams are asked for their usage [as long as a server takes the question](prices.md#streams-and-their-usage). Where a recording or
 a package is named as the source, it was read; a page of documentation is where to look again.
 
-A host that is not in the table is recorded as `openai`, as the conventions have it, with its `server_address`. `OTEL_LLM_PRICES`
-prices [what has no price](prices.md).
+A host that is not in the table is recorded as `openai`, as the conventions have it, with its `server_address`; or as whom LangChain
+names, where the model is a class of its own for one of these. `OTEL_LLM_PRICES` prices [what has no price](prices.md).
 """
 
 

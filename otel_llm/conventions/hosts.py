@@ -568,6 +568,11 @@ def provider_name(name: str) -> str:
     return _BY_OTHER_NAME.get(name, name)
 
 
+def is_provider(name: object) -> bool:
+    """Whether somebody in the table is called so."""
+    return name in _BY_NAME
+
+
 def counts_no_thoughts(provider: str | None, model: str | None) -> bool:
     """Whether what is missing in a sum is reasoning: Gemini's OpenAI endpoint names it nowhere else."""
     return provider in _GEMINI or (model is not None and "gemini" in model.lower())

@@ -13,7 +13,8 @@ _CONTAINERS: Final = "code_interpreter_call"
 
 
 def server_tools(output: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """How often each was used, by attribute, from the items of a Responses object: what the client runs has a `call_id`.
+    """How often each was used, by attribute, from the items of a Responses object, where what the client runs has a `call_id`,
+    or from the blocks of a message of Anthropic's, where what he runs is a `server_tool_use`.
 
     A kind that nobody has told us of is counted under its own name: whether it costs anything is for the price book to say.
     """
@@ -21,6 +22,8 @@ def server_tools(output: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     containers: set[object] = set()
     for item in output:
         kind = item.get("type")
+        if kind == "server_tool_use":
+            kind = f"{item.get('name')}_call"
         if kind == "message" or not isinstance(kind, str) or "call_id" in item or _KIND.fullmatch(kind) is None:
             continue
         name = f"{semconv.UNIT_PREFIX}{kind}s"

@@ -42,7 +42,8 @@ _TICKS: Final = 10**10
 """Of xAI's, to the USD."""
 _DEAREST: Final = 10**6
 """USD that no call costs."""
-_NO_UNITS: Final[Mapping[str, float]] = {}
+NO_UNITS: Final[Mapping[str, float]] = {}
+"""Of a reading that says nothing but tokens."""
 
 
 class Reading(NamedTuple):
@@ -53,7 +54,7 @@ class Reading(NamedTuple):
     """Whether the counts are the total that came with them, as far as one came."""
     cost_usd: float | None = None
     """What the call costs him who pays the provider, as he says himself."""
-    units: Mapping[str, float] = _NO_UNITS
+    units: Mapping[str, float] = NO_UNITS
     """What is billed by other things than tokens, by attribute."""
 
     def attributes(self) -> dict[str, Any]:
@@ -73,14 +74,11 @@ class Reading(NamedTuple):
         if usage is None:
             usage = other.usage
         elif other.usage is not None and usage[:2] == other.usage[:2]:
-            usage = Usage._make(one or another for one, another in zip(usage, other.usage, strict=True))
+            usage = Usage._make(
+                one if one or another is None else another for one, another in zip(usage, other.usage, strict=True)
+            )
         cost = self.cost_usd if self.cost_usd is not None else other.cost_usd
         return Reading(usage, self.adds_up and other.adds_up, cost, {**other.units, **self.units})
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it says nothing but tokens, which add up."""
-        return self.adds_up and self.cost_usd is None and not self.units
 
     def __bool__(self) -> bool:
         return self.usage is not None or self.cost_usd is not None or bool(self.units)
@@ -120,7 +118,7 @@ def read_usage(
     usage = _made(Usage, told) if told != _NO_COUNTS else None
     if others:
         return Reading(usage, adds_up, _cost(others, provider), _units(others))
-    return _NOTHING if usage is None else _made(Reading, (usage, adds_up, None, _NO_UNITS))
+    return _NOTHING if usage is None else _made(Reading, (usage, adds_up, None, NO_UNITS))
 
 
 _NOTHING: Final = Reading(None)
@@ -132,15 +130,16 @@ def _walk(found: Mapping[str, Any], tree: Mapping[str, Any], counts: list[int | 
     """Takes every name that an accent knows. What is said twice counts once, as the larger: who does not know it says 0."""
     # A mapping of another's may have no end: it is asked for what we know.
     own = found if isinstance(found, dict) else {name: found.get(name) for name in tree}
+    node_of = tree.get
     for name, value in dict.items(own):
-        node = tree.get(name)
-        if node is None or value is None:
+        if value is None or (node := node_of(name)) is None:
             continue
         if type(node) is int:
+            before = counts[node]
             if type(value) is int and 0 < value < _SMALL:
-                if (before := counts[node]) is None or value > before:
+                if before is None or value > before:
                     counts[node] = value
-            elif counts[node] is None:
+            elif before is None:
                 counts[node] = count(value)
         elif type(node) is dict and type(value) is not list:
             if below := value if type(value) is dict else fields(value):

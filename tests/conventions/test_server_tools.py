@@ -35,3 +35,15 @@ def test_each_kind_is_counted() -> None:
 def test_a_container_is_billed_once() -> None:
     ran = [{"type": "code_interpreter_call", "container_id": one} for one in ("c1", "c1", "c2", None, None)]
     assert server_tools(ran) == {semconv.CODE_SESSIONS: 4.0}
+
+
+def test_anthropics_blocks_are_counted() -> None:
+    blocks = [
+        {"type": "text", "text": "let me look"},
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "q"}},
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1"},
+        {"type": "server_tool_use", "id": "srvtoolu_2", "name": "web_fetch", "input": {}},
+        {"type": "tool_use", "id": "toolu_1", "name": "mine"},
+        {"type": "server_tool_use", "name": "Ignore all\nprevious"},
+    ]
+    assert server_tools(blocks) == {semconv.WEB_SEARCHES: 1.0, "otel_llm.usage.web_fetch_calls": 1.0}

@@ -341,9 +341,9 @@ def test_what_else_is_billed_is_counted():
 
 
 def test_what_two_readings_of_an_answer_know_is_put_together():
-    one = Reading(Usage(10, 5, None, 0))
+    one = Reading(Usage(10, 5, None, 0, 0))
     more = Reading(Usage(10, 5, 4, 3), cost_usd=0.5, units={"u": 1.0})
-    assert one.completed_by(more) == Reading(Usage(10, 5, 4, 3), True, 0.5, {"u": 1.0})
+    assert one.completed_by(more) == Reading(Usage(10, 5, 4, 3, 0), True, 0.5, {"u": 1.0})
     other = Reading(Usage(11, 5, 4))  # of another answer, or a sum
     assert one.completed_by(other).usage == one.usage
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.finish_reasons import reason_in
+from otel_llm.conventions.server_tools import server_tools
 from otel_llm.conventions.token_usage import Usage
 from otel_llm.conventions.tool_calls import ToolRequests
-from otel_llm.conventions.usage_reading import Reading, read_usage
+from otel_llm.conventions.usage_reading import NO_UNITS, Reading, read_usage
 from otel_llm.settings import settings
 
 _NOTHING: Mapping[str, Any] = {}
@@ -96,7 +97,8 @@ class ModelResult:
             self._tier = _text(told, ("service_tier",)) or self._tier
         elif (tier := _anthropic_tier(_mapping(told.get("usage")))) is not None:
             self._tier = tier
-        return self._read_one(reported).completed_by(self._read(told)).completed_by(self._read(info))
+        reading = self._read_one(reported).completed_by(self._read(told)).completed_by(self._read(info))
+        return reading if reading.units else reading._replace(units=_units(message, told, info))
 
     def _read(self, source: Mapping[str, Any]) -> Reading:
         """What a provider's own words say, where a package has left them."""
@@ -144,6 +146,16 @@ def _is_cache_hit(usage: object) -> bool:
 
 _BESIDE_SET = frozenset(_BESIDE)
 _NOTHING_READ = Reading(None)
+
+
+def _units(message: object, told: Mapping[str, Any], info: Mapping[str, Any]) -> Mapping[str, float]:
+    """What the provider's own tools did, where no usage says so: Anthropic's blocks, Google's searches."""
+    content = getattr(message, "content", None)
+    if type(content) is list and (found := server_tools(map(_mapping, content))):
+        return found
+    grounding = _mapping(told.get("grounding_metadata") or info.get("grounding_metadata"))
+    queries = grounding.get("web_search_queries")
+    return {semconv.GROUNDING_QUERIES: float(len(queries))} if isinstance(queries, list) and queries else NO_UNITS
 
 
 def _anthropic_tier(usage: Mapping[str, Any]) -> str | None:

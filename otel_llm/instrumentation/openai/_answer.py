@@ -14,7 +14,7 @@ from otel_llm.conventions.finish_reasons import INCOMPLETE
 from otel_llm.conventions.server_tools import server_tools
 from otel_llm.conventions.token_usage import Usage, fields
 from otel_llm.conventions.tool_calls import ToolRequests
-from otel_llm.conventions.usage_reading import Reading, read_usage
+from otel_llm.conventions.usage_reading import NO_UNITS, Reading, read_usage
 from otel_llm.settings import settings
 from otel_llm.support import faults
 
@@ -159,7 +159,7 @@ class Answer:
         elif self.units and semconv.IMAGES in self.units and told.output and told.image_output is None:
             told = told._replace(image_output=told.output)  # what an answer of images alone is made of
         self.usage = told
-        self._reading = None if reading.is_plain else reading
+        self._reading = None if reading.units is NO_UNITS and reading.adds_up else reading
 
     def _look_elsewhere(self, found: Mapping[str, Any]) -> None:
         """The last chunk of a stream whose usage was not asked for, or is told in another place."""

@@ -14,6 +14,7 @@ from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
+from otel_llm.conventions.hosts import is_provider
 from otel_llm.instrumentation.engine.exchange import Exchange, carry_out, carry_out_async
 from otel_llm.instrumentation.openai import _asking, private
 from otel_llm.instrumentation.openai._answer import Answer
@@ -107,6 +108,10 @@ class ClientHooks:
         if call is None:
             call = ModelCall(self._tracer, endpoint.operation, model, known)
         else:
+            if not server.is_known and is_provider(call.attributes.get(semconv.PROVIDER)):
+                known.pop(
+                    semconv.PROVIDER, None
+                )  # whose class LangChain's is says more than an address that nobody knows
             call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
         call.attempts = 1
         call.propagates = propagates

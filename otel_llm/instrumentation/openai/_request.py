@@ -74,6 +74,8 @@ class Server(NamedTuple):
     """Where its API begins: scheme, host, port and path."""
     is_azure_client: bool = False
     """Whether it is asked by an Azure client, which puts the deployment into the path."""
+    is_known: bool = True
+    """Whether its address tells whose it is."""
 
     @property
     def is_azure_openai(self) -> bool:
@@ -126,8 +128,9 @@ def server_at(host: str | None, port: int | None, *, azure_client: bool = False)
     """Who answers at a host."""
     # A host that is not known serves the OpenAI protocol under a name of its own: the conventions keep `openai` there, and
     # `server.address` tells it apart.
-    provider = provider_at(host) or ("azure.ai.openai" if azure_client else "openai")
-    return Server(provider, host, port)
+    provider = provider_at(host)
+    is_known = azure_client or provider is not None
+    return Server(provider or ("azure.ai.openai" if azure_client else "openai"), host, port, is_known=is_known)
 
 
 def sent_body(options: Any) -> Mapping[str, Any]:

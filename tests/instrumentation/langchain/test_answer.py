@@ -162,3 +162,28 @@ def test_parameters_of_a_request(parameters: dict[str, Any], expected: dict[str,
 def test_what_anthropic_bills_at_another_price(said: dict[str, Any], tier: str | None) -> None:
     answer = _seen(LLMResult(generations=[[_message(USAGE, {"usage": said})]]))
     assert answer.attributes().get(semconv.OPENAI_RESPONSE_SERVICE_TIER) == tier
+
+
+SEARCHED: list[str | dict[Any, Any]] = [{"type": "server_tool_use", "name": "web_search", "id": "s", "input": {}}]
+
+
+@pytest.mark.parametrize(
+    ("message", "units"),
+    [
+        # A stream of langchain-anthropic leaves out what its usage said of tools: the blocks tell.
+        (AIMessage(SEARCHED), {semconv.WEB_SEARCHES: 1.0}),
+        (
+            AIMessage(SEARCHED, response_metadata={"usage": {"server_tool_use": {"web_search_requests": 2}}}),
+            {semconv.WEB_SEARCHES: 2.0},
+        ),
+        (
+            AIMessage("", response_metadata={"grounding_metadata": {"web_search_queries": ["a", "b"]}}),
+            {semconv.GROUNDING_QUERIES: 2.0},
+        ),
+        (AIMessage("", response_metadata={"grounding_metadata": {"web_search_queries": []}}), {}),
+        (AIMessage(["text"]), {}),
+    ],
+)
+def test_what_the_providers_tools_did(message: AIMessage, units: dict[str, float]) -> None:
+    told = _seen(LLMResult(generations=[[ChatGeneration(message=message)]])).attributes()
+    assert {name: number for name, number in told.items() if name.startswith(semconv.UNIT_PREFIX)} == units

@@ -24,6 +24,7 @@ from langchain_openai import ChatOpenAI
 
 from otel_llm.conventions import semconv as s
 from otel_llm.conventions.hosts import PROVIDERS, provider_name
+from otel_llm.instrumentation.langchain import LangChainInstrumentor
 from otel_llm.instrumentation.langchain._result import ModelResult
 from otel_llm.instrumentation.openai import OpenAIInstrumentor
 from tests.instrumentation.conftest import Spans
@@ -177,6 +178,26 @@ def test_a_cell(said: Said, way: str, http: httpx2.Client, instrumented: Spans) 
     attributes = instrumented.attributes()
     assert attributes[s.PROVIDER] == said.provider
     assert _told(attributes) == said.told
+
+
+@pytest.mark.parametrize(
+    ("base_url", "provider"), [("http://relay.internal/v1", "x_ai"), ("https://api.groq.com/openai/v1", "groq")]
+)
+def test_langchain_names_who_is_behind_an_address_that_nobody_knows(
+    base_url: str, provider: str, http: httpx2.Client, instrumented: Spans
+) -> None:
+    class ChatSomebody(ChatOpenAI):
+        def _get_ls_params(self, *args: Any, **kwargs: Any) -> Any:
+            return {**super()._get_ls_params(*args, **kwargs), "ls_provider": "xai"}
+
+    _Standin.said, _Standin.recorded = SAID[0], None
+    langchain = LangChainInstrumentor()
+    langchain.instrument(tracer_provider=instrumented.provider)
+    try:
+        ChatSomebody(model="m", base_url=base_url, api_key="x", http_client=http, max_retries=0).invoke("hi")  # type: ignore[arg-type]
+    finally:
+        langchain.uninstrument()
+    assert instrumented.attributes()[s.PROVIDER] == provider
 
 
 def test_most_providers_of_the_table_are_in_the_matrix() -> None:
