@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -41,6 +43,16 @@ _UNITS: Final = {
 }
 """Its names for prices -> what has them with us, and of how many the price is."""
 
+_SEARCH_FEES: Final[tuple[tuple[str, Decimal | None, Decimal | None, Decimal], ...]] = (
+    (r"gpt-4o.*-search-preview.*", None, None, Decimal("0.025")),
+    (r"gpt-5-search-api.*", None, None, Decimal("0.01")),
+    (r"gpt-4(o|\.1)-mini.*", None, Decimal("0.025"), Decimal(0)),
+    (r"gpt-4(o|\.1).*", Decimal("0.01"), Decimal("0.025"), Decimal(0)),
+)
+"""What OpenAI takes for a web search, where the library has it otherwise: by the name of the model the price of a search, of one of
+the preview, and of each call to a model that always searches. (openai.com/api/pricing, built-in tools. For small models a search
+also bills a block of 8,000 tokens, of which nobody says whether they are in the usage.)"""
+
 _OWN_PRICE: Final = {
     "batch": {"processing": "batch"},
     "flex": {"service_tier": "flex"},
@@ -75,7 +87,23 @@ def quote(provider: str | None, model: str, tier: str | None, at_ns: int) -> Quo
     import genai_prices
 
     found = find(provider, model)
-    return None if found is None else _rates(*found, tier, at_ns, f"genai-prices {genai_prices.__version__}")
+    if found is None:
+        return None
+    known = _rates(*found, tier, at_ns, f"genai-prices {genai_prices.__version__}")
+    return known if known is None or found[0].id != "openai" else _with_search_fees(known, model)
+
+
+def _with_search_fees(known: Quote, model: str) -> Quote:
+    """The prices with OpenAI's for web searches."""
+    fees = next((entry[1:] for entry in _SEARCH_FEES if re.fullmatch(entry[0], model.lower())), None)
+    rates = []
+    for rate in known.rates:
+        usual = rate.per_unit.get("web_search_calls")
+        search, preview, per_call = fees or (usual, usual, rate.per_call)
+        units = dict(rate.per_unit) | {"web_search_calls": search, "web_search_preview_calls": preview}
+        priced = {unit: price for unit, price in units.items() if price is not None}
+        rates.append(replace(rate, per_unit=priced, per_call=per_call))
+    return Quote(known.source, tuple(rates))
 
 
 def _rates(provider: Provider, model: ModelInfo, tier: str | None, at_ns: int, source: str) -> Quote | None:

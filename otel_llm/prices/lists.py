@@ -169,6 +169,8 @@ def filled(quote: Quote, other: Quote | None) -> Quote:
         if more is None or any(rate.per_token.get(kind) != more.per_token.get(kind) for kind in _TEXT):
             return quote
         tokens, units = complete({**more.per_token, **rate.per_token}), {**more.per_unit, **rate.per_unit}
+        if _SEARCH not in rate.per_unit and _PREVIEW in rate.per_unit:
+            units.pop(_SEARCH, None)  # it is known to be not known
         rates.append(replace(rate, per_token=tokens, per_unit=units))
     if tuple(rates) == quote.rates:
         return quote
@@ -176,6 +178,9 @@ def filled(quote: Quote, other: Quote | None) -> Quote:
 
 
 _TEXT: Final = ("input_tokens", "output_tokens")
+_SEARCH, _PREVIEW = (
+    attribute.removeprefix(semconv.UNIT_PREFIX) for attribute in (semconv.WEB_SEARCHES, semconv.WEB_SEARCH_PREVIEWS)
+)
 
 
 # --- taking a list in -------------------------------------------------------------------------------------------------

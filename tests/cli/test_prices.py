@@ -39,7 +39,7 @@ def test_a_model_of_the_library(run: Run) -> None:
         "model": "gpt-4o-mini", "provider": "openai", "since": None, "above": None, "input": 0.15, "output": 0.6,
         "cache_read": 0.075, "cache_write": 0.15, "cache_write_1h": 0.15, "reasoning": 0.6, "audio_input": None,
         "audio_output": None, "audio_cache_read": None, "image_input": None, "image_output": None, "image_cache_read": None,
-        "call": None, "units": {"web_search_calls": 0.01, "file_search_calls": 0.0025}, "source": SOURCE,
+        "call": None, "units": {"file_search_calls": 0.0025, "web_search_preview_calls": 0.025}, "source": SOURCE,
     }  # fmt: skip
     assert rows(run, "gpt-4o-mini", "--provider", "openai") == [row]
 
@@ -47,7 +47,7 @@ def test_a_model_of_the_library(run: Run) -> None:
 def test_a_table_leaves_out_what_costs_the_same_as_the_whole(run: Run) -> None:
     heading, _, row = run("prices", "gpt-4o-mini").out.splitlines()
     assert heading.split() == ["model", "provider", "input", "output", "cache_read", "units", "source"]
-    units = "web_search_calls 0.01, file_search_calls 0.0025"
+    units = "file_search_calls 0.0025, web_search_preview_calls 0.025"
     assert row.split() == ["gpt-4o-mini", "openai", "0.15", "0.6", "0.075", *units.split(), *SOURCE.split()]
 
 

@@ -47,3 +47,13 @@ def test_anthropics_blocks_are_counted() -> None:
         {"type": "server_tool_use", "name": "Ignore all\nprevious"},
     ]
     assert server_tools(blocks) == {semconv.WEB_SEARCHES: 1.0, "otel_llm.usage.web_fetch_calls": 1.0}
+
+
+def test_searches_of_the_preview_are_told_apart() -> None:
+    """By the tools that the answer says it had; 2025-03-11 is a version of it."""
+    for kind in ("web_search_preview", "web_search_preview_2025_03_11"):
+        assert server_tools([SEARCH, SEARCH], [{"type": "function"}, {"type": kind}]) == {
+            semconv.WEB_SEARCH_PREVIEWS: 2.0
+        }
+    for tools in (None, [], "web_search_preview", [{"type": "web_search"}], [None, {"type": 3}]):
+        assert server_tools([SEARCH], tools) == {semconv.WEB_SEARCHES: 1.0}

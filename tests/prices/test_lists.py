@@ -54,6 +54,10 @@ LITELLM: dict[str, Any] = {
         "litellm_provider": "openai", "mode": "chat", "input_cost_per_token": 1, "output_cost_per_token": 1,
         "input_cost_per_audio_token": 1,
     },
+    "gpt-4.1-mini": {
+        "litellm_provider": "openai", "mode": "chat", "input_cost_per_token": 4e-7, "output_cost_per_token": 1.6e-6,
+        "search_context_cost_per_query": {"search_context_size_low": 0.01},
+    },
     "sound-new": {"litellm_provider": "openai", "mode": "audio_transcription", "input_cost_per_second": 0.0001},
     "film-new": {"litellm_provider": "openai", "mode": "video_generation", "output_cost_per_video_per_second": 0.1},
     "film-by-size": {
@@ -162,8 +166,11 @@ def test_the_library_goes_first_and_a_list_fills_its_gaps(book: PriceBook) -> No
     assert million(rate) == million(before) | {"audio_input": "40", "audio_output": "80"}
     assert rate.per_unit == {**before.per_unit, "code_interpreter_sessions": Decimal("0.03")}
     assert book.quote("openai", "gpt-4o", None, None, NOW).source.startswith(f"{bare.source}, LiteLLM 2")
-    mini = ("openai", "gpt-4o-mini", None, None, NOW)
-    assert book.quote(*mini) == PriceBook().quote(*mini)
+    for model in (
+        "gpt-4o-mini",
+        "gpt-4.1-mini",
+    ):  # of another price; and a search is known to cost more than the list says
+        assert book.quote("openai", model, None, None, NOW) == PriceBook().quote("openai", model, None, None, NOW)
 
 
 def test_a_list_that_is_replaced_is_read_again(book: PriceBook) -> None:

@@ -228,7 +228,7 @@ class Answer:
         items = [fields(item) for item in output] if isinstance(output, list | tuple) else ()
         for item in items:
             self._see_item(item)
-        self.units = server_tools(items) or self.units
+        self.units = server_tools(items, found.get("tools")) or self.units
         match state:
             case "completed":
                 self._finish_reasons[0] = "tool_calls" if self._requested else "stop"

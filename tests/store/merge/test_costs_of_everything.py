@@ -223,6 +223,29 @@ def test_what_costs_nothing_is_no_gap(journal: Journal, store_path: Path, own_pr
     assert cost(journal, store_path, beside) == (Decimal("0.000012"), "override")
 
 
+@pytest.mark.parametrize(
+    ("model", "used", "fees"),
+    [
+        ("gpt-5.5", {unit("web_search_preview_calls"): 2}, "0.02"),
+        ("gpt-4.1", {unit("web_search_calls"): 2}, "0.02"),
+        ("gpt-4.1-2025-04-14", {unit("web_search_preview_calls"): 2}, "0.05"),
+        ("gpt-4o-mini", {unit("web_search_preview_calls"): 1}, "0.025"),
+        # A block of 8,000 tokens is billed with each, of which nobody says whether they are in the usage.
+        ("gpt-4o-mini", {unit("web_search_calls"): 1}, None),
+        ("gpt-4o-search-preview", {}, "0.025"),
+        ("gpt-4o-mini-search-preview-2025-03-11", {}, "0.025"),
+        ("gpt-5-search-api", {}, "0.01"),
+        ("gpt-4o", {}, "0"),
+    ],
+)
+def test_what_openai_takes_for_searches(
+    model: str, used: dict[str, int], fees: str | None, journal: Journal, store_path: Path
+) -> None:
+    found, source = cost(journal, store_path, {MODEL: model, IN: 0, OUT: 0} | used)
+    assert found == (None if fees is None else Decimal(fees))
+    assert fees is not None or source == NONE.format("web_search_calls", model)
+
+
 @pytest.mark.parametrize(("seconds", "billed"), [(0, 0), (3.2, 10), (10, 10), (61.5, 61.5)])
 def test_what_groq_bills_at_least(seconds: float, billed: float, journal: Journal, store_path: Path) -> None:
     """Its whisper is 0.111 USD an hour, and ten seconds at least."""
