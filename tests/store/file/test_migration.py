@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -146,6 +147,14 @@ def test_a_file_made_by_the_first_step_alone(store_path: Path, journal: Journal)
     write_call(journal)
     assert count(store_path) == 2
     assert query(store_path, "SELECT sum(calls) FROM llm_daily") == [(2,)]
+
+
+def test_no_step_makes_a_temporary_table() -> None:
+    """It runs in the instance of the process's merges, whose prepared statements would be planned anew for each use from then on."""
+    steps = [database._migration(step) for step in range(1, database.SCHEMA_VERSION + 1)]
+    assert [
+        step for step in steps if re.search(r"^CREATE (OR REPLACE )?TEMP", step, re.MULTILINE | re.IGNORECASE)
+    ] == []
 
 
 def test_views_are_made_again(version_1: Path, journal: Journal) -> None:

@@ -2,7 +2,8 @@
 -- for each new call what is done here for those that are there.
 ALTER TABLE llm_usage ADD COLUMN conversation_source VARCHAR;
 
-CREATE TEMP TABLE named AS
+-- Not a temporary one: the statements that the process has prepared for its merges would be planned anew for each use.
+CREATE TABLE named AS
 WITH RECURSIVE call AS (
     SELECT llm_usage.trace_id, llm_usage.span_id, llm_usage.started_at, response_id, conversation_id,
         CASE WHEN conversation_id IS NULL THEN spans.attributes ->> '$."gen_ai.request.previous_response.id"' END AS previous
