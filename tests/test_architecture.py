@@ -38,6 +38,7 @@ ROOMS = (
     "instrumentation.engine",
     "instrumentation.openai",
     "instrumentation.langchain",
+    "instrumentation.litellm",
     "routing",
     "middleware",
     "setup",

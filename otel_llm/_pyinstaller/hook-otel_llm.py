@@ -15,6 +15,6 @@ from PyInstaller.utils.hooks import collect_data_files, collect_submodules, copy
 hiddenimports = collect_submodules("otel_llm", filter=lambda name: not name.startswith("otel_llm._pyinstaller"))
 hiddenimports.append("pytz")
 datas = [*collect_data_files("otel_llm"), *copy_metadata("otel-llm", recursive=True)]
-for client in ("openai", "langchain-core", "langchain", "langchain-openai", "langgraph"):
+for client in ("openai", "langchain-core", "langchain", "langchain-openai", "langgraph", "litellm"):
     with contextlib.suppress(PackageNotFoundError):
         datas += copy_metadata(client)

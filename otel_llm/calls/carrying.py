@@ -17,6 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from otel_llm import context
 from otel_llm.calls import hand_over, parent
+from otel_llm.calls.hand_over import PassedOn
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.parent import Find, Parent
 from otel_llm.support import faults
@@ -29,7 +30,7 @@ class Carried(NamedTuple):
     """What work takes with it to another thread, besides the OpenTelemetry context."""
 
     find_parent: Find | None
-    offered: tuple[ModelCall, ...]
+    offered: tuple[ModelCall | PassedOn, ...]
 
 
 def carried() -> Carried | None:

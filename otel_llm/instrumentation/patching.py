@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CellType
 from typing import Any
 
 import wrapt
@@ -15,6 +16,7 @@ class Patches:
 
     def __init__(self) -> None:
         self._done: list[tuple[type, str, object, object]] = []
+        self._inner: list[tuple[CellType, object, object]] = []
         self._undone = False
 
     def when_imported(self, module: str, patch: Callable[[Any], None]) -> None:
@@ -37,6 +39,17 @@ class Patches:
         setattr(owner, name, ours)
         self._done.append((owner, name, original, ours))
 
+    def wrap_inner(self, function: Any, variable: str, wrapper: Callable[..., Any]) -> None:
+        """Wraps the function that a decorator has put `function` around and keeps in a `variable` of its own.
+
+        So it is found by whoever has got hold of `function` before, too. Raises ValueError where there is no such variable.
+        """
+        cell = function.__closure__[function.__code__.co_freevars.index(variable)]
+        original = cell.cell_contents
+        ours = wrapt.FunctionWrapper(original, wrapper, enabled=self._is_active)
+        cell.cell_contents = ours
+        self._inner.append((cell, original, ours))
+
     def is_bypassed(self, owner: type, name: str) -> bool:
         """Whether `owner.name` is another's wrapper round an inherited attribute as it was before we wrapped it."""
         step = vars(owner).get(name)
@@ -54,6 +67,10 @@ class Patches:
     def undo(self) -> None:
         """Puts every original back, unless somebody else has wrapped ours since: theirs is left in place, and ours lets through."""
         self._undone = True
+        while self._inner:
+            cell, inner, wrapped = self._inner.pop()
+            if cell.cell_contents is wrapped:
+                cell.cell_contents = inner
         while self._done:
             owner, name, original, ours = self._done.pop()
             if vars(owner).get(name) is not ours:

@@ -93,7 +93,7 @@ def instrument(
     logger_provider: LoggerProvider | None = None,
     redact: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
 ) -> None:
-    """Instruments the OpenAI and LangChain clients and keeps the account. Calling it again changes nothing.
+    """Instruments the OpenAI, LangChain and LiteLLM clients and keeps the account. Calling it again changes nothing.
 
     Whatever the environment, the platform and the installed libraries are like, the app runs on: what cannot be set up is left out
     and named in the log.
@@ -256,4 +256,10 @@ def _langchain() -> Any:
     return LangChainInstrumentor()
 
 
-_INSTRUMENTORS: Final[dict[str, Callable[[], Any]]] = {"openai": _openai, "langchain": _langchain}
+def _litellm() -> Any:
+    from otel_llm.instrumentation.litellm import LiteLLMInstrumentor
+
+    return LiteLLMInstrumentor()
+
+
+_INSTRUMENTORS: Final[dict[str, Callable[[], Any]]] = {"openai": _openai, "langchain": _langchain, "litellm": _litellm}

@@ -32,8 +32,9 @@ _PACKAGES = (
     "langchain",
     "langchain-openai",
     "langgraph",
+    "litellm",
 )
-_CLIENTS = ("openai", "langchain")
+_CLIENTS = ("openai", "langchain", "litellm")
 """The client libraries that we instrument, as they stand in the names of others who do so too."""
 
 

@@ -95,7 +95,7 @@ class ClientHooks:
             faults.report("read the parameters of a request", fault)
             known = {semconv.PROVIDER: server.provider}
         if settings().captures_content:
-            known |= _request_content(endpoint.operation, body, getattr(options, "files", None))
+            known |= request_content(endpoint.operation, body, getattr(options, "files", None))
         asking = None
         if stream and len(args) > 1:
             try:
@@ -240,7 +240,8 @@ class RecordedExchange(Exchange):
         return False
 
 
-def _request_content(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:
+def request_content(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:
+    """What a request says, where content is captured and has somewhere to go."""
     from otel_llm.content import capture  # only with capture
 
     if not capture.wanted():

@@ -26,7 +26,7 @@ from otel_llm.instrumentation.openai._observe import Observer
 from otel_llm.support import fast_json, faults
 
 _T = TypeVar("_T")
-_RECORDER = "_otel_llm_recorder"
+RECORDER = "_otel_llm_recorder"
 _BODY = "_otel_llm_body"
 _SSE = "text/event-stream"
 
@@ -151,7 +151,7 @@ class _Veil(StreamRecorder):
 def hide_usage_of(stream: Any) -> None:
     """Takes the usage that we asked for out of an `openai.Stream` or `openai.AsyncStream`, in place."""
     iterator = private.iterator(stream)
-    if iterator is not None and _RECORDER not in stream.__dict__:
+    if iterator is not None and RECORDER not in stream.__dict__:
         veil = _Veil()
         watch = _watch_async if hasattr(stream, "__anext__") else _watch
         private.replace_iterator(stream, watch(iterator, veil))
@@ -160,7 +160,7 @@ def hide_usage_of(stream: Any) -> None:
 def follow_stream(stream: Any, recorder: StreamRecorder) -> None:
     """Follows an `openai.Stream` or `openai.AsyncStream`, in place."""
     is_async = hasattr(type(stream), "__anext__")
-    if not _follow(stream, recorder, _ASYNC_STREAM if is_async else _SYNC_STREAM):
+    if not follow(stream, recorder, _ASYNC_STREAM if is_async else _SYNC_STREAM):
         return
     watch = _watch_async if is_async else _watch
     private.replace_iterator(stream, watch(private.iterator(stream), recorder))
@@ -172,7 +172,7 @@ def follow_stream(stream: Any, recorder: StreamRecorder) -> None:
     if "json" in headers.get("content-type", ""):
         follow_body(response, recorder)
     else:
-        _follow(response, recorder, _CLOSED)
+        follow(response, recorder, _CLOSED)
 
 
 def _watch(chunks: Iterator[_T], recorder: StreamRecorder) -> Iterator[_T]:
@@ -299,16 +299,16 @@ def loads(data: bytes | bytearray) -> Any:
 
 def follow_body(response: Any, recorder: StreamRecorder) -> None:
     """Follows the body of an `httpx` response that has not been read yet, in place, however the app reads it."""
-    if _follow(response, recorder, _RESPONSE):
+    if follow(response, recorder, _RESPONSE):
         response.__dict__[_BODY] = _BodyReader(recorder, response.headers.get("content-type", ""))
 
 
-def _follow(followed: Any, recorder: StreamRecorder, methods: dict[str, Any]) -> bool:
+def follow(followed: Any, recorder: StreamRecorder, methods: dict[str, Any]) -> bool:
     """Gives an object these methods and the recorder that they tell; False where it has one."""
-    if _RECORDER in followed.__dict__:
+    if RECORDER in followed.__dict__:
         return False
     cls = _followed_class(type(followed), methods)
-    followed.__dict__[_RECORDER] = recorder
+    followed.__dict__[RECORDER] = recorder
     followed.__class__ = cls
     recorder.call.is_followed = True
     return True
@@ -364,11 +364,11 @@ async def _watch_body_async(
 
 # --- subclasses, one per class followed ------------------------------------------------------------------------------
 def _leave(followed: Any) -> None:
-    followed.__dict__[_RECORDER].leave()
+    followed.__dict__[RECORDER].leave()
 
 
 def _leave_response(response: Any) -> None:
-    recorder = response.__dict__[_RECORDER]
+    recorder = response.__dict__[RECORDER]
     if not (recorder.pulling or _is_disposed_of()):
         recorder.leave()
 
@@ -421,7 +421,7 @@ def _async_close(name: str, leave: Callable[[Any], None]) -> Any:
 
 def _del(base: type) -> Any:
     def __del__(self: Any) -> None:
-        self.__dict__[_RECORDER].drop()
+        self.__dict__[RECORDER].drop()
         if hasattr(base, "__del__"):
             base.__del__(self)
 
