@@ -150,7 +150,7 @@ def test_a_file_made_by_the_first_step_alone(store_path: Path, journal: Journal)
 
 
 def test_no_step_makes_a_temporary_table() -> None:
-    """It runs in the instance of the process's merges, whose prepared statements would be planned anew for each use from then on."""
+    """It runs in the instance of the process's merges, whose prepared statements would be planned anew for each use."""
     steps = [database._migration(step) for step in range(1, database.SCHEMA_VERSION + 1)]
     assert [
         step for step in steps if re.search(r"^CREATE (OR REPLACE )?TEMP", step, re.MULTILINE | re.IGNORECASE)
