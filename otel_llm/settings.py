@@ -71,6 +71,8 @@ class Settings:
     segment_age: float
     stream_usage: StreamUsage
     """Whether `stream_options.include_usage` is asked for on chat streams that do not set it."""
+    estimate: bool
+    """Whether the tokens of calls that were billed and told no usage are estimated, and characters counted for that."""
     capture: Capture
     captures_content: bool
     """Whether `capture` is any mode but `NO_CONTENT`: what the hooks ask for every call."""
@@ -134,6 +136,7 @@ def _read() -> Settings:
         segment_size=_get(env, "OTEL_LLM_SEGMENT_SIZE", _size, "a size like 16MB", lambda: 16 * 2**20),
         segment_age=_get(env, "OTEL_LLM_SEGMENT_AGE", _duration, "a time like 60 or 5min", lambda: 60.0),
         stream_usage=_choice(env, "OTEL_LLM_STREAM_USAGE", _STREAM_USAGE, "auto"),
+        estimate=_get(env, "OTEL_LLM_ESTIMATE", _bool, "on or off", lambda: True),
         capture=capture,
         captures_content=capture is not Capture.NO_CONTENT,
         content_limit=_get(

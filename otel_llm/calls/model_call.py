@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry import context as otel
 from opentelemetry.trace import SpanKind, set_span_in_context
@@ -27,6 +27,22 @@ from otel_llm.settings import settings
 from otel_llm.signals import metrics
 from otel_llm.support import faults
 
+_NEVER: Final = 2**63
+_PROGRESS_NS: Final = 250 * 10**6
+"""How long a stream runs until it is noted how much of it has come, should the process die; the longer it has run, the longer."""
+_PROGRESS_PART: Final = 3
+_WRITES: Final = frozenset({semconv.CHAT, semconv.TEXT_COMPLETION, semconv.GENERATE_CONTENT})
+"""Operations whose answer is text."""
+
+
+class Arriving(Protocol):
+    """An answer, as far as it has come."""
+
+    characters: int
+    """Of everything that the model has written."""
+    reasoning_characters: int
+    """Those of them that are its reasoning."""
+
 
 class _Ending(NamedTuple):
     status: str
@@ -42,11 +58,14 @@ class ModelCall:
 
     __slots__ = (
         "__weakref__",
+        "_aside",
         "_chunk_times",
         "_conversation_is_asked",
         "_endings",
         "_process",
+        "_progress_ns",
         "adopted",
+        "answer",
         "attempts",
         "attributes",
         "claimed",
@@ -70,6 +89,7 @@ class ModelCall:
         *,
         under: Parent | None = None,
         started_ns: int | None = None,
+        characters: int | None = None,
     ) -> None:
         """Starts the span.
 
@@ -80,6 +100,7 @@ class ModelCall:
                 as in every method that takes attributes.
             under: the parent; looked up where it is not given.
             started_ns: wall clock in nanoseconds, for a call that began earlier; default now.
+            characters: of the text that it asks with, for the account alone; None where that is not known.
         """
         self.started_ns = started_ns or time.time_ns()
         self.started_perf_ns = time.perf_counter_ns() - (time.time_ns() - self.started_ns if started_ns else 0)
@@ -91,6 +112,10 @@ class ModelCall:
         """Whether somebody follows its answer, and ends it when that is dropped."""
         self.propagates = False
         """Whether the provider may see our trace context (`OTEL_LLM_PROPAGATE_TO`)."""
+        self.answer: Arriving | None = None
+        """What its answer is read into, while it comes."""
+        self._aside: dict[str, Any] = {} if characters is None else {semconv.INPUT_CHARACTERS: characters}
+        self._progress_ns = _NEVER
         self._chunk_times: metrics.ChunkTimes | None = None
         self.adopted = threading.Lock()
         self.claimed = threading.Lock()
@@ -123,10 +148,15 @@ class ModelCall:
             at_start,
             tool_calls.links(returned) if (returned := at_start.get(semconv.RETURNED_TOOL_IDS)) else (),
             start_time=self.started_ns,
+            aside=self._aside,
         )
 
-    def describe(self, operation: str, model: str | None, attributes: Mapping[str, Any]) -> None:
+    def describe(
+        self, operation: str, model: str | None, attributes: Mapping[str, Any], characters: int | None = None
+    ) -> None:
         """Adds what is known to the layer that took the call over; it is nearer to the provider."""
+        if operation:
+            self._aside[semconv.INPUT_CHARACTERS] = characters
         if self._conversation_is_asked and semconv.CONVERSATION_ID in attributes:
             attributes = {name: value for name, value in attributes.items() if name != semconv.CONVERSATION_ID}
         returned = attributes.get(semconv.RETURNED_TOOL_IDS)
@@ -158,15 +188,35 @@ class ModelCall:
         `response_model`: what the chunks before have told of it.
         """
         before, self.last_chunk_ns = self.last_chunk_ns, time.perf_counter_ns()
+        if self.last_chunk_ns > self._progress_ns:
+            self._tell_progress(self.last_chunk_ns)
         if self._chunk_times is not None and before is not None:
             self._chunk_times.record((self.last_chunk_ns - before) / 1e9, response_model)
         elif self.first_chunk_ns is None:
             self.first_chunk_ns = now = self.last_chunk_ns
+            if self.answer is not None and settings().estimate:
+                self._progress_ns = now + _PROGRESS_NS
             if not tracing.is_suppressed(self.span):
                 self._chunk_times = metrics.chunk_times(self.attributes, self.span)
             seconds = self.attributes[semconv.TIME_TO_FIRST_CHUNK] = (now - self.started_perf_ns) / 1e9
             self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, seconds)
             self._tell()
+
+    def _tell_progress(self, now: int) -> None:
+        """Has it on record how much of the answer has come, should the process die: less and less often."""
+        self._measure()
+        self._tell()
+        self._progress_ns = now + max(_PROGRESS_NS, (now - (self.first_chunk_ns or now)) // _PROGRESS_PART)
+
+    def _measure(self) -> None:
+        """Notes how long the answer is by now."""
+        answer = self.answer
+        if answer is None or not settings().estimate or self.attributes.get(semconv.OPERATION) not in _WRITES:
+            return
+        if answer.characters or self.first_chunk_ns is not None:
+            self._aside[semconv.OUTPUT_CHARACTERS] = answer.characters
+            if answer.reasoning_characters:
+                self._aside[semconv.REASONING_CHARACTERS] = answer.reasoning_characters
 
     def _tell(self) -> None:
         for listener in listeners:
@@ -221,6 +271,7 @@ class ModelCall:
         """Ends the span; returns when, in nanoseconds since 1970."""
         at_end: dict[str, Any] = {}
         try:
+            self._measure()
             at_end.update(ending.attributes)
             if semconv.CONVERSATION_ID in self.attributes:
                 at_end.pop(semconv.CONVERSATION_ID, None)

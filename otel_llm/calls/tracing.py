@@ -39,12 +39,14 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 class Given:
     """What a span of ours was told, whole: a span holds no more than the SDK's limits let it."""
 
-    __slots__ = ("attributes", "links", "span_id")
+    __slots__ = ("aside", "attributes", "links", "span_id")
 
-    def __init__(self, attributes: Mapping[str, Any], links: Sequence[Link]) -> None:
+    def __init__(self, attributes: Mapping[str, Any], links: Sequence[Link], aside: Mapping[str, Any]) -> None:
         self.attributes = attributes
         """Whoever has started the span goes on adding to them."""
         self.links = links
+        self.aside = aside
+        """What the account alone is told: fields of a journal record. These too go on being added to."""
         self.span_id: int | None = None
         """Of the span, once a processor of ours has heard of its start."""
 
@@ -85,13 +87,17 @@ class Tracer:
         attributes: Mapping[str, Any] = _NOTHING,
         links: Sequence[Link] = (),
         start_time: int | None = None,
+        aside: Mapping[str, Any] = _NOTHING,
     ) -> Span:
-        """Starts a span. What is set on it later is added to `attributes` too, by whoever sets it."""
+        """Starts a span. What is set on it later is added to `attributes` too, by whoever sets it.
+
+        `aside`: what the account is to know beside, as fields of its record; the span does not have it.
+        """
         opened: list[Span] = []
         if context is None:
             context = otel.get_current()
         try:
-            return self._open(opened, name, context, kind, attributes, links, start_time)
+            return self._open(opened, name, context, kind, Given(attributes, links, aside), start_time)
         except BaseException:  # a signal handler may raise at any line, and nobody has these spans yet
             for span in opened:
                 if span is trace.get_current_span(context):
@@ -106,11 +112,10 @@ class Tracer:
         name: str,
         context: otel.Context,
         kind: SpanKind,
-        attributes: Mapping[str, Any],
-        links: Sequence[Link],
+        told: Given,
         start_time: int | None,
     ) -> Span:
-        told = Given(attributes, links)
+        attributes, links = told.attributes, told.links
         suppressed = self._hides and not is_instrumentation_enabled()
         if not suppressed:
             try:
@@ -129,7 +134,8 @@ class Tracer:
             return Twofold(span, trace.INVALID_SPAN, suppressed) if suppressed else span
         with _ids.of(None if suppressed else span.get_span_context(), around):
             start = stage.tracer(self._scope).start_span
-            opened.append(start(name, _inside(context), kind, attributes, links, start_time))
+            at = otel.set_value(_GIVEN, told, _inside(context))
+            opened.append(start(name, at, kind, attributes, links, start_time))
         return Twofold(span, opened[-1], suppressed)
 
 

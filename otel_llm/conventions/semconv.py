@@ -64,6 +64,12 @@ AUDIO_CACHE_READ_TOKENS: Final = "otel_llm.tokens.audio_cache_read.input_tokens"
 IMAGE_CACHE_READ_TOKENS: Final = "otel_llm.tokens.image_cache_read.input_tokens"
 """Cached and audio, cached and image: part of both."""
 
+# --- how long it is: fields of a journal record, which no span has ----------------------------------------------------
+INPUT_CHARACTERS: Final = "ci"
+OUTPUT_CHARACTERS: Final = "co"
+REASONING_CHARACTERS: Final = "cr"
+LENGTHS: Final = (INPUT_CHARACTERS, OUTPUT_CHARACTERS, REASONING_CHARACTERS)
+
 # --- content, only with capture --------------------------------------------------------------------------------------
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"

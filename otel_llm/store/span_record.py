@@ -152,6 +152,8 @@ def end_record(
         record = dict(started)
         record["n"] = span.name
         record["a"] = recorded(attributes, record.get("sc", ""))
+    if given is not None and given.aside:
+        record |= given.aside
     record["k"] = "e"
     record["et"] = span.end_time
     status = span.status

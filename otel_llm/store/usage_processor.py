@@ -82,6 +82,8 @@ class UsageSpanProcessor(SpanProcessor):
 
     def _started(self, span: Span, context: SpanContext, attributes: Attributes, node: _Node) -> None:
         record = start_record(span, context, attributes)
+        if node.given is not None and node.given.aside:
+            record |= node.given.aside
         self._complete(record, span, node)
         node.agent = attributes.get(semconv.AGENT_NAME, node.agent)
         node.workflow = attributes.get(semconv.WORKFLOW_NAME, node.workflow)
@@ -108,9 +110,13 @@ class UsageSpanProcessor(SpanProcessor):
             context = span.get_span_context()
             node = self._nodes.get(context.span_id)
             if node is not None and node.started is not None:
-                given = None if node.given is None else node.given.attributes
-                kept = recorded(attributes_of(span, given), node.started.get("sc", ""))
+                given = node.given
+                kept = recorded(
+                    attributes_of(span, None if given is None else given.attributes), node.started.get("sc", "")
+                )
                 record = {**node.started, "n": span.name, "a": kept}
+                if given is not None:
+                    record |= given.aside
                 self._store.write(record, start_of=context.span_id)
         except Exception as error:
             faults.report("journal a span", error)

@@ -16,6 +16,7 @@ from otel_llm import llm_context
 from otel_llm.calls import request
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
+from otel_llm.calls.tracing import Tracer
 from otel_llm.calls.withholding import WithholdingPropagator, _warn_of_header
 from otel_llm.context import LONGEST_VALUE, MOST_TAGS, attributes
 from otel_llm.conventions import semconv
@@ -154,7 +155,7 @@ def sent() -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["call", "unrecorded"])
 def test_a_request_to_a_provider_carries_nothing(kind):
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    tracer = Tracer("t", TracerProvider(shutdown_on_exit=False))
     made = ModelCall(tracer, semconv.CHAT, "m", {}) if kind == "call" else UnrecordedRequest(propagates=False)
     with llm_context("m"):
         assert sent()

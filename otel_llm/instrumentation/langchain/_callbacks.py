@@ -9,7 +9,7 @@ Signatures are wrapt's, after what the hook itself is given: wrapped, instance, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import CoroutineType, FrameType
 from typing import Any
 
@@ -114,6 +114,7 @@ class CallbackHooks:
         if shared and waiting:
             first = waiting[0]
             assert first.request is not None
+            first.request.characters = _sum([run.request.characters for run in waiting if run.request is not None])
             call = first.request.begin(self._runs.tracer, self._runs.nearest_parent_in(first.parent), first.started_ns)
             model = ModelRun(call, [run.request for run in waiting if run.request is not None])
             for run in waiting:
@@ -174,3 +175,9 @@ def _answers_at_once(model: Any) -> bool:
     from langchain_core.language_models.llms import LLM
 
     return not isinstance(model, LLM)
+
+
+def _sum(lengths: Sequence[int | None]) -> int | None:
+    """None where one of them is not known."""
+    known = [length for length in lengths if length is not None]
+    return sum(known) if len(known) == len(lengths) else None

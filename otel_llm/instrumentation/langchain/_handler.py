@@ -230,13 +230,13 @@ class Handler:
     def on_llm_new_token(self, token: Any, *, run_id: UUID, **kwargs: Any) -> None:
         run = self._runs.get(run_id)
         if run is not None and run.model is not None:
-            run.model.chunk()
+            run.model.chunk(token, kwargs.get("chunk"))
 
     @_safe
     def on_stream_event(self, event: Any, *, run_id: UUID, **kwargs: Any) -> None:
         run = self._runs.get(run_id)
         if run is not None and run.model is not None:
-            run.model.chunk()
+            run.model.chunk(event)
 
     @_safe
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:

@@ -10,10 +10,11 @@ from otel_llm.calls.listeners import stream_listeners, teller
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.parent import Parent
 from otel_llm.calls.tracing import Tracer
-from otel_llm.conventions import semconv
+from otel_llm.conventions import characters, semconv
 from otel_llm.conventions.hosts import provider_name
 from otel_llm.instrumentation.langchain._result import ModelResult
 from otel_llm.settings import settings
+from otel_llm.support import faults
 
 _MODEL_KEYS = ("model", "model_name", "model_id")
 _NUMBER = (int, float)
@@ -41,6 +42,8 @@ class ModelRun:
     def __init__(self, call: ModelCall, requests: Sequence[ModelRequest]) -> None:
         self.call = call
         self._answer = ModelResult(call.attributes)
+        if call.answer is None:
+            call.answer = self._answer
         self._left = len(requests)
         self._increments: Any = None
         """What tells of the answer as it comes, where somebody asks for that."""
@@ -70,6 +73,9 @@ class ModelRun:
         call.chunk()
         if self._increments is not None:
             self._increments.see(piece, chunk)
+        if settings().estimate:
+            message = getattr(chunk, "message", None)
+            self._answer.see_piece(piece if message is None else message)
 
     def end(self, result: object) -> None:
         """One of the runs has ended; the last one finishes the call, unless the client's hook does."""
@@ -115,7 +121,7 @@ class ModelRun:
 class ModelRequest:
     """What is known of a model call when its run starts."""
 
-    __slots__ = ("asked", "attributes", "model", "operation", "parameters")
+    __slots__ = ("asked", "attributes", "characters", "model", "operation", "parameters")
 
     def __init__(
         self,
@@ -130,6 +136,7 @@ class ModelRequest:
         self.parameters: Mapping[str, Any] | None = None
         if settings().captures_content and _content_wanted():
             self.asked, self.parameters = asked, parameters
+        self.characters = _length_of(asked, parameters) if settings().estimate else None
         metadata, parameters = metadata or {}, parameters or {}
         self.operation = operation
         self.model = _model(metadata, parameters)
@@ -147,7 +154,26 @@ class ModelRequest:
             )
 
     def begin(self, tracer: Tracer, under: Parent | None, started_ns: int | None = None) -> ModelCall:
-        return ModelCall(tracer, self.operation, self.model, self.attributes, under=under, started_ns=started_ns)
+        return ModelCall(
+            tracer,
+            self.operation,
+            self.model,
+            self.attributes,
+            under=under,
+            started_ns=started_ns,
+            characters=self.characters,
+        )
+
+
+def _length_of(asked: object, parameters: Mapping[str, Any] | None) -> int | None:
+    """How many characters a model is asked with: prompts, or the messages of the one conversation in a list."""
+    if isinstance(asked, list) and len(asked) == 1 and isinstance(asked[0], list):
+        asked = asked[0]
+    try:
+        return characters.of_messages(asked, parameters) if isinstance(asked, list) else None
+    except Exception as fault:  # a value of the app's that is not what it seems
+        faults.report("measure a request", fault)
+        return None
 
 
 def _increments(call: ModelCall) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from otel_llm.conventions import semconv
+from otel_llm.conventions import characters, semconv
 from otel_llm.conventions.finish_reasons import reason_in
 from otel_llm.conventions.server_tools import server_tools
 from otel_llm.conventions.token_usage import Usage
@@ -34,8 +34,10 @@ class ModelResult:
         "_requested",
         "_tier",
         "cache_hit",
+        "characters",
         "id",
         "model",
+        "reasoning_characters",
         "usage",
     )
 
@@ -47,14 +49,36 @@ class ModelResult:
         self.id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
+        self.characters = 0
+        """How long it is by now, with the arguments of tool calls and its reasoning."""
+        self.reasoning_characters = 0
         self.cache_hit = False
         self._finish_reasons: list[str] = []
         self._requested: ToolRequests | None = None
         self._messages: list[dict[str, Any]] = []
         """The messages of the results, where content is captured."""
 
+    def see_piece(self, piece: object) -> None:
+        """Measures a piece of a stream: a message, a text, or an event of a block of content."""
+        if isinstance(piece, Mapping):
+            if not (piece := _mapping(piece.get("delta"))):
+                return
+            text = piece.get("text") or piece.get("args")
+            thought = piece.get("reasoning")
+            written, reasoned = (len(each) if isinstance(each, str) else 0 for each in (text, thought))
+            self._measure(written + reasoned, reasoned)
+        elif isinstance(piece, str):
+            self._measure(len(piece), 0)
+        else:
+            self._measure(*characters.of_answer(piece))
+
+    def _measure(self, written: int, reasoned: int) -> None:
+        self.characters += written
+        self.reasoning_characters += reasoned
+
     def see(self, result: object) -> None:
         """Takes what an `LLMResult` tells; the usage of several adds up."""
+        came_in_pieces = self.characters > 0
         if settings().captures_content:
             from otel_llm.content.langchain import output as messages
 
@@ -65,6 +89,8 @@ class ModelResult:
             for generation in candidates if isinstance(candidates, list) else (candidates,):
                 found = self._see_generation(generation, bool(output))
                 reading = reading or found  # every candidate carries the usage of them all
+                if not came_in_pieces and settings().estimate:
+                    self._measure(*_length_of(generation))
         self.model = self.model or _text(output, _MODEL_KEYS)
         self.id = self.id or _text(output, ("id",))
         if not reading and not self.cache_hit:
@@ -137,6 +163,13 @@ class ModelResult:
         if self._messages:
             found[semconv.OUTPUT_MESSAGES] = self._messages
         return found
+
+
+def _length_of(generation: object) -> tuple[int, int]:
+    message = getattr(generation, "message", None)
+    if message is None:
+        return len(text) if isinstance(text := getattr(generation, "text", None), str) else 0, 0
+    return characters.of_answer(message)
 
 
 def _is_cache_hit(usage: object) -> bool:

@@ -216,7 +216,7 @@ class Runs:
                 request.attributes.setdefault(semconv.CONVERSATION_ID, run.conversation_id)
             call = request.begin(self.tracer, self.nearest_parent_in(run.parent), run.started_ns or None)
         else:
-            call.describe(request.operation, request.model, request.attributes)
+            call.describe(request.operation, request.model, request.attributes, request.characters)
         run.model = ModelRun(call, [request])
         hand_over.offer(call)
 

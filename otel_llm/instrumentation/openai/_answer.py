@@ -47,6 +47,7 @@ class Answer:
         "_requested",
         "_state",
         "background",
+        "characters",
         "content",
         "conversation",
         "error_type",
@@ -54,6 +55,7 @@ class Answer:
         "fingerprint",
         "id",
         "model",
+        "reasoning_characters",
         "refuses_usage",
         "tier",
         "units",
@@ -71,6 +73,9 @@ class Answer:
         """What is billed by other things than tokens, by attribute."""
         self.conversation: str | None = None
         """The one that the provider keeps and has added this answer to."""
+        self.characters = 0
+        """How long it is by now: the text, the arguments of tool calls, and reasoning where that comes as it is, not summed up."""
+        self.reasoning_characters = 0
         self.tier: str | None = None
         self.fingerprint: str | None = None
         self.error_type: str | None = None
@@ -139,12 +144,39 @@ class Answer:
             self._finish_reasons[_number(found)] = reason
         if reason == "error" or found.get("error"):  # OpenRouter, of a model that failed in the midst of it
             self._see_error(found.get("error"))
-        said = found.get("message") or found.get("delta")
-        asked = said.get("tool_calls") if type(said) is dict else getattr(said, "tool_calls", None)
+        whole = found.get("message")
+        said = whole or found.get("delta")
+        if type(said) is dict:
+            text, asked = said.get("content"), said.get("tool_calls")
+        else:
+            text, asked = getattr(said, "content", None), getattr(said, "tool_calls", None)
+        if text and type(text) is str:
+            self.characters += len(text)
         if asked:
             self._see_tool_calls(asked)
+        if whole or not text:
+            self._see_other_text(found, fields(said))
         if self.content is not None:
             self.content.see_choice(_number(found), found)
+
+    def _see_other_text(self, choice: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+        """What a model has written that is no content of a message: its reasoning, a refusal, a completion."""
+        for name in ("reasoning_content", "reasoning"):
+            if type(thought := said.get(name)) is str:
+                self.reasoning_characters += len(thought)
+                self.characters += len(thought)
+                break  # who sends both sends the same
+        if type(text := said.get("refusal") or choice.get("text")) is str:
+            self.characters += len(text)
+
+    def _see_piece(self, event: Mapping[str, Any]) -> None:
+        if type(piece := event.get("delta")) is str:
+            self.characters += len(piece)
+
+    def _see_piece_of_reasoning(self, event: Mapping[str, Any]) -> None:
+        if type(piece := event.get("delta")) is str:
+            self.characters += len(piece)
+            self.reasoning_characters += len(piece)
 
     def _see_usage(self, usage: object, *, embeds: bool = False) -> None:
         """Takes what a usage object says; in a stream each counts from the beginning, so the last one counts."""
@@ -226,6 +258,8 @@ class Answer:
         self.final = state in _ENDED
         output = found.get("output")
         items = [fields(item) for item in output] if isinstance(output, list | tuple) else ()
+        if items:
+            self.characters = self.reasoning_characters = 0  # whole, after the pieces of a stream
         for item in items:
             self._see_item(item)
         self.units = server_tools(items, found.get("tools")) or self.units
@@ -249,11 +283,18 @@ class Answer:
         for one in asked if isinstance(asked, list | tuple) else ():
             told = fields(one)
             function = fields(told.get("function") or told.get("custom"))
-            self._request(_text(told.get("id")), _text(function.get("name")))
+            name, arguments = function.get("name"), function.get("arguments") or function.get("input")
+            self._request(_text(told.get("id")), _text(name))
+            self.characters += (len(name) if type(name) is str else 0) + (
+                len(arguments) if type(arguments) is str else 0
+            )
 
     def _see_item(self, item: Mapping[str, Any]) -> None:
         """Responses: what has a `call_id` is for the client to run; what the provider runs itself has none."""
         kind = item.get("type")
+        self.characters += _length_of_item(item)
+        if kind == "reasoning":
+            self.reasoning_characters += _length_of_item(item)
         if "call_id" in item and isinstance(kind, str) and kind.endswith("_call"):
             self._request(_text(item["call_id"]), _text(item.get("name")) or kind.removesuffix("_call"))
 
@@ -308,6 +349,21 @@ _EVENTS: Final[Mapping[str, Callable[[Answer, Mapping[str, Any]], None]]] = {
     "error": Answer._see_error_event,
     **dict.fromkeys(
         (
+            f"response.{piece}.delta"
+            for piece in (
+                "output_text",
+                "refusal",
+                "function_call_arguments",
+                "custom_tool_call_input",
+                "mcp_call_arguments",
+                "code_interpreter_call_code",
+            )
+        ),
+        Answer._see_piece,
+    ),
+    "response.reasoning_text.delta": Answer._see_piece_of_reasoning,
+    **dict.fromkeys(
+        (
             f"response.{state}"
             for state in ("created", "queued", "completed", "incomplete", "failed", "cancelled", "done")
         ),
@@ -318,7 +374,20 @@ _EVENTS: Final[Mapping[str, Callable[[Answer, Mapping[str, Any]], None]]] = {
         Answer._see_last_event,
     ),
 }
-"""The events of a stream that tell of more than content. Any other of the Responses API tells a piece of what comes whole later."""
+"""The events of a stream that tell something. Any other of the Responses API tells a piece of what comes whole later."""
+
+
+def _length_of_item(item: Mapping[str, Any]) -> int:
+    """Characters that a model has written into an item of the output. A summary of its reasoning is not what it has written."""
+    total = 0
+    for name in ("arguments", "input", "code"):
+        if type(text := item.get(name)) is str:
+            total += len(text)
+    for part in parts if isinstance(parts := item.get("content"), list | tuple) else ():
+        said = fields(part)
+        if type(text := said.get("text") or said.get("refusal")) is str:
+            total += len(text)
+    return total
 
 
 def _number(choice: Mapping[str, Any]) -> int:

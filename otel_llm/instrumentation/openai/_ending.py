@@ -40,6 +40,7 @@ def _conclude(
             call.end(answer, status, error)
             return
         # What goes on at the provider is ended by whoever asks for its result, however this request was left.
+        call.answer = answer
         if answer.background and answer.is_running and answer.id is not None:
             background.defer(answer.id, call, answer.attributes())
             return

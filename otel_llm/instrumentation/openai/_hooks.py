@@ -13,7 +13,7 @@ from otel_llm.calls.listeners import listeners
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
 from otel_llm.calls.tracing import Tracer
-from otel_llm.conventions import semconv
+from otel_llm.conventions import characters, semconv
 from otel_llm.conventions.hosts import is_provider
 from otel_llm.instrumentation.engine.exchange import Exchange, carry_out, carry_out_async
 from otel_llm.instrumentation.openai import _asking, private
@@ -94,6 +94,7 @@ class ClientHooks:
         except Exception as fault:  # a value of the app's that is not what it seems: it costs its own, not the call
             faults.report("read the parameters of a request", fault)
             known = {semconv.PROVIDER: server.provider}
+        length = _length_of(endpoint.operation, body) if settings().estimate else None
         if settings().captures_content:
             known |= request_content(endpoint.operation, body, getattr(options, "files", None))
         asking = None
@@ -106,13 +107,13 @@ class ClientHooks:
         # From here on there is a span, which only the return ends.
         call = hand_over.claim(endpoint.operation)
         if call is None:
-            call = ModelCall(self._tracer, endpoint.operation, model, known)
+            call = ModelCall(self._tracer, endpoint.operation, model, known, characters=length)
         else:
             if not server.is_known and is_provider(call.attributes.get(semconv.PROVIDER)):
                 known.pop(
                     semconv.PROVIDER, None
                 )  # whose class LangChain's is says more than an address that nobody knows
-            call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope})
+            call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope}, length)
         call.attempts = 1
         call.propagates = propagates
         return RecordedExchange(call, args, asking, propagates=propagates)
@@ -238,6 +239,21 @@ class RecordedExchange(Exchange):
         else:
             see_body(answer, response.headers.get("content-type", ""), response.content)
         return False
+
+
+_IN_TEXT = frozenset({semconv.CHAT, semconv.TEXT_COMPLETION, semconv.EMBEDDINGS})
+"""Operations whose input is text."""
+
+
+def _length_of(operation: str, body: Mapping[str, Any]) -> int | None:
+    """How many characters a request asks with; None where that is not known."""
+    if operation not in _IN_TEXT:
+        return None
+    try:
+        return characters.of_request(body)
+    except Exception as fault:  # a value of the app's that is not what it seems
+        faults.report("measure a request", fault)
+        return None
 
 
 def request_content(operation: str, body: Mapping[str, Any], files: object) -> dict[str, Any]:

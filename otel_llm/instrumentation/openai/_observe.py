@@ -208,6 +208,7 @@ class Result(Observer):
         call = background.take(self._response_id)
         if call is not None:
             _results.first(self._response_id)
+            call.answer = answer
             call.finish(answer.status, usage=answer.usage, error_type=answer.error_type, attributes=answer.attributes())
 
 

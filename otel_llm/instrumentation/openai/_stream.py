@@ -42,7 +42,10 @@ class StreamRecorder:
         """`hides_usage`: the usage chunk was asked for by us, so the app must not see it. `refused` is told of an error."""
         self._refused = refused
         self.call = call
-        self.answer = call.answer() if isinstance(call, Observer) else Answer(call.attributes)
+        if isinstance(call, Observer):
+            self.answer = call.answer()
+        else:
+            self.answer = call.answer = Answer(call.attributes)
         if stream_listeners and self.answer.content is not None and isinstance(call, ModelCall):
             self.answer.content = _told_output(call)
         self.hides_usage = hides_usage

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.store.file import database
-from otel_llm.store.merge import batch, ingest, rows
+from otel_llm.store.merge import batch, estimates, ingest, rows
 from otel_llm.store.paths import StorePaths
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _price(
     for table in ("batch", "price", "usage_batch"):
         connection.execute(f"TRUNCATE {table}")
     connection.execute(rows.load_stored_calls(choice.sql), [*choice.parameters, *period])
+    estimates.fill(connection, estimates.lately(connection, "llm_usage"), beside=False)
     batch.price(connection, paths)
 
 
@@ -115,8 +116,10 @@ def _measure(connection: DuckDBPyConnection, done: Repriced) -> None:
 
 
 _SAME: Final = "old.trace_id = new.trace_id AND old.span_id = new.span_id AND old.started_at = new.started_at"
+_CHANGED: Final = ("cost_usd", "price_source", "service_tier", "input_tokens", "output_tokens", "usage_source")
+"""Tokens are those that were reported or estimated, or else can be estimated by now."""
 _UPDATE: Final = f"""UPDATE llm_usage AS old
-    SET cost_usd = new.cost_usd, price_source = new.price_source, service_tier = new.service_tier,
-        row_version = coalesce(old.row_version, 1) + 1
-    FROM usage_batch AS new WHERE {_SAME} AND (new.cost_usd, new.price_source, new.service_tier)
-        IS DISTINCT FROM (old.cost_usd, old.price_source, old.service_tier)"""
+    SET {", ".join(f"{column} = new.{column}" for column in _CHANGED)}, row_version = coalesce(old.row_version, 1) + 1
+    FROM usage_batch AS new WHERE {_SAME}
+        AND ({", ".join(f"new.{column}" for column in _CHANGED)})
+        IS DISTINCT FROM ({", ".join(f"old.{column}" for column in _CHANGED)})"""

@@ -15,7 +15,7 @@ from otel_llm.prices.book import PriceBook
 from otel_llm.settings import settings
 from otel_llm.store.errors import StoreError
 from otel_llm.store.journal import record
-from otel_llm.store.merge import conversations, duplicates, rows
+from otel_llm.store.merge import conversations, duplicates, estimates, rows
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
 
@@ -43,6 +43,8 @@ class Batch:
     """There are spans in it that go out over OTLP."""
     chained: bool = False
     """There are calls in it that go on from a response of another."""
+    unreported: bool = False
+    """There are calls in it that were billed and told no usage."""
 
 
 TABLES: Final = rows.TABLES | duplicates.TABLES | conversations.TABLES
@@ -213,9 +215,11 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
     written = connection.execute(rows.insert_spans("spans")).fetchall()[0][0]
     if batch.exported:
         connection.execute(rows.INSERT_PENDING)
-    if duplicates.settle(connection, batch.first_us, batch.shared):
+    settled = duplicates.settle(connection, batch.first_us, batch.shared)
+    estimated = batch.unreported and estimates.fill(connection, estimates.lately(connection, "llm_usage"))
+    if settled:
         _price_again(connection)
-    elif known:
+    elif known or estimated:
         _fill_usage_again(connection)
     conversations.settle(connection, batch.chained)
     connection.execute(rows.insert_usage("llm_usage"))
@@ -246,7 +250,12 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     for table in ("llm_usage", "spans"):
         connection.execute(rows.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
     connection.execute(rows.insert_spans("new_spans"))
-    if duplicates.settle(connection, batch.first_us, batch.shared, stored):
+    settled = duplicates.settle(connection, batch.first_us, batch.shared, stored)
+    if batch.unreported:
+        # Stored rows of an earlier version have no lengths.
+        lately = estimates.lately(connection, f"{stored}.llm_usage")
+        estimates.fill(connection, f"FROM new_llm_usage UNION ALL BY NAME ({lately})")
+    if settled:
         _price_again(connection)
     else:
         _fill_usage_again(connection)

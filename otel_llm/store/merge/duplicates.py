@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_llm.conventions import semconv
 from otel_llm.conventions.token_usage import TOKEN_COLUMNS
-from otel_llm.prices.billing import CACHE_HIT, REPORTED_COST, SLOT_NS, literal
+from otel_llm.prices.billing import CACHE_HIT, REPORTED, REPORTED_COST, SLOT_NS, literal
 from otel_llm.store.merge.rows import IS_OURS, USAGE_COLUMNS, USAGE_TYPES
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _CACHES: Final = "langchain|langgraph"
 _NEVER: Final = 2**62
 
 _RESULT: Final = (
+    *("output_chars", "reasoning_chars"),
     "response_model",
     "status",
     "error_type",
@@ -134,9 +135,12 @@ def _seen(tables: list[str], since: str, older: str) -> str:
         coalesce(instrumentation, '') AS scope, {", ".join(_COMPARED)},
         status NOT IN ('ok', 'partial', 'interrupted') AS failed,
         operation = {literal(semconv.RETRIEVE)} AS is_result"""
+    # What we have estimated nobody has told.
+    told = ", ".join(f"CASE WHEN {REPORTED} THEN {name} END AS {name}" for name in ("input_tokens", "output_tokens"))
     is_hit = f"coalesce(price_source = {literal(CACHE_HIT)}, false)"
     stored = " UNION ALL ".join(
-        f"SELECT false AS is_new, {is_hit} AS cache_hit, {columns} FROM {table} WHERE started_at >= {since} {older}"
+        f"""SELECT false AS is_new, {is_hit} AS cache_hit, {columns}
+            FROM (SELECT * REPLACE ({told}) FROM {table}) WHERE started_at >= {since} {older}"""
         for table in tables
     )
     return f"""INSERT INTO seen BY NAME

@@ -39,6 +39,7 @@ _LINE: Final = {
     "x": "BIGINT",
     "o": "VARCHAR",
     "w": "VARCHAR",
+    **dict.fromkeys(semconv.LENGTHS, "VARCHAR"),
 }
 
 SPAN_COLUMNS: Final = (
@@ -53,7 +54,7 @@ USAGE_COLUMNS: Final = (
     "finish_reasons", *TOKEN_COLUMNS, "usage_source", "cost_usd", "price_source", "module", "user_id", "session_id",
     "conversation_id", "request_id", "tags", "agent_name", "workflow_name", "profile", "server_address",
     "instrumentation", "attempts", "input_messages", "output_messages", "service_tier", "error_message", "conversation_source",
-    "units", "row_version", "input_chars", "output_chars",
+    "units", "row_version", "input_chars", "output_chars", "reasoning_chars",
 )  # fmt: skip
 
 CHAIN: Final = "previous_response_id"
@@ -266,7 +267,9 @@ SELECT
     {_json("input_messages")} AS input_messages,
     {_json("output_messages")} AS output_messages,
     service_tier, std AS error_message,
-    1 AS row_version, NULL AS input_chars, NULL AS output_chars,
+    1 AS row_version,
+    {_tokens(semconv.INPUT_CHARACTERS)} AS input_chars, {_tokens(semconv.OUTPUT_CHARACTERS)} AS output_chars,
+    {_tokens(semconv.REASONING_CHARACTERS)} AS reasoning_chars,
     CASE WHEN TRY_CAST(reported_cost AS DOUBLE) BETWEEN 0 AND 1e8 THEN TRY_CAST(reported_cost AS DECIMAL(18, 9)) END
         AS reported_cost_usd,
     coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
@@ -298,18 +301,27 @@ def _is_refusal() -> str:
 IS_OURS: Final = f"starts_with(coalesce(instrumentation, ''), {literal(semconv.SPAN_SCOPES)})"
 """The condition on `instrumentation` for what our own instrumentors have recorded."""
 
+_LEFT: Final = ", ".join(map(literal, (semconv.PARTIAL, semconv.CANCELLED, semconv.INTERRUPTED)))
+UNREPORTED: Final = f"""model_call AND input_tokens IS NULL AND output_tokens IS NULL
+    AND coalesce(input_chars, output_chars) IS NOT NULL AND request_model IS NOT NULL AND NOT cache_hit AND NOT refused
+    AND reported_cost_usd IS NULL
+    AND (status IN ({_LEFT}) OR (status = {literal(semconv.ERROR)} AND time_to_first_chunk_ms IS NOT NULL))"""
+"""The condition on the table `batch` for a call that was billed, as far as anybody can tell, and told no usage."""
+
 _MEASURE_BATCH: Final = f"""
 SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000,
     coalesce(bool_or({_has("attributes", semconv.UNIT_PREFIX)}), false),
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
         OR NOT {IS_OURS})), false),
-    count(endpoint) > 0, count(conversation_source) > 0
+    count(endpoint) > 0, count(conversation_source) > 0,
+    coalesce(bool_or({UNREPORTED}), false)
 FROM batch
 """
 """Rows, rows that never ended, different spans, the microseconds of the first start and the last, whether there is something
 billed by other things than tokens, whether there are calls that others may have reported too (see `duplicates.py`), whether there
-are spans that go out over OTLP, and calls that go on from others (see `conversations.py`)."""
+are spans that go out over OTLP, calls that go on from others (see `conversations.py`), and calls to
+estimate (see `estimates.py`)."""
 
 _FILL_UNITS: Final = f"""UPDATE batch SET units = {_below("attributes", semconv.UNIT_PREFIX, _NUMBER)}
     WHERE {_has("attributes", semconv.UNIT_PREFIX)}"""
@@ -516,7 +528,19 @@ def load_stored_calls(wanted: str) -> str:
     did not keep of a call is read from its span, where that is there still.
     """
     columns = ", ".join(
-        ("trace_id", "span_id", "started_at", "operation", "provider", "request_model", "response_model")
+        (
+            *(
+                "trace_id",
+                "span_id",
+                "started_at",
+                "operation",
+                "provider",
+                "request_model",
+                "response_model",
+                "status",
+            ),
+            *("time_to_first_chunk_ms", "input_chars", "output_chars", "reasoning_chars"),
+        )
     )
     tier = semconv.OPENAI_RESPONSE_SERVICE_TIER
     return f"""INSERT INTO batch BY NAME
@@ -548,7 +572,7 @@ SPAN_TYPES: Final = {
 }
 USAGE_TYPES: Final = {
     **dict.fromkeys(USAGE_COLUMNS, "VARCHAR"),
-    **dict.fromkeys((*TOKEN_COLUMNS, "input_chars", "output_chars"), "BIGINT"),
+    **dict.fromkeys((*TOKEN_COLUMNS, "input_chars", "output_chars", "reasoning_chars"), "BIGINT"),
     **dict.fromkeys(("duration_ms", "time_to_first_chunk_ms"), "DOUBLE"),
     **dict.fromkeys(("input_messages", "output_messages"), "JSON"),
     "started_at": "TIMESTAMPTZ",

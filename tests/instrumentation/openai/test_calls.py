@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import BaseModel
 
 from otel_llm.calls import ending, model_call
+from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv as s
 from tests.instrumentation.openai.clients import http, needs
 
@@ -360,7 +361,7 @@ def test_a_stream_lasts_until_its_last_chunk(instrumented, client):
 def test_a_call_finishes_once():
     from opentelemetry.sdk.trace import TracerProvider
 
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    tracer = Tracer("t", TracerProvider(shutdown_on_exit=False))
     call = model_call.ModelCall(tracer, s.CHAT, MODEL, {})
     call.finish("ok")
     call.finish("error")

@@ -123,6 +123,7 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
         "row_version": 1,
         "input_chars": None,
         "output_chars": None,
+        "reasoning_chars": None,
     }
 
 

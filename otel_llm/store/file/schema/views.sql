@@ -65,8 +65,10 @@ WITH RECURSIVE named AS (
     SELECT trace_id, unnest(chains) AS chain, span_id, part_kind, name, status, end_ns FROM part WHERE end_ns IS NOT NULL
 ), summed AS (
     SELECT trace_id, chain, count(*) FILTER (part_kind = 'Provider') AS model_calls,
-        CAST(sum(input_tokens) AS BIGINT) AS input_tokens, CAST(sum(output_tokens) AS BIGINT) AS output_tokens,
-        sum(cost_usd) AS cost_usd,
+        CAST(sum(input_tokens) FILTER (usage_source IS DISTINCT FROM 'estimated') AS BIGINT) AS input_tokens,
+        CAST(sum(output_tokens) FILTER (usage_source IS DISTINCT FROM 'estimated') AS BIGINT) AS output_tokens,
+        sum(cost_usd) FILTER (usage_source IS DISTINCT FROM 'estimated') AS cost_usd,
+        sum(cost_usd) FILTER (usage_source = 'estimated') AS estimated_usd,
         list(inside.name ORDER BY inside.end_ns) FILTER (inside.status = 'ok')[-100:] AS completed
     FROM inside LEFT JOIN llm_usage USING (trace_id, span_id) GROUP BY ALL
 ), last_inside AS (
@@ -82,7 +84,7 @@ WITH RECURSIVE named AS (
 ), failed AS (
     SELECT trace_id, chain, arg_max(name, depth) AS name, arg_max(span_id, depth) AS span_id FROM failing GROUP BY ALL
 ), chain_end AS (
-    SELECT part.trace_id, part.span_id, coalesce(model_calls, 0) AS model_calls, input_tokens, output_tokens, summed.cost_usd,
+    SELECT part.trace_id, part.span_id, coalesce(model_calls, 0) AS model_calls, input_tokens, output_tokens, summed.cost_usd, estimated_usd,
         CASE WHEN failed.chain IS NULL AND waiting THEN json_object('model_calls', coalesce(model_calls, 0), 'waiting', true)
              WHEN failed.chain IS NULL THEN json_object('model_calls', coalesce(model_calls, 0))
              ELSE json_object('model_calls', coalesce(model_calls, 0), 'where', failed.name, 'where_span_id', failed.span_id,
@@ -127,7 +129,9 @@ SELECT
     coalesce(event.attributes ->> '$."gen_ai.conversation.id"', llm_usage.conversation_id) AS conversation_id,
     event.trace_id, span_id, event.parent_span_id, run,
     CASE WHEN rank = 3 THEN chain_end.more ELSE event.more END AS attributes,
-    root, run_trace_id
+    root, run_trace_id,
+    CASE WHEN rank = 3 THEN llm_usage.usage_source END AS usage_source,
+    CASE WHEN rank = 3 THEN chain_end.estimated_usd END AS estimated_usd
 FROM event LEFT JOIN llm_usage USING (trace_id, span_id) LEFT JOIN chain_end USING (trace_id, span_id)
 ORDER BY at_ns, sequence;
 
@@ -200,12 +204,13 @@ SELECT run,
        count(DISTINCT (trace_id, root)) AS parts,
        list(trace_id ORDER BY occurred_at, sequence) FILTER (span_id = root AND ends_with(event, 'Started')) AS traces,
        count(*) FILTER (event = 'ProviderCompleted') AS model_calls,
-       CAST(sum(input_tokens) FILTER (event = 'ProviderCompleted') AS BIGINT) AS input_tokens,
-       CAST(sum(output_tokens) FILTER (event = 'ProviderCompleted') AS BIGINT) AS output_tokens,
-       sum(cost_usd) FILTER (event = 'ProviderCompleted') AS cost_usd,
+       CAST(sum(input_tokens) FILTER (event = 'ProviderCompleted' AND usage_source IS DISTINCT FROM 'estimated') AS BIGINT) AS input_tokens,
+       CAST(sum(output_tokens) FILTER (event = 'ProviderCompleted' AND usage_source IS DISTINCT FROM 'estimated') AS BIGINT) AS output_tokens,
+       sum(cost_usd) FILTER (event = 'ProviderCompleted' AND usage_source IS DISTINCT FROM 'estimated') AS cost_usd,
        arg_min(user_id, occurred_at) AS user_id,
        arg_min(module, occurred_at) AS module,
-       arg_min(conversation_id, occurred_at) AS conversation_id
+       arg_min(conversation_id, occurred_at) AS conversation_id,
+       sum(cost_usd) FILTER (event = 'ProviderCompleted' AND usage_source = 'estimated') AS estimated_usd
 FROM llm_events
 GROUP BY run_trace_id, run;
 
@@ -217,16 +222,19 @@ SELECT conversation_id,
        count(*) FILTER (WHERE status <> 'ok') AS not_ok,
        count(DISTINCT trace_id) AS traces,
        sum(duration_ms) AS duration_ms,
-       sum(input_tokens) AS input_tokens,
-       sum(output_tokens) AS output_tokens,
+       sum(input_tokens) FILTER (usage_source IS DISTINCT FROM 'estimated') AS input_tokens,
+       sum(output_tokens) FILTER (usage_source IS DISTINCT FROM 'estimated') AS output_tokens,
        sum(cache_read_tokens) AS cache_read_tokens,
        sum(reasoning_tokens) AS reasoning_tokens,
-       sum(cost_usd) AS cost_usd,
+       sum(cost_usd) FILTER (usage_source IS DISTINCT FROM 'estimated') AS cost_usd,
        count(*) FILTER (WHERE cost_usd IS NULL AND price_source IS DISTINCT FROM 'refused, not billed') AS unpriced,
        list_sort(list(DISTINCT request_model) FILTER (WHERE request_model IS NOT NULL)) AS models,
        list_sort(list(DISTINCT user_id) FILTER (WHERE user_id IS NOT NULL)) AS users,
        list_sort(list(DISTINCT module) FILTER (WHERE module IS NOT NULL)) AS modules,
-       list_sort(list(DISTINCT agent_name) FILTER (WHERE agent_name IS NOT NULL)) AS agents
+       list_sort(list(DISTINCT agent_name) FILTER (WHERE agent_name IS NOT NULL)) AS agents,
+       sum(input_tokens) FILTER (usage_source = 'estimated') AS estimated_input_tokens,
+       sum(output_tokens) FILTER (usage_source = 'estimated') AS estimated_output_tokens,
+       sum(cost_usd) FILTER (usage_source = 'estimated') AS estimated_usd
 FROM llm_usage
 WHERE conversation_id IS NOT NULL
 GROUP BY conversation_id;
@@ -237,9 +245,12 @@ SELECT CAST(started_at AS DATE) AS day,
        coalesce(request_model, response_model) AS model,
        count(*) FILTER (WHERE price_source IS DISTINCT FROM 'cache hit, not billed') AS calls,
        count(*) FILTER (WHERE status <> 'ok') AS not_ok,
-       sum(input_tokens) AS input_tokens,
-       sum(output_tokens) AS output_tokens,
-       sum(cost_usd) AS cost_usd,
-       count(*) FILTER (WHERE cost_usd IS NULL AND price_source IS DISTINCT FROM 'refused, not billed') AS unpriced
+       sum(input_tokens) FILTER (usage_source IS DISTINCT FROM 'estimated') AS input_tokens,
+       sum(output_tokens) FILTER (usage_source IS DISTINCT FROM 'estimated') AS output_tokens,
+       sum(cost_usd) FILTER (usage_source IS DISTINCT FROM 'estimated') AS cost_usd,
+       count(*) FILTER (WHERE cost_usd IS NULL AND price_source IS DISTINCT FROM 'refused, not billed') AS unpriced,
+       sum(input_tokens) FILTER (usage_source = 'estimated') AS estimated_input_tokens,
+       sum(output_tokens) FILTER (usage_source = 'estimated') AS estimated_output_tokens,
+       sum(cost_usd) FILTER (usage_source = 'estimated') AS estimated_usd
 FROM llm_usage
 GROUP BY ALL;
