@@ -108,6 +108,16 @@ def test_the_text_of_an_error(fill: Fill, run: Run) -> None:
     assert "Too many" not in run("logs", "--short").out
 
 
+def test_an_estimate_is_told_apart(fill: Fill, run: Run) -> None:
+    estimated = CALL | {"usage_source": "estimated"}
+    fill(CALL, estimated)
+    reported, marked = run("logs", "--short").out.splitlines()[-2:]
+    assert "~" not in reported and "~1,000" in marked.replace("~1000", "~1,000") and "~0.00029" in marked
+    assert [row["usage_source"] for row in json.loads(run("logs", "--json").out)] == [None, "estimated"]
+    fill(estimated | SAID)
+    assert " in, ~" in run("logs").out and "~$0.00029" in run("logs").out
+
+
 def test_json(fill: Fill, run: Run) -> None:
     fill(CALL | SAID)
     (row,) = json.loads(run("logs", "--json").out)

@@ -34,6 +34,14 @@ def test_a_tree_with_times_tokens_and_cost(fill: Fill, fill_spans: Fill, execute
     ]
 
 
+def test_an_estimate_is_told_apart(fill: Fill, fill_spans: Fill, run: Run) -> None:
+    fill(CALL | {"usage_source": "estimated"})
+    fill_spans(*SPANS)
+    assert "5.0 ms  ~10 in, ~2 out  ~$0.0000065\n" in run("show").out
+    told = json.loads(run("show", "--json").out)
+    assert [one["usage_source"] for one in told] == [None, "estimated", None]
+
+
 def test_a_tree_keeps_its_shape(fill: Fill, fill_spans: Fill, run: Run, on_terminal: Callable[..., str]) -> None:
     """Names that are twice as wide as they are long, names that are too long, a narrow terminal."""
     fill({**CALL, "span_id": "b"})

@@ -19,7 +19,17 @@ from otel_llm.store.merge.rows import _unpriced
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
 
-MEASURES = ["calls", "errors", "input_tokens", "output_tokens", "cached", "cost_usd", "share", "unpriced"]
+MEASURES = [
+    "calls",
+    "errors",
+    "input_tokens",
+    "output_tokens",
+    "cached",
+    "cost_usd",
+    "share",
+    "unpriced",
+    "estimated_usd",
+]
 
 MINI = {"request_model": "gpt-5-mini", "response_model": "gpt-5-mini-2025-08-07", "price_source": "genai-prices"}
 ALICE = {**MINI, "user_id": "alice", "input_tokens": 1000, "output_tokens": 100, "cost_usd": "0.000450"}
@@ -49,10 +59,30 @@ def test_by_model_without_being_asked(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, AZURE, FAILED)
     assert rows(run) == [
         {"model": "gpt-5-mini", "calls": 3, "errors": 1, "input_tokens": 3000, "output_tokens": 150, "cached": 1500,
-         "cost_usd": 0.000675, "share": 1.0, "unpriced": 1},
+         "cost_usd": 0.000675, "share": 1.0, "unpriced": 1, "estimated_usd": None},
         {"model": "my-deployment", "calls": 1, "errors": 0, "input_tokens": 10, "output_tokens": 1, "cached": None,
-         "cost_usd": None, "share": None, "unpriced": 1},
+         "cost_usd": None, "share": None, "unpriced": 1, "estimated_usd": None},
     ]  # fmt: skip
+
+
+def test_what_is_estimated_stands_beside_the_sums(fill: Fill, run: Run) -> None:
+    stopped = {
+        **ALICE,
+        "status": "partial",
+        "usage_source": "estimated",
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "cost_usd": "0.5",
+    }
+    fill(ALICE, stopped, {**stopped, "user_id": "bob"}, BOB | {"usage_source": "reported"})
+    sums = {row["user"]: row for row in rows(run, "--by", "user")}
+    for user, cost, asked in (("alice", 0.00045, 1000), ("bob", 0.000225, 2000)):
+        assert (sums[user]["calls"], sums[user]["input_tokens"]) == (2, asked)
+        assert (sums[user]["cost_usd"], sums[user]["estimated_usd"], sums[user]["unpriced"]) == (cost, 0.5, 0)
+    written = run("usage").out
+    assert "estimated_usd" in written and "1.0000" in written
+    assert "Estimated, and not in these sums: 20 input and 10 output tokens of 2 calls" in written
+    assert "estimated" not in run("usage", "--where", "status = 'ok'").out.lower()
 
 
 def test_by_several_dimensions_the_dearest_first(fill: Fill, run: Run) -> None:
@@ -255,8 +285,8 @@ def test_csv(fill: Fill, run: Run) -> None:
     fill(ALICE, AZURE)
     header, first, second = csv.reader(io.StringIO(run("usage", "--format", "csv").out))
     assert header == ["model", *MEASURES]
-    assert first == ["gpt-5-mini", "1", "0", "1000", "100", "", "0.00045", "1.0", "0"]
-    assert second == ["my-deployment", "1", "0", "10", "1", "", "", "", "1"]
+    assert first == ["gpt-5-mini", "1", "0", "1000", "100", "", "0.00045", "1.0", "0", ""]
+    assert second == ["my-deployment", "1", "0", "10", "1", "", "", "", "1", ""]
 
 
 @pytest.mark.parametrize("is_there", [False, True])

@@ -20,6 +20,7 @@ from otel_llm.cli.screen.output import (
     STATUS_STYLES,
     Column,
     Format,
+    about_of,
     count,
     plain,
     styled,
@@ -37,7 +38,7 @@ _COLUMNS: Final = (
     "started_at", "trace_id", "span_id", "operation", "provider", "request_model", "response_model", "status",
     "error_type", "duration_ms", "time_to_first_chunk_ms", "input_tokens", "output_tokens", "cost_usd", "module",
     "user_id", "session_id", "conversation_id", "agent_name", "workflow_name", "tags", "error_message",
-    "input_messages", "output_messages",
+    "input_messages", "output_messages", "usage_source",
 )  # fmt: skip
 
 _SPOKEN: Final = ("input_messages", "output_messages", "error_message")
@@ -109,7 +110,8 @@ def logs(
       otel-llm logs --where "duration_ms > 10000"
 
     The newest call comes last. Messages are there only for calls that were made with content capture turned on; --short
-    leaves them out. otel-llm show takes what trace says, and shows everything around the call.
+    leaves them out. otel-llm show takes what trace says, and shows everything around the call. ~ stands before tokens and costs
+    that nobody reported: they are estimated.
     """
     period = when.period(since, until)
     clauses, parameters = [period.sql], [*period.parameters]
@@ -160,7 +162,7 @@ def _decoded(row: Sequence[Any]) -> list[Any]:
     """The row for JSON: a time as ISO 8601, messages as part of the document."""
     values = [*row]
     values[0] = iso(values[0])
-    for position in (-2, -1):
+    for position in map(_COLUMNS.index, ("input_messages", "output_messages")):
         if values[position] is not None:
             values[position] = json.loads(values[position])
     return values
@@ -177,6 +179,11 @@ def _print(calls: Sequence[dict[str, Any]], *, short: bool) -> None:
     if short or not any(any(call[column] for column in _SPOKEN) for call in calls):
         dearest = max((call["cost_usd"] for call in calls if call["cost_usd"] is not None), default=None)
         show = dict.fromkeys(_NUMBERS, count) | {"cost": money(dearest)}
+        for call in calls:
+            if about := about_of(call["usage_source"]):
+                for name in ("input", "output", "cost"):
+                    if (value := call[_SHOWN[name]]) is not None:
+                        call[_SHOWN[name]] = f"{about}{show[name](value)}"
         days = {call["started_at"][:10] for call in calls}
         brief = {"time": _clock if len(days) == 1 else _day, "trace": _beginning}
         columns = [
@@ -212,11 +219,12 @@ def _status_style(status: object) -> str:
 
 def _write_call(call: dict[str, Any]) -> None:
     """A call with its messages, for reading."""
+    about = about_of(call["usage_source"])
     facts = [text(call[key]) for key in ("started_at", "model", "user_id", "module", "status") if call[key] is not None]
     if call["input_tokens"] is not None or call["output_tokens"] is not None:
-        facts.append(f"{text(call['input_tokens'])} in, {text(call['output_tokens'])} out")
+        facts.append(f"{about}{text(call['input_tokens'])} in, {about}{text(call['output_tokens'])} out")
     if call["cost_usd"] is not None:
-        facts.append(f"${text(call['cost_usd'])}")
+        facts.append(f"{about}${text(call['cost_usd'])}")
     write_line(f"{styled('  '.join(facts), 'bold')}  trace {text(call['trace_id'])}")
     for column in ("input_messages", "output_messages"):
         for role, said in _messages(call[column]):

@@ -14,6 +14,7 @@ from otel_llm.cli.options.access import is_empty, locate, nothing_yet, reading
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import (
     STATUS_STYLES,
+    about_of,
     cell_width,
     fit,
     line_width,
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "span_id", "parent_span_id", "depth", "name", "operation", "started_at", "duration_ms", "status", "error_type",
-    "input_tokens", "output_tokens", "cost_usd", "error_message", "trace_id", "waiting", "continues",
+    "input_tokens", "output_tokens", "cost_usd", "error_message", "trace_id", "waiting", "continues", "usage_source",
 )  # fmt: skip
 
 _SPANS = """
     SELECT s.span_id, s.parent_span_id, s.name, s.operation, CAST(s.started_at AS VARCHAR), s.duration_ms,
         s.status, coalesce(u.error_type, s.attributes ->> '$."error.type"'), u.input_tokens, u.output_tokens, u.cost_usd,
         CASE WHEN s.status IN ('error', 'cancelled') THEN s.status_message END, s.trace_id,
-        coalesce((s.attributes ->> '$."otel_llm.run.waiting"') = 'true', false), s.attributes ->> '$."otel_llm.run.continues"'
+        coalesce((s.attributes ->> '$."otel_llm.run.waiting"') = 'true', false), s.attributes ->> '$."otel_llm.run.continues"',
+        u.usage_source
     FROM spans AS s LEFT JOIN llm_usage AS u ON u.trace_id = s.trace_id AND u.span_id = s.span_id
     WHERE s.trace_id = ? ORDER BY s.start_ns, s.end_ns DESC
 """
@@ -80,6 +82,7 @@ class _Span(NamedTuple):
     trace_id: str
     waiting: bool
     continues: str | None
+    usage_source: str | None
 
     @property
     def is_part_of_run(self) -> bool:
@@ -112,7 +115,7 @@ def show(trace: str | None, as_json: bool, store: Path | None) -> None:
 
     TRACE is a trace id or its beginning, as logs prints it, or the id of a run; the latest trace if left out. A run that was
     continued in other traces (`chain(continues=...)`) is shown whole, with those. With OTEL_LLM_JAEGER_URL set, the
-    page of the trace in Jaeger is named too.
+    page of the trace in Jaeger is named too. ~ stands before tokens and costs that nobody reported: they are estimated.
     """
     with reading(store) as connection:
         if is_empty(connection):
@@ -224,10 +227,11 @@ def _time(milliseconds: float | None) -> str:
 
 def _facts(span: _Span) -> str:
     facts: list[str] = []
+    about = about_of(span.usage_source)
     if span.input_tokens is not None or span.output_tokens is not None:
-        facts.append(f"{text(span.input_tokens)} in, {text(span.output_tokens)} out")
+        facts.append(f"{about}{text(span.input_tokens)} in, {about}{text(span.output_tokens)} out")
     if span.cost_usd is not None:
-        facts.append(f"${text(span.cost_usd)}")
+        facts.append(f"{about}${text(span.cost_usd)}")
     if span.waiting:
         facts.append("waiting")
     if span.status != "ok":

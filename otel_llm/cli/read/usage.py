@@ -27,7 +27,7 @@ from otel_llm.cli.screen.output import (
     write_note,
     write_table,
 )
-from otel_llm.prices.billing import BILLED, CACHE_HIT, NO_REASON, REFUSED, TOLD, UNPRICED, literal, remedy_for
+from otel_llm.prices.billing import BILLED, CACHE_HIT, NO_REASON, REFUSED, REPORTED, TOLD, UNPRICED, literal, remedy_for
 
 if TYPE_CHECKING:
     import duckdb
@@ -62,22 +62,26 @@ TIMES: Final = ("day", "hour")
 _MEASURES: Final = {
     "calls": f"count(*) FILTER ({BILLED})",
     "errors": "count(*) FILTER (status = 'error')",
-    "input_tokens": "sum(input_tokens)",
-    "output_tokens": "sum(output_tokens)",
+    "input_tokens": f"sum(input_tokens) FILTER ({REPORTED})",
+    "output_tokens": f"sum(output_tokens) FILTER ({REPORTED})",
     "cached": "sum(cache_read_tokens)",
-    "cost_usd": "sum(cost_usd)",
+    "cost_usd": f"sum(cost_usd) FILTER ({REPORTED})",
     "share": "NULL",  # of what all rows have together: see `_with_shares`
     "unpriced": f"count(*) FILTER ({UNPRICED})",
+    "estimated_usd": f"sum(cost_usd) FILTER (NOT {REPORTED})",
 }
-_INPUT, _OUTPUT, _COST, _SHARE = (
-    list(_MEASURES).index(name) - len(_MEASURES) for name in ("input_tokens", "output_tokens", "cost_usd", "share")
+_INPUT, _OUTPUT, _COST, _SHARE, _UNPRICED, _ESTIMATED = (
+    list(_MEASURES).index(name) - len(_MEASURES)
+    for name in ("input_tokens", "output_tokens", "cost_usd", "share", "unpriced", "estimated_usd")
 )
 """Where these stand in a row, counted from its end."""
 _SHORT = {"input_tokens": "input", "output_tokens": "output", "cost_usd": "cost"}
-_SPARED: Final = ("cost_usd", "calls", "input_tokens", "output_tokens", "errors", "share", "unpriced", "cached")
+_SPARED: Final = (
+    *("cost_usd", "calls", "estimated_usd", "input_tokens", "output_tokens", "errors", "share", "unpriced", "cached"),
+)
 """What a narrow terminal can spare, the last first."""
 _SORTS: Final = {short: name for name, short in _SHORT.items()} | {name: name for name in _MEASURES}
-_TOKENS: Final = "coalesce(sum(input_tokens), 0) + coalesce(sum(output_tokens), 0)"
+_TOKENS: Final = " + ".join(f"coalesce({_MEASURES[name]}, 0)" for name in ("input_tokens", "output_tokens"))
 _REASONS_SHOWN = 3
 
 
@@ -141,8 +145,9 @@ def usage(
 
     Times and days are local. errors counts the calls with status error, cached the part of input_tokens that came from the
     provider's cache. cost_usd adds up the calls whose price is known; unpriced says how many are not in it, without those that
-    were refused, which cost nothing. An answer out of a cache of the app's is no call. share is the part of the whole cost;
-    where no cost at all is known, of all tokens. – (null in JSON) is a number that nobody reported.
+    were refused, which cost nothing. An answer out of a cache of the app's is no call. estimated_usd stands beside the cost: of
+    calls that were billed and told no usage, such as streams that were stopped. Their tokens are in no column. share is the part
+    of the whole cost; where no cost at all is known, of all tokens. – (null in JSON) is a number that nobody reported.
 
     Without --sort the dearest come first, days and hours in their order. --sort puts the largest number first, and names in
     the order of the alphabet.
@@ -208,12 +213,13 @@ def _query(
     connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension], period: when.Period, order: Sequence[str]
 ) -> list[Row]:
     keys = [str(position) for position in range(1, len(dimensions) + 1)]
+    dearest = (f"{_MEASURES['cost_usd']} DESC NULLS LAST", f"{_TOKENS} DESC", f"{_MEASURES['calls']} DESC")
     sql = f"""
         SELECT {", ".join(dimension.sql for dimension in dimensions)}, {", ".join(_MEASURES.values())}
         FROM llm_usage
         WHERE {period.sql}
         GROUP BY {", ".join(keys)}
-        ORDER BY {", ".join([*order, "sum(cost_usd) DESC NULLS LAST", f"{_TOKENS} DESC", f"{_MEASURES['calls']} DESC", *keys])}
+        ORDER BY {", ".join([*order, *dearest, *keys])}
     """
     tags = [parameter for dimension in dimensions for parameter in dimension.parameters]
     return _with_shares(connection.execute(sql, [*tags, *period.parameters]).fetchall())
@@ -259,8 +265,8 @@ def _reported(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str
     """How much of the cost the providers have told themselves, where they have."""
     told, calls, computed, others = connection.execute(
         f"""
-        SELECT sum(cost_usd) FILTER ({TOLD}), count(*) FILTER ({TOLD}), sum(cost_usd) FILTER (NOT {TOLD}),
-            count(cost_usd) FILTER (NOT {TOLD} AND {BILLED})
+        SELECT sum(cost_usd) FILTER ({TOLD}), count(*) FILTER ({TOLD}), sum(cost_usd) FILTER (NOT {TOLD} AND {REPORTED}),
+            count(cost_usd) FILTER (NOT {TOLD} AND {BILLED} AND {REPORTED})
         FROM llm_usage WHERE {period.sql}
         """,
         list(period.parameters),
@@ -300,9 +306,25 @@ def _not_billed(connection: duckdb.DuckDBPyConnection, period: when.Period) -> s
     return f"Not billed: {', '.join(told)}" if told else None
 
 
+def _estimates(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
+    """What stands beside the sums because nobody has reported it."""
+    calls, given, taken = connection.execute(
+        f"""SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0)
+        FROM llm_usage WHERE NOT {REPORTED} AND {period.sql}""",
+        list(period.parameters),
+    ).fetchall()[0]
+    if not calls:
+        return None
+    return (
+        f"Estimated, and not in these sums: {count(given)} input and {count(taken)} output tokens of {counted(calls, 'call')} "
+        "that told none and may have been billed (OTEL_LLM_ESTIMATE=off estimates none)"
+    )
+
+
 def _remarks(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> list[str]:
     """What is to be said of the sums."""
     notes = (
+        _estimates(connection, period),
         _reported(connection, period),
         *_unpriced(connection, period),
         _not_billed(connection, period),
@@ -315,15 +337,17 @@ def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row],
     measures = len(_MEASURES)
     sums = [_sum(values) for values in list(zip(*everything, strict=True))[-measures:]]
     totals: list[Any] = ["total", *[""] * (len(names) - measures - 1), *sums]
-    show = {"cost_usd": money(sums[_COST]), "share": _percent}
+    amounts = money(max((amount for amount in (sums[_COST], sums[_ESTIMATED]) if amount is not None), default=None))
+    show = {"cost_usd": amounts, "estimated_usd": amounts, "share": _percent}
     columns = [
         Column(name, _SHORT.get(name, ""), number=True, show=show.get(name, count), spare=_SPARED.index(name))
         if name in _MEASURES
         else Column(name)
         for name in names
     ]
-    # Where every call has a price, the last column, `unpriced`, has nothing to say.
-    shown = len(names) if sums[-1] else len(names) - 1
+    # Where every call has a price, `unpriced` has nothing to say, nor has `estimated_usd` where nothing is estimated.
+    silent = {name for name, at in (("unpriced", _UNPRICED), ("estimated_usd", _ESTIMATED)) if not sums[at]}
+    shown = [number for number, name in enumerate(names) if name not in silent]
     notes = (
         []
         if len(rows) == len(everything)
@@ -332,7 +356,8 @@ def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row],
     if sums[_COST] is None and sums[_SHARE] is not None:
         notes.append("no cost is known: share is of the tokens")
     notes += remarks
-    write_table(columns[:shown], [row[:shown] for row in rows], totals=totals[:shown], notes=notes)
+    table, bottom = [[row[number] for number in shown] for row in rows], [totals[number] for number in shown]
+    write_table([columns[number] for number in shown], table, totals=bottom, notes=notes)
 
 
 def _plot(dimensions: Sequence[Dimension], everything: Sequence[Row], rows: Sequence[Row], *, series: bool) -> None:

@@ -20,6 +20,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from otel_llm.prices.billing import ESTIMATED
+
 NOTHING = "–"
 """What a table shows for a value that is not known. It is never 0: nought is a count, this is the lack of one."""
 
@@ -102,6 +104,11 @@ def in_ascii(error: UnicodeError) -> tuple[str, int]:
 def count(value: object) -> str:
     """A whole number with its thousands set apart."""
     return f"{value:,}" if isinstance(value, int) else text(value)
+
+
+def about_of(usage_source: object) -> str:
+    """What stands before the tokens and the cost of a call: `~` where they are an estimate."""
+    return "~" if usage_source == ESTIMATED else ""
 
 
 def counted(number: int, noun: str) -> str:
