@@ -238,6 +238,11 @@ def kill(directory: Path, *, kills: int, processes: int = 4) -> Report:
     return report
 
 
+_REPORTED = "CASE WHEN usage_source = 'reported' THEN {0} END"
+_TOLD = f"""SELECT request_id, status, {_REPORTED.format("input_tokens")}, {_REPORTED.format("output_tokens")} FROM llm_usage"""
+"""What the account has been told of each call: an estimate is no part of a bill."""
+
+
 def _judge_kills(report: Report, directory: Path, provider: Mapping[str, Any]) -> None:
     begun: set[str] = set()
     ended: set[str] = set()
@@ -245,7 +250,7 @@ def _judge_kills(report: Report, directory: Path, provider: Mapping[str, Any]) -
         for line in ledger.read_text().splitlines():
             event, _, call = line.partition(" ")
             (begun if event == "begin" else ended).add(call)
-    rows = _query(directory, "SELECT request_id, status, input_tokens, output_tokens FROM llm_usage")
+    rows = _query(directory, _TOLD)
     found = {row[0]: row[1:] for row in rows}
     in_flight = begun - ended
 
@@ -746,7 +751,7 @@ def calls(directory: Path, *, size: int) -> Report:
         settings = {**server.environment, "OTEL_LLM_STREAM_USAGE": "always"}
         with _Worker(_FRESH, directory, _call_in_every_way, size, **settings) as worker:
             made, tokens, half, end, seconds = worker.hear()
-    rows = _query(directory, "SELECT request_id, status, input_tokens, output_tokens FROM llm_usage")
+    rows = _query(directory, _TOLD)
     found = {row[0]: row[1:] for row in rows}
     growth = (end["highest RSS"] - half["highest RSS"]) / max(size // 2, 1)
     report = Report(

@@ -52,7 +52,8 @@ def main() -> int:
         print(f"\nThe account is in {store}:", flush=True)
         run(["otel-llm", "sql", BY_CALL])
         query = """
-            select count(*) as n, sum(input_tokens) as input, sum(output_tokens) as output,
+            select count(*) as n, sum(input_tokens) filter (usage_source = 'reported') as input,
+                   sum(output_tokens) filter (usage_source = 'reported') as output,
                    list(response_id) filter (status = 'partial') as left_early
             from llm_usage
         """
