@@ -63,8 +63,8 @@ class Settings:
     """The DuckDB file; None where `OTEL_LLM_STORE=none` turns the account off, or where there is no place for one."""
     store_note: str | None
     """Why the account is not kept where it is by default; for `announce_store`, `doctor` and whoever finds no store."""
-    flush_interval: float
-    """How often the background thread merges the journal into DuckDB."""
+    flush_interval: float | None
+    """How often the background thread merges the journal into DuckDB; None: as `otel_llm.store.jobs.merge_rhythm` has it."""
     fsync: Fsync
     segment_size: int
     """A journal segment that has grown past this is sealed and a new one begun."""
@@ -131,7 +131,7 @@ def _read() -> Settings:
     return Settings(
         store=store.path,
         store_note=store.note,
-        flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: 0.8),
+        flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: None),
         fsync=_choice(env, "OTEL_LLM_FSYNC", _FSYNC, "none"),
         segment_size=_get(env, "OTEL_LLM_SEGMENT_SIZE", _size, "a size like 16MB", lambda: 16 * 2**20),
         segment_age=_get(env, "OTEL_LLM_SEGMENT_AGE", _duration, "a time like 60 or 5min", lambda: 60.0),

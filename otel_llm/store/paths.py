@@ -62,6 +62,11 @@ class StorePaths:
         return self.journal / "merged.json"
 
     @property
+    def merger(self) -> Path:
+        """The lock that the process holds, for as long as it lives, which merges for all: see `jobs.merge_role`."""
+        return self.journal / "merger.lock"
+
+    @property
     def pending(self) -> Path:
         """Is there while spans are known that have not arrived over OTLP, so that nobody opens the database to find none."""
         return self.journal / "pending"

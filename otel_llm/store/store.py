@@ -23,6 +23,8 @@ from otel_llm.support import forks
 _logger = logging.getLogger("otel_llm")
 
 _EXIT_SECONDS: Final = 5.0
+_LOOKS_EVERY: Final = 0.8
+"""Seconds between two looks at what there is to merge: what is merged at once is in the database within one."""
 
 
 class Store:
@@ -48,7 +50,11 @@ class Store:
         self._resource: object = None
         self._merger = Merger(self.journal, lambda: self.paths, configured)
         self._thread = MergeThread(
-            self._merger, configured.flush_interval, self._tend, lambda: exits.register(_close_all)
+            self._merger,
+            _LOOKS_EVERY if configured.flush_interval is None else configured.flush_interval,
+            self._tend,
+            lambda: exits.register(_close_all),
+            fixed=configured.flush_interval is not None,
         )
         self.closed_after: int | None = None
         """The number of records at which the end of the process closed it."""
@@ -118,6 +124,7 @@ class Store:
             # Whoever flushes after us, as a tracer provider's own exit does, is the last to: leave nothing behind.
             self.journal.close()
             self.journal.log_lost()
+            return self._merger.leave(max(deadline - time.monotonic(), 0.0)) and written
         return self._merger.merge(max(deadline - time.monotonic(), 0.0)) and written
 
     def write_out(self) -> bool:
@@ -131,7 +138,7 @@ class Store:
         self._prepare()
         if not (_exiting and self.awaits_exports):  # else the flush after the last export closes it
             self.journal.close()
-        self._merger.merge(timeout)
+        self._merger.leave(timeout)
         self._thread.reset()
 
     def _tend(self) -> None:

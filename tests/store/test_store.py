@@ -17,7 +17,7 @@ import pytest
 from otel_llm.settings import reload
 from otel_llm.store import Store, connect, flush
 from otel_llm.store.errors import StoreError
-from otel_llm.store.jobs import merge_thread
+from otel_llm.store.jobs import merger
 from otel_llm.store.merge import batch, ingest
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import fork_guard
@@ -111,7 +111,7 @@ def test_what_fails_is_said_once_in_whatever_words(
         for times in (1, 2):
             write(quiet_store)
             with monkeypatch.context() as patch:
-                patch.setattr("otel_llm.store.jobs.merger.merge", fail)
+                patch.setattr("otel_llm.store.jobs.merger.ingest.merge", fail)
                 assert not any(quiet_store.flush() for _ in range(3))
             assert len(said()) == times
             assert quiet_store.flush()
@@ -397,7 +397,7 @@ def test_importing_the_store_imports_neither_duckdb_nor_the_sdk() -> None:
 def test_another_program_s_dead_calls_are_found(
     store_path: Path, script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_thread, "_ORPHAN_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(merger, "_ORPHAN_CHECK_SECONDS", 0.0)
     monkeypatch.setenv("OTEL_LLM_FLUSH_INTERVAL", "10ms")
     reload()
     other = script(PROGRAM, str(store_path), "(print('on', flush=True), sys.stdin.readline())")

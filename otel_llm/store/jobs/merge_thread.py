@@ -1,19 +1,20 @@
-"""The background thread of a store: it tends the journal and merges it, once in an interval."""
+"""The background thread of a store: it tends the journal and, where this process has that role, merges it."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
+from otel_llm.store.jobs.merge_rhythm import MergeRhythm
 from otel_llm.store.jobs.merger import Merger
 from otel_llm.support import importing
 
 _logger = logging.getLogger("otel_llm")
 
-_ORPHAN_CHECK_SECONDS: Final = 10.0
-"""How often a process with nothing of its own to merge looks for what others left behind."""
 _PATIENCE: Final = 0.05
 
 
@@ -21,10 +22,17 @@ class MergeThread:
     """Starts with the first record. `tend` is called before each look, `started` when the thread runs."""
 
     def __init__(
-        self, merger: Merger, interval: float, tend: Callable[[], None], started: Callable[[], object]
+        self,
+        merger: Merger,
+        interval: float,
+        tend: Callable[[], None],
+        started: Callable[[], object],
+        *,
+        fixed: bool = False,
     ) -> None:
         self._merger = merger
         self._interval = interval
+        self._rhythm = MergeRhythm(interval, fixed=fixed)
         self._tend = tend
         self._started = started
         self.start_afresh()
@@ -75,13 +83,19 @@ class MergeThread:
                 _logger.debug("the background thread failed", exc_info=True)
 
     def _tick(self) -> float:
-        """Merges if it is time; returns the seconds until it is again."""
+        """Merges if it is time and this process's turn; returns the seconds until the next look."""
         self._tend()
-        if not self._merger.is_behind and self._merger.idle_seconds < _ORPHAN_CHECK_SECONDS:
+        merger = self._merger
+        if merger.has_role():
+            waiting = merger.waiting()
+            if not waiting:
+                return self._interval
+            wait = self._rhythm.wait(time.monotonic(), waiting, merger.age(math.inf))
+            if wait > self._interval / 10:
+                return min(wait, self._interval)
+        elif not merger.is_behind or not merger.is_neglected():
             return self._interval
-        wait = self._interval - self._merger.age(self._interval)
-        if wait > self._interval / 10:
-            return wait
-        # Whoever holds the lock merges our records too; the next tick sees whether anything is left.
-        self._merger.merge(_PATIENCE)
+        # Whoever holds the lock merges our records too; the next look sees whether anything is left.
+        merger.merge(_PATIENCE)
+        self._rhythm.merged(time.monotonic(), merger.cost)
         return self._interval

@@ -13,12 +13,17 @@ from typing import Final
 from otel_llm.settings import Settings
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.file.interrupts import off_main_thread, was_interrupted
+from otel_llm.store.jobs.merge_role import MergeRole
 from otel_llm.store.journal.writer import Journal
-from otel_llm.store.merge.ingest import merge
+from otel_llm.store.merge import ingest
 from otel_llm.store.paths import StorePaths
 
 _logger = logging.getLogger("otel_llm")
 
+_ORPHAN_CHECK_SECONDS: Final = 10.0
+"""How often whoever merges looks for what the dead have left behind: each journal's lock is tried for that."""
+_NEGLECTED_SECONDS: Final = 30.0
+"""After so long a process does not wait any more for the one that has the role: that may be stopped, or have its reasons."""
 _RETENTION_SECONDS: Final = 60.0
 """How often a process asks the store whether a round of retention is due."""
 
@@ -49,26 +54,57 @@ class Merger:
         self._journal = journal
         self._paths = paths
         self._max_age, self._max_size = configured.retention, configured.max_size
+        self.role = MergeRole(paths)
         self.start_afresh()
 
     def start_afresh(self) -> None:
         """At construction, and in the child of a fork."""
         self.stats = StoreStats()
         self._position: tuple[Path | None, int] = (None, 0)
-        self._merged_at = 0.0
+        self._looked_at = 0.0
+        self.cost = 0.0
+        """Seconds of a processor that the last merge took."""
         self._is_failing = False
         """The last merge failed, which has been said."""
         self._retain_at = 0.0
+        self._untaken: tuple[tuple[Path | None, int], float] | None = None
+        """A position of the journal that is not known to be merged, and since when it is waited for that."""
+        self.role.start_afresh()
 
     @property
     def is_behind(self) -> bool:
-        """Whether something was journalled since the last merge began."""
+        """Whether something was journalled since the last merge of this process began."""
         return self._journal.position != self._position
 
-    @property
-    def idle_seconds(self) -> float:
-        """Since this process merged."""
-        return time.monotonic() - self._merged_at
+    def has_role(self) -> bool:
+        """Whether this process merges for all that share the store: it does if nobody else does."""
+        try:
+            return self.role.take()
+        except OSError:
+            return True  # the merge says what is wrong with the place
+
+    def waiting(self) -> int:
+        """Bytes in the journals of all processes that no merge has taken; now and then 1 for what the dead have left."""
+        now = time.monotonic()
+        try:
+            size = ingest.waiting(self._paths())
+            if not size and now - self._looked_at >= _ORPHAN_CHECK_SECONDS:
+                self._looked_at = now
+                return int(ingest.has_orphans(self._paths()))
+            return size
+        except OSError:
+            return 1  # the merge says what is wrong
+
+    def is_neglected(self) -> bool:
+        """Whether whoever has the role has left out for long what this process has journalled. Raises OSError."""
+        if self._untaken is None:
+            self._untaken = self._journal.position, time.monotonic()
+            return False
+        position, since = self._untaken
+        if ingest.has_taken(self._paths(), *position):
+            self._position, self._untaken = position, None
+            return False
+        return time.monotonic() - since >= _NEGLECTED_SECONDS
 
     def age(self, unknown: float) -> float:
         """Seconds since the last merge, by whatever process; `unknown` where that cannot be told.
@@ -85,7 +121,7 @@ class Merger:
     def merge(self, timeout: float) -> bool:
         """Whether everything that has ended by now is in the database. Raises nothing for what fails."""
         position = self._journal.position
-        merged = off_main_thread(partial(merge, self._paths().database, timeout=timeout))
+        merged = off_main_thread(partial(self._merge, timeout))
         try:
             result = merged()
         except StoreError as error:
@@ -105,12 +141,38 @@ class Merger:
             return False
         self.stats.merges += 1
         self._position = position
-        self._merged_at = time.monotonic()
         self._is_failing = False
         self.stats.last_error = None
         if self._max_age or self._max_size:
             self._retain()
         return True
+
+    def _merge(self, timeout: float) -> ingest.MergeResult:
+        began = time.thread_time()
+        try:
+            return ingest.merge(self._paths().database, timeout=timeout)
+        finally:
+            self.cost = time.thread_time() - began
+
+    def leave(self, timeout: float) -> bool:
+        """At the end of the process: what it has journalled, and has closed, is merged here or by whoever has the role.
+
+        Whoever leaves while another has the role needs no DuckDB for it.
+        """
+        if not self.role.is_held and not self.is_behind and not self._left_behind():
+            return True
+        if not self.has_role():
+            return True
+        merged = self.merge(timeout)
+        self.role.give_up()
+        # Somebody may have left while we had it, after our merge.
+        return merged and (not self._left_behind() or self.merge(timeout))
+
+    def _left_behind(self) -> bool:
+        try:
+            return ingest.has_orphans(self._paths())
+        except OSError:
+            return True  # the merge says what is wrong
 
     def _retain(self) -> None:
         """Removes what is too old or too much, now and then and a little at a time."""
@@ -135,5 +197,6 @@ class Merger:
         if not self._is_failing:
             _logger.warning("%s; calls stay in the journal %s until it works again", reason, self._paths().journal)
         self._is_failing = True
+        self.role.give_up()  # another process may be able to
         self.stats.merge_failures += 1
         self.stats.last_error = reason

@@ -75,23 +75,29 @@ def exclusive(path: Path, deadline: float) -> Iterator[None]:
         yield
 
 
+def hold(path: Path) -> io.FileIO | None:
+    """Holds the lock file `path` until what is returned is closed; None where somebody else does. Never waits.
+
+    Raises OSError where the file cannot be made, TimeoutError where it is deleted meanwhile or a merge of this process goes on.
+    """
+    file = _open(path, time.monotonic())
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if leads_to(path, file.fileno()):
+            return file
+    except BlockingIOError:
+        pass
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
 @contextmanager
 def _locked(path: Path, deadline: float) -> Iterator[None]:
     # Whatever line an exception comes up at, the file is closed with the last reference to it, and the lock is gone.
-    file: io.FileIO | None = None
-    taken = False
-    mutex = fork_guard.mutex  # a fork replaces it
-    try:
-        # A fork waits for the mutex. Without it a child could come between these lines, with a descriptor that it does not
-        # know of and that keeps the lock alive.
-        taken = mutex.acquire(timeout=max(deadline - time.monotonic(), 0))
-        if not taken:
-            raise TimeoutError(f"{path} is held by another thread")
-        file = io.FileIO(files.open_or_create(path), "r+")
-        _held.add(file)
-    finally:
-        if taken:
-            mutex.release()
+    file = _open(path, deadline)
     try:
         fd = file.fileno()
         wait = _FIRST_WAIT
@@ -104,14 +110,33 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
                     raise TimeoutError(f"{path} is held by another process") from None
             time.sleep(wait)
             wait = min(wait * 2, _LONGEST_WAIT)
-        if not _leads_to(path, fd):  # whoever comes now makes another, which is the one to hold
+        if not leads_to(path, fd):  # whoever comes now makes another, which is the one to hold
             raise TimeoutError(f"{path} was deleted while it was waited for")
         yield
     finally:
         file.close()
 
 
-def _leads_to(path: Path, fd: int) -> bool:
+def _open(path: Path, deadline: float) -> io.FileIO:
+    """Opens the lock file `path`. Raises TimeoutError where another thread holds the mutex beyond `deadline`, OSError."""
+    taken = False
+    mutex = fork_guard.mutex  # a fork replaces it
+    try:
+        # A fork waits for the mutex. Without it a child could come between these lines, with a descriptor that it does not
+        # know of and that keeps the lock alive.
+        taken = mutex.acquire(timeout=max(deadline - time.monotonic(), 0))
+        if not taken:
+            raise TimeoutError(f"{path} is held by another thread")
+        file = io.FileIO(files.open_or_create(path), "r+")
+        _held.add(file)
+        return file
+    finally:
+        if taken:
+            mutex.release()
+
+
+def leads_to(path: Path, fd: int) -> bool:
+    """Whether `path` still is the file that is open as `fd`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:

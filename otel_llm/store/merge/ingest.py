@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.store.errors import StoreBusy, StoreError
@@ -121,6 +122,25 @@ def _has_news(snapshot: Snapshot, known: Offsets) -> bool:
         if size > consumed or finished or not snapshot.is_live(segment):
             return True
     return False
+
+
+def waiting(paths: StorePaths) -> int:
+    """Bytes of journal that no merge has taken, told without a look at the database. Raises OSError."""
+    snapshot, known = Snapshot(paths.journal), _read_note(paths) or {}
+    return sum(max(size - known.get(segment.name, _UNREAD)[0], 0) for segment, size in snapshot.sizes.items())
+
+
+def has_orphans(paths: StorePaths) -> bool:
+    """Whether there are journals that nobody writes any more. Each one's lock is tried for that. Raises OSError."""
+    snapshot = Snapshot(paths.journal)
+    return not all(snapshot.is_live(segment) for segment in snapshot.sizes)
+
+
+def has_taken(paths: StorePaths, segment: Path | None, position: int) -> bool:
+    """Whether the last merge took that segment up to `position`; one that is gone was taken whole."""
+    if segment is None or not segment.exists():
+        return True
+    return (_read_note(paths) or {}).get(segment.name, _UNREAD)[0] >= position
 
 
 @dataclass(frozen=True, slots=True)
