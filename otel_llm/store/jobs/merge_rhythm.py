@@ -10,7 +10,7 @@ from typing import Final
 
 SHARE: Final = 0.01
 """Of one core, for merges."""
-LONGEST: Final = 4.5
+LONGEST: Final = 4.8
 """Seconds between merges at most while there is something to merge: a plain DuckDB client sees what is older than five."""
 FEW: Final = 32 * 1024
 """Bytes of journal that are few calls: about ten, each with its start and its end."""

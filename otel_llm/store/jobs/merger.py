@@ -17,6 +17,7 @@ from otel_llm.store.jobs.merge_role import MergeRole
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge import ingest
 from otel_llm.store.paths import StorePaths
+from otel_llm.support import fork_guard, memory
 
 _logger = logging.getLogger("otel_llm")
 
@@ -64,6 +65,7 @@ class Merger:
         self._looked_at = 0.0
         self.cost = 0.0
         """Seconds of a processor that the last merge took."""
+        self._rested_after = 0
         self._is_failing = False
         """The last merge failed, which has been said."""
         self._retain_at = 0.0
@@ -140,6 +142,8 @@ class Merger:
             self.stats.last_error = result.reason
             return False
         self.stats.merges += 1
+        if self.stats.merges == 1:
+            memory.give_back()  # the first one imports DuckDB, a list of prices and what both need for that
         self._position = position
         self._is_failing = False
         self.stats.last_error = None
@@ -153,6 +157,17 @@ class Merger:
             return ingest.merge(self._paths().database, timeout=timeout)
         finally:
             self.cost = time.thread_time() - began
+
+    def rest(self) -> None:
+        """Gives back what merges keep in memory from one to the next: there is nothing to merge for a while."""
+        from otel_llm.store.merge import duckdb_instance
+
+        if self.stats.merges != self._rested_after:
+            self._rested_after = self.stats.merges
+            with fork_guard.mutex:
+                ingest.forget_loaded()
+                duckdb_instance.discard()
+            memory.give_back()
 
     def leave(self, timeout: float) -> bool:
         """At the end of the process: what it has journalled, and has closed, is merged here or by whoever has the role.
