@@ -14,7 +14,7 @@ from otel_llm.store import Store, StoreBusy, StoreError, StoreNotFound, connect,
 from otel_llm.store.file import handles
 from otel_llm.store.file.connection import StoreConnection
 from otel_llm.store.journal.writer import Journal
-from otel_llm.store.merge import batch
+from otel_llm.store.merge import batch, duckdb_instance
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import HOLDER, Script, count, end, identity, merging, query, start, write_call
@@ -287,3 +287,12 @@ def test_what_a_moment_shows_stays(journal: Journal, paths: StorePaths) -> None:
         with merging(paths), reader.connect_to_moment(paths.database) as moment:
             write_call(journal)
             assert [each.execute(CALLS).fetchall() for each in (kept, moment)] == [[(3,)], [(2,)]]
+
+
+def test_no_bar_is_drawn_of_a_long_query(stored: Callable[[], None], store_path: Path) -> None:
+    """It would go to the app's stdout, or into the JSON of a command."""
+    stored()
+    bar = "SELECT current_setting('enable_progress_bar')"
+    assert duckdb_instance.get().execute(bar).fetchall() == [(False,)]
+    with connect(store_path) as connection:
+        assert connection.execute(bar).fetchall() == connection.cursor().execute(bar).fetchall() == [(False,)]

@@ -63,7 +63,13 @@ def open_in_memory() -> DuckDBPyConnection:
     connection = duckdb.connect(config=config)
     # A checkpoint deletes the write-ahead log, and DuckDB would make the next one open to all: see `keep_log_private`.
     connection.execute("SET checkpoint_threshold = '1TB'")
+    be_quiet(connection)
     return connection
+
+
+def be_quiet(connection: DuckDBPyConnection) -> None:
+    """Of a query that takes longer than two seconds DuckDB draws a bar: on the app's own stdout, or into a command's JSON."""
+    connection.execute("SET enable_progress_bar = false")
 
 
 def keep_spills_private(connection: DuckDBPyConnection, paths: StorePaths) -> None:

@@ -93,6 +93,7 @@ def connect(paths: StorePaths) -> tuple[DuckDBPyConnection, Instance]:
     database.require_openable(paths)
     with fork_guard.mutex:  # a merge of this process does not open files at the same time
         connection = duckdb.connect(str(paths.database), read_only=True)
+        database.be_quiet(connection)
         known = _instances.get(paths.database)
         if known is None or known.opened.file is None or not _is_open(known.opened):
             (name,) = connection.execute("SELECT current_database()").fetchall()[0]
