@@ -120,6 +120,7 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
         "cache_write_1h_tokens": 0,
         "audio_cache_read_tokens": 1,
         "image_cache_read_tokens": 2,
+        "conversation_source": None,
         "row_version": 1,
         "input_chars": None,
         "output_chars": None,
