@@ -277,7 +277,7 @@ class LiteLLMAttempt:
         if private.is_stream(result):
             self.follow(result)
             return
-        answer = ToldAnswer(self.facts)
+        answer = ToldAnswer(self.facts, self.call.attributes)
         answer.see_whole(result)
         self._answer = answer
         abandoned.later(self.conclude)  # where LiteLLM gives up before, or this was a retry, which it puts no price on

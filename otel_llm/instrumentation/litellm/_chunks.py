@@ -26,7 +26,7 @@ class ChunkRecorder(StreamRecorder):
     def __init__(self, call: ModelCall, known: KnownToLiteLLM, asking: Asking | None) -> None:
         super().__init__(call, refused=None if asking is None else asking.refused_late)
         self.known = known
-        self.answer = ToldAnswer(known)
+        self.answer = ToldAnswer(known, call.attributes)
 
     def see_piece(self, piece: object) -> None:
         """Takes note of a piece as the provider sent it: LiteLLM takes the usage out of what the app gets."""

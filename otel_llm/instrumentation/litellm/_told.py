@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from otel_llm.conventions import semconv
@@ -34,11 +35,13 @@ class KnownToLiteLLM:
 class ToldAnswer(Answer):
     """The facts of an answer, or of the chunks of a stream."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_cost", "_known")
 
-    def __init__(self, known: KnownToLiteLLM) -> None:
-        super().__init__()
+    def __init__(self, known: KnownToLiteLLM, asked: Mapping[str, Any]) -> None:
+        super().__init__(asked)
         self._known = known
+        self._cost: float | None = None
+        """What the provider himself says, in USD."""
 
     def see_whole(self, result: object) -> None:
         """Takes what an answer tells that is no stream."""
@@ -48,16 +51,23 @@ class ToldAnswer(Answer):
 
     def see_usage(self, usage: object) -> None:
         """Takes a usage object, the whole one or that of a piece."""
-        found = usage_told(usage, self._known.provider, self._known.model)
+        found, cost = usage_told(usage, self._known.provider, self._known.model)
+        self._cost = cost or self._cost
         if found is not None and not found.output and self._known.operation not in _WITH_OUTPUT:
             found = found._replace(output=None)
         self.usage = later(self.usage, found)
+
+    def _see_response(self, found: Mapping[str, Any]) -> None:
+        super()._see_response(found)
+        self.see_usage(found.get("usage"))
 
     def _see_usage(self, usage: object, *, embeds: bool = False) -> None:
         """Not from what the app gets: where a stream tells none, LiteLLM counts itself."""
 
     def attributes(self) -> dict[str, Any]:
         found = super().attributes()
+        if self._cost is not None:
+            found[semconv.REPORTED_COST_USD] = self._cost
         if self._known.cost is not None:
             found[semconv.LITELLM_COST_USD] = self._known.cost
         return found

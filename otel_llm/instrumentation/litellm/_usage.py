@@ -16,19 +16,20 @@ _LARGEST: Final = 10**6
 """USD that no call costs."""
 
 
-def usage_told(usage: object, provider: str | None, model: str | None) -> Usage | None:
-    """Reads a usage object of LiteLLM's; None where the provider has told none."""
+def usage_told(usage: object, provider: str | None, model: str | None) -> tuple[Usage | None, float | None]:
+    """Reads a usage object of LiteLLM's: the tokens and the cost in USD, as far as the provider has told them."""
     if usage is None or provider in _COUNTED_BY_LITELLM:
-        return None
-    found = read_usage(usage, None if provider is None else provider_name(provider), model).usage
+        return None, None
+    reading = read_usage(usage, None if provider is None else provider_name(provider), model)
+    found = reading.usage
     if found is None or not (found.input or found.output):
-        return None  # it fills in noughts
+        return None, reading.cost_usd  # it fills in noughts
     details = fields(fields(usage).get("prompt_tokens_details"))
     if not found.cache_write and (written := count(details.get("cache_creation_tokens"))):
         found = found._replace(cache_write=written)
     if model is not None and "claude" in model:
         found = found._replace(reasoning=None)  # counted by LiteLLM, where Anthropic has told none
-    return found
+    return found, reading.cost_usd
 
 
 def later(before: Usage | None, after: Usage | None) -> Usage | None:
