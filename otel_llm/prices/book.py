@@ -14,7 +14,7 @@ from typing import Any
 
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
 from otel_llm.prices import library, lists, own
-from otel_llm.prices.billing import SLOT_NS
+from otel_llm.prices.billing import OVERRIDE, SLOT_NS
 from otel_llm.prices.lists import PriceLists
 from otel_llm.prices.rates import Quote, Rate
 from otel_llm.support import faults
@@ -54,11 +54,11 @@ class PriceBook:
         models = [model for model in dict.fromkeys((response_model, request_model)) if model]
         matching = [entry for entry in self._table if entry.matches(provider, models, tier)]
         whole = next((entry for entry in matching if entry.is_whole), None)
-        quote = Quote("override", (whole.rate,)) if whole else self._listed(provider, models, tier, at_ns)
+        quote = Quote(OVERRIDE, (whole.rate,)) if whole else self._listed(provider, models, tier, at_ns)
         beside = [entry.rate.per_unit for entry in reversed(matching) if not entry.is_whole]
         for per_unit in beside:
             rates = tuple(replace(rate, per_unit={**rate.per_unit, **per_unit}) for rate in quote.rates)
-            quote = Quote(quote.source, rates) if rates else Quote("override", (Rate({}, per_unit),))
+            quote = Quote(quote.source, rates) if rates else Quote(OVERRIDE, (Rate({}, per_unit),))
         return quote
 
     def _listed(self, provider: str | None, models: Sequence[str], tier: str | None, at_ns: int) -> Quote:

@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
-from otel_llm.prices.billing import CACHE_HIT, REFUSED, REPORTED_COST, SLOT_NS, literal
+from otel_llm.prices.billing import CACHE_HIT, LITELLM, OVERRIDE, REFUSED, REPORTED_COST, SLOT_NS, literal
 from otel_llm.prices.rates import IN_PLACE_OF_TOKENS, LEAST_BILLED
 
 PRICE_KEY: Final = ("provider", "request_model", "response_model", "service_tier", "price_slot")
@@ -97,6 +97,7 @@ _READ: Final[dict[str, str]] = {
     "service_tier": semconv.OPENAI_RESPONSE_SERVICE_TIER,
     "invocation": dialects.INVOCATION_PARAMETERS,
     "reported_cost": semconv.REPORTED_COST_USD,
+    "litellm_cost": semconv.LITELLM_COST_USD,
 }
 
 _KINDS: Final = {f"kind_{number}": name for number, name in enumerate(dialects.KINDS)}
@@ -152,6 +153,10 @@ def _model_call() -> str:
 def _tokens(column: str) -> str:
     number = f"TRY_CAST({column} AS BIGINT)"
     return f"CASE WHEN {number} BETWEEN 0 AND {MAX_TOKENS} THEN {number} END"
+
+
+def _usd(column: str) -> str:
+    return f"CASE WHEN TRY_CAST({column} AS DOUBLE) BETWEEN 0 AND 1e8 THEN TRY_CAST({column} AS DECIMAL(18, 9)) END"
 
 
 def _json(column: str) -> str:
@@ -270,8 +275,7 @@ SELECT
     1 AS row_version,
     {_tokens(semconv.INPUT_CHARACTERS)} AS input_chars, {_tokens(semconv.OUTPUT_CHARACTERS)} AS output_chars,
     {_tokens(semconv.REASONING_CHARACTERS)} AS reasoning_chars,
-    CASE WHEN TRY_CAST(reported_cost AS DOUBLE) BETWEEN 0 AND 1e8 THEN TRY_CAST(reported_cost AS DECIMAL(18, 9)) END
-        AS reported_cost_usd,
+    {_usd("reported_cost")} AS reported_cost_usd, {_usd("litellm_cost")} AS litellm_cost_usd,
     coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
     status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
     st // {SLOT_NS} AS price_slot, o AS endpoint, writer
@@ -417,6 +421,11 @@ _PRICED_AS: Final = {
 """Columns of which more may be known than was reported: see `_known`."""
 
 
+_BY_LITELLM: Final = f"""litellm_cost_usd IS NOT NULL AND price_basis IS DISTINCT FROM {literal(OVERRIDE)}
+    AND (coalesce(input_tokens, output_tokens) IS NOT NULL OR units IS NOT NULL)"""
+"""What LiteLLM has computed counts, but for a price of the user's own, and where it has guessed the tokens."""
+
+
 def _fill_usage(with_units: bool) -> str:
     """A row of `usage_batch` for each model call in `batch`, with its cost. Unknown is NULL with the reason, never 0.
 
@@ -433,9 +442,10 @@ def _fill_usage(with_units: bool) -> str:
         "usage_source": f"""coalesce(stated_usage_source,
             CASE WHEN coalesce({", ".join(TOKEN_COLUMNS)}) IS NOT NULL THEN 'reported' END)""",
         "cost_usd": f"""CASE WHEN cache_hit THEN 0 WHEN reported_cost_usd IS NOT NULL THEN reported_cost_usd
+            WHEN {_BY_LITELLM} THEN litellm_cost_usd
             WHEN unpriced IS NULL THEN TRY_CAST(greatest(per_call + {tokens}{beside}, 0) AS DECIMAL(18, 9)) END""",
         "price_source": f"""CASE WHEN cache_hit THEN {literal(CACHE_HIT)} WHEN reported_cost_usd IS NOT NULL
-            THEN {literal(REPORTED_COST)} ELSE coalesce(unpriced, price_basis) END""",
+            THEN {literal(REPORTED_COST)} WHEN {_BY_LITELLM} THEN {literal(LITELLM)} ELSE coalesce(unpriced, price_basis) END""",
     }
     values = ", ".join(computed.get(column, column) for column in USAGE_COLUMNS)
     join = " AND ".join(f"price.{column} IS NOT DISTINCT FROM batch.{column}" for column in PRICE_KEY)
@@ -546,6 +556,7 @@ def load_stored_calls(wanted: str) -> str:
     return f"""INSERT INTO batch BY NAME
     SELECT {columns}, {", ".join(TOKEN_COLUMNS)}, units, usage_source AS stated_usage_source, true AS model_call,
         CASE WHEN price_source = {literal(REPORTED_COST)} THEN cost_usd END AS reported_cost_usd,
+        CASE WHEN price_source = {literal(LITELLM)} THEN cost_usd END AS litellm_cost_usd,
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
@@ -590,6 +601,7 @@ _BATCH_TYPES: Final = {
     "model_call": "BOOLEAN",
     "stated_usage_source": "VARCHAR",
     "reported_cost_usd": "DECIMAL(18, 9)",
+    "litellm_cost_usd": "DECIMAL(18, 9)",
     "cache_hit": "BOOLEAN",
     "refused": "BOOLEAN",
     "price_slot": "BIGINT",

@@ -287,6 +287,18 @@ def test_a_reported_cost_is_not_priced_again(
     assert found == [(Decimal(5), "reported", 1), (Decimal("1.000012"), "override", 2)]
 
 
+def test_what_litellm_has_computed_counts(
+    journal: Journal, store_path: Path, own_prices: Callable[[str], None]
+) -> None:
+    """But for what the provider told, and a price of the user's own; and not where LiteLLM has guessed the tokens."""
+    theirs = {MODEL: "gpt-4o-mini", IN: 1_000_000, OUT: 0, semconv.LITELLM_COST_USD: 0.25}
+    assert cost(journal, store_path, theirs) == (Decimal("0.25"), "litellm")
+    assert cost(journal, store_path, theirs | {semconv.REPORTED_COST_USD: 0.5}) == (Decimal("0.5"), "reported")
+    assert cost(journal, store_path, {MODEL: "nobody-s", semconv.LITELLM_COST_USD: 0.25}) == (None, "no usage reported")
+    own_prices('[[price]]\nmodel = "gpt-4o-mini"\ninput = 1\noutput = 2')
+    assert cost(journal, store_path, theirs) == (Decimal(1), "override")
+
+
 def test_the_reported_cost_of_a_background_response(journal: Journal, store_path: Path) -> None:
     """It is told when the result is asked for, and belongs to the call that began it, whichever is merged first."""
     ours = {"sc": f"{semconv.SPAN_SCOPES}.openai"}

@@ -29,7 +29,7 @@ COMMENT ON COLUMN llm_usage.image_input_tokens IS 'Of input_tokens: images.';
 COMMENT ON COLUMN llm_usage.image_output_tokens IS 'Of output_tokens: images.';
 COMMENT ON COLUMN llm_usage.usage_source IS 'Where the token counts come from: reported by the provider; estimated, because they were billed and not reported; or why they are otherwise.';
 COMMENT ON COLUMN llm_usage.cost_usd IS 'What the call cost in USD: as the provider says, else computed. NULL where it is not known whole.';
-COMMENT ON COLUMN llm_usage.price_source IS 'Where cost_usd comes from: reported, override, or a price list and its version; where it is NULL, what is missing.';
+COMMENT ON COLUMN llm_usage.price_source IS 'Where cost_usd comes from: reported, override, litellm, or a price list and its version; where it is NULL, what is missing.';
 COMMENT ON COLUMN llm_usage.module IS 'The part of the app that asked, from llm_context.';
 COMMENT ON COLUMN llm_usage.user_id IS 'The user for whom it asked, from llm_context.';
 COMMENT ON COLUMN llm_usage.session_id IS 'The session in which it asked, from llm_context.';
