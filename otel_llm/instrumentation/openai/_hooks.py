@@ -110,9 +110,8 @@ class ClientHooks:
             call = ModelCall(self._tracer, endpoint.operation, model, known, characters=length)
         else:
             if not server.is_known and is_provider(call.attributes.get(semconv.PROVIDER)):
-                known.pop(
-                    semconv.PROVIDER, None
-                )  # whose class LangChain's is says more than an address that nobody knows
+                # LangChain's class says more than an address that nobody knows.
+                known.pop(semconv.PROVIDER, None)
             call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope}, length)
         call.attempts = 1
         call.propagates = propagates
