@@ -575,10 +575,11 @@ def _model_calls(provider: Any, number: int) -> Iterator[None]:
     """Makes `number` model calls, as an instrumentation does that talks to nobody; yields after each."""
     from otel_llm import llm_context
     from otel_llm.calls import model_call
+    from otel_llm.calls.tracing import Tracer
     from otel_llm.conventions import semconv
     from otel_llm.conventions.token_usage import Usage
 
-    tracer = provider.get_tracer("otel_llm.soak")
+    tracer = Tracer("otel_llm.soak", provider)
     first = time.time_ns() - _DAYS * _DAY_NS
     for index in range(number):
         model = _MODELS[index % len(_MODELS)]

@@ -107,7 +107,9 @@ async def test_async_streams_inside_a_run_forwarded_as_one(
 ) -> None:
     capture()
     client = openai.AsyncOpenAI(base_url=openai_server.base_url, api_key="local", max_retries=0)
-    model = ChatOpenAI(model="m", base_url=openai_server.base_url, api_key="x", default_headers=WORDS)  # type: ignore[arg-type]
+    # With a time limit of its own it has an HTTP client of its own: langchain-openai's is that of an earlier test's event loop.
+    settings = {"base_url": openai_server.base_url, "api_key": "x", "default_headers": WORDS, "timeout": 57.0}
+    model = ChatOpenAI(model="m", **settings)  # type: ignore[arg-type]
     run = chain("one")
     stream = events(run, types=[Event, ProviderDelta])
     other = events(run)

@@ -19,7 +19,15 @@ from tests.matrix import cell as cells
 from tests.matrix import truth
 from tests.matrix.all_cells import CELLS
 
-_COLUMNS = "status, input_tokens, output_tokens, cache_read_tokens, reasoning_tokens, attempts"
+_REPORTED = "CASE WHEN usage_source IS DISTINCT FROM 'estimated' THEN {0} END"
+"""The matrix is about what the provider has told."""
+_COLUMNS = ", ".join(
+    (
+        "status",
+        *map(_REPORTED.format, ("input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens")),
+        "attempts",
+    )
+)
 
 
 class Account:

@@ -16,7 +16,6 @@ import pytest
 from otel_llm.store import StoreError, reader
 from otel_llm.store.file import handles
 from otel_llm.store.jobs import exclusive, repricing, retention
-from otel_llm.store.journal import locks
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge import duckdb_instance, ingest
 from otel_llm.store.merge.ingest import merge
@@ -51,7 +50,6 @@ def descriptors(paths: StorePaths) -> list[str]:
 
 def require_nothing_held(paths: StorePaths, where: str) -> None:
     assert not descriptors(paths), where
-    assert not [file for file in locks._held if not file.closed], where
     assert not fork_guard.mutex._is_owned(), where  # type: ignore[attr-defined]
     fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
