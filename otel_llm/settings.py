@@ -106,19 +106,15 @@ class Settings:
     sdk_disabled: bool
 
 
-def settings() -> Settings:
-    """The settings of this process. Raises nothing: a wrong value is logged and replaced by its default."""
-    return _read()
-
-
 def reload() -> Settings:
     """Reads the environment again and returns what it says now."""
-    _read.cache_clear()
-    return _read()
+    settings.cache_clear()
+    return settings()
 
 
-@cache
-def _read() -> Settings:
+@cache  # itself, for each call asks for them a dozen times
+def settings() -> Settings:
+    """The settings of this process. Raises nothing: a wrong value is logged and replaced by its default."""
     env: Mapping[str, str] = os.environ
     store = _store_place(env)
     capture = _get(

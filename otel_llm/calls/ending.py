@@ -10,7 +10,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from otel_llm.calls.listeners import listeners
 from otel_llm.conventions import semconv
 from otel_llm.settings import settings
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 
 _NO_ATTRIBUTES: Final[Mapping[str, Any]] = {}
 
@@ -96,7 +96,7 @@ def end_span(
             if error_type is not None:
                 described[semconv.ERROR_TYPE] = error_type
             attributes.update(described)
-            span.set_attributes(described)
+            otel_private.set_attributes(span, described)
             if status in semconv.FAILED:
                 span.set_status(_failed(span, error))
     except Exception as fault:

@@ -25,7 +25,7 @@ from otel_llm.conventions import semconv, tool_calls
 from otel_llm.conventions.token_usage import Usage
 from otel_llm.settings import settings
 from otel_llm.signals import metrics
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 
 _NEVER: Final = 2**63
 _PROGRESS_NS: Final = 250 * 10**6
@@ -166,7 +166,7 @@ class ModelCall:
         if settings().captures_content:
             attributes = self._take_content(attributes)
         self.attributes.update(attributes)
-        self.span.set_attributes(attributes)
+        otel_private.set_attributes(self.span, attributes)
         if model is not None and model != self.model:
             self.model = self.attributes[semconv.REQUEST_MODEL] = model
             self.span.set_attribute(semconv.REQUEST_MODEL, model)

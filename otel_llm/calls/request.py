@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from opentelemetry import context as otel
-from opentelemetry.trace import set_span_in_context
 
 from otel_llm.calls import hand_over
 from otel_llm.calls.model_call import ModelCall
+from otel_llm.support.otel_private import SPAN_KEY
 
 _KEY = otel.create_key("otel-llm-call")
 
@@ -33,10 +33,12 @@ def is_unrecorded(current: otel.Context | None = None) -> bool:
     return isinstance(request, UnrecordedRequest) and not request.finished
 
 
-def enter(request: ModelCall | UnrecordedRequest) -> None:
-    """Begins a request in this context, with the span of the call current. Whoever will `leave` it keeps the context before."""
-    around = set_span_in_context(request.span) if isinstance(request, ModelCall) else None
-    otel.attach(otel.set_value(_KEY, request, around))
+def enter(request: ModelCall | UnrecordedRequest, outside: otel.Context) -> None:
+    """Begins a request in the current context, `outside`, with the span of the call current."""
+    if isinstance(request, ModelCall):
+        otel.attach(otel.Context({**outside, SPAN_KEY: request.span, _KEY: request}))
+    else:
+        otel.attach(otel.set_value(_KEY, request, outside))
 
 
 def leave(request: ModelCall | UnrecordedRequest, outside: otel.Context) -> None:
@@ -44,7 +46,7 @@ def leave(request: ModelCall | UnrecordedRequest, outside: otel.Context) -> None
 
     Changes nothing where it is not inside: a coroutine that is dropped is closed wherever that happens.
     """
-    if otel.get_value(_KEY) is request:
+    if otel.get_current().get(_KEY) is request:
         otel.attach(outside)
 
 

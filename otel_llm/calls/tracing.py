@@ -19,7 +19,6 @@ from weakref import ref
 import wrapt
 from opentelemetry import context as otel
 from opentelemetry import trace
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, set_span_in_context
 
@@ -39,14 +38,19 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 class Given:
     """What a span of ours was told, whole: a span holds no more than the SDK's limits let it."""
 
-    __slots__ = ("aside", "attributes", "links", "span_id")
+    __slots__ = ("aside", "attributes", "is_kept_back", "is_set_by_us", "links", "span_id")
 
-    def __init__(self, attributes: Mapping[str, Any], links: Sequence[Link], aside: Mapping[str, Any]) -> None:
+    def __init__(
+        self, attributes: Mapping[str, Any], links: Sequence[Link], aside: Mapping[str, Any], *, is_set_by_us: bool
+    ) -> None:
         self.attributes = attributes
         """Whoever has started the span goes on adding to them."""
         self.links = links
         self.aside = aside
         """What the account alone is told: fields of a journal record. These too go on being added to."""
+        self.is_set_by_us = is_set_by_us
+        """Whether the span gets its attributes from `_First`, where a sampler of ours keeps them back from the SDK."""
+        self.is_kept_back = False
         self.span_id: int | None = None
         """Of the span, once a processor of ours has heard of its start."""
 
@@ -60,6 +64,31 @@ def hear(span_id: int, parent_context: otel.Context | None) -> Given | None:
         told.span_id = span_id
     # Another span in the same context, started by a processor of the app's, is not the one that was told this.
     return told if told.span_id == span_id else None
+
+
+def keep_back(attributes: object, parent_context: otel.Context | None) -> bool:
+    """Whether our sampler is to keep the attributes of the span that starts in this context back: it gets them from `_First`."""
+    told = None if parent_context is None else parent_context.get(_GIVEN)
+    if not isinstance(told, Given) or not told.is_set_by_us or told.attributes is not attributes:
+        return False
+    told.is_kept_back = True
+    return True
+
+
+class _First:
+    """Sets the attributes of a span of ours before any processor hears of it: the SDK would clean them one by one."""
+
+    def __init__(self, processors: SpanProcessor) -> None:
+        self._processors = processors
+        self.on_end = processors.on_end
+        self._on_ending = otel_private.on_ending(processors)
+
+    def on_start(self, span: Any, parent_context: otel.Context | None = None) -> None:
+        told = None if parent_context is None else parent_context.get(_GIVEN)
+        if isinstance(told, Given) and told.is_kept_back:
+            told.is_kept_back = False
+            otel_private.set_attributes(span, told.attributes)
+        self._processors.on_start(span, parent_context=parent_context)
 
 
 class Tracer:
@@ -77,7 +106,9 @@ class Tracer:
         self._scope = scope
         self._provider = provider
         self._hides = hides
-        self._start = trace.get_tracer(scope, __version__, provider, schema_url).start_span
+        self._tracer = trace.get_tracer(scope, __version__, provider, schema_url)
+        self._start = self._tracer.start_span
+        self._sets_attributes = otel_private.tell_first(self._tracer, _First)
 
     def start_span(
         self,
@@ -94,10 +125,15 @@ class Tracer:
         `aside`: what the account is to know beside, as fields of its record; the span does not have it.
         """
         opened: list[Span] = []
+        current = otel.get_current()
+        suppressed = self._hides and otel_private.is_instrumentation_suppressed(current)
         if context is None:
-            context = otel.get_current()
+            context = current
+        if self._sets_attributes is None:
+            self._sets_attributes = otel_private.tell_first(self._tracer, _First)
         try:
-            return self._open(opened, name, context, kind, Given(attributes, links, aside), start_time)
+            told = Given(attributes, links, aside, is_set_by_us=bool(self._sets_attributes))
+            return self._open(opened, suppressed, name, context, kind, told, start_time)
         except BaseException:  # a signal handler may raise at any line, and nobody has these spans yet
             for span in opened:
                 if span is trace.get_current_span(context):
@@ -109,6 +145,7 @@ class Tracer:
     def _open(
         self,
         opened: list[Span],
+        suppressed: bool,
         name: str,
         context: otel.Context,
         kind: SpanKind,
@@ -116,10 +153,9 @@ class Tracer:
         start_time: int | None,
     ) -> Span:
         attributes, links = told.attributes, told.links
-        suppressed = self._hides and not is_instrumentation_enabled()
         if not suppressed:
             try:
-                at = otel.set_value(_GIVEN, told, context)
+                at = otel.Context({**context, _GIVEN: told})
                 opened.append(self._start(name, at, kind, attributes, links, start_time=start_time))
                 if told.span_id is not None:
                     return opened[0]
@@ -200,7 +236,9 @@ def is_suppressed(span: Span) -> bool:
 
 def is_off() -> bool:
     """Whether nobody wants to hear of a span that starts here: suppressed, and neither an account nor anybody who listens."""
-    return not is_instrumentation_enabled() and not any(stage.is_wanted for stage in stages)
+    if not otel_private.is_instrumentation_suppressed(otel.get_current()):
+        return False
+    return not any(stage.is_wanted for stage in stages)
 
 
 def _inside(context: otel.Context) -> otel.Context:

@@ -136,7 +136,7 @@ def _walk(found: Mapping[str, Any], tree: Mapping[str, Any], counts: list[int | 
             continue
         if type(node) is int:
             before = counts[node]
-            if type(value) is int and 0 < value < _SMALL:
+            if type(value) is int and 0 <= value < _SMALL:
                 if before is None or value > before:
                     counts[node] = value
             elif before is None:

@@ -54,8 +54,13 @@ class AccountSampler(Sampler):
     ) -> SamplingResult:
         # The SDK passes six arguments and lets the sampler find the trace state itself.
         result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, links)
-        if result.decision is Decision.DROP and attributes and semconv.OPERATION in attributes:
-            return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+        if not attributes or semconv.OPERATION not in attributes:
+            return result
+        if result.decision is Decision.DROP:
+            kept = None if tracing.keep_back(attributes, parent_context) else attributes
+            return SamplingResult(Decision.RECORD_ONLY, kept, result.trace_state)
+        if result.attributes == attributes and tracing.keep_back(attributes, parent_context):  # it has changed none
+            return SamplingResult(result.decision, None, result.trace_state)
         return result
 
     def get_description(self) -> str:

@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import INVALID_SPAN, NoOpTracer, set_span_in_context
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -21,12 +28,56 @@ _BATCH_THREADS: Final = "OtelBatch"
 """How the names of the SDK's threads begin."""
 
 
+# --- contexts --------------------------------------------------------------------------------------------------------
+SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, otel.Context())))
+"""The key of the current span in a context: the public function copies the context for it alone."""
+_SUPPRESSING: Final = getattr(otel, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+
+
+def is_instrumentation_suppressed(current: otel.Context) -> bool:
+    """Whether it is, in the context that is current: the public function looks that up for each of two keys."""
+    if _SUPPRESSING is None:
+        return not is_instrumentation_enabled()
+    return bool(current.get(_SUPPRESSING) or current.get("suppress_instrumentation"))
+
+
 # --- spans -----------------------------------------------------------------------------------------------------------
 def attributes_of(span: ReadableSpan) -> tuple[Any, Mapping[str, Any]]:
     """What holds the span's attributes, with its limits, and the attributes without a copy where the SDK is as we know it."""
     held = span._attributes
     plain = getattr(held, "_dict", None)
     return held, plain if type(plain) is dict else span.attributes or {}
+
+
+_SDK: Final = "opentelemetry.sdk.trace"
+_PLAIN: Final = frozenset((str, int, float, bool))
+"""The classes of values that the SDK takes as they are."""
+_TEXTS: Final = frozenset((str,))
+
+
+def set_attributes(span: Any, attributes: Mapping[str, Any]) -> None:
+    """`span.set_attributes`, which cleans what needs no cleaning; that takes longer than most of the rest of a span."""
+    held = getattr(span, "_attributes", None) if type(span).__module__ == _SDK else None
+    plain = getattr(held, "_dict", None)
+    if type(plain) is dict and type(held) is BoundedAttributes and held.max_value_len is None and not held._immutable:
+        ready = None if "" in attributes else _cleaned(attributes)
+        if ready is not None and (held.maxlen is None or len(plain) + len(ready) <= held.maxlen):
+            plain.update(ready)
+            return
+    span.set_attributes(attributes)
+
+
+def _cleaned(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The attributes as the SDK keeps them; None where it has to look for itself."""
+    is_plain = map(_PLAIN.__contains__, map(type, attributes.values()))
+    others = dict(compress(attributes.items(), map(not_, is_plain)))
+    if not others:
+        return attributes
+    for name, value in others.items():
+        if type(value) not in (list, tuple) or not _TEXTS.issuperset(map(type, value)):
+            return None
+        others[name] = tuple(value)
+    return {**attributes, **others}
 
 
 def has_events(span: ReadableSpan) -> bool:
@@ -80,6 +131,28 @@ def starts_threads_in_child() -> bool:
     if hasattr(getattr(sdk, "TracerProvider", None), "_handle_fork"):
         return True
     return any(one.name.startswith(_BATCH_THREADS) for one in threading.enumerate())
+
+
+def tell_first(tracer: Any, first: type[Any]) -> bool | None:
+    """Has the spans of a tracer of the SDK's tell `first(processors)` in place of the processors, whom that tells.
+
+    False where the tracer is another's; None where the app has set no provider so far.
+    """
+    real = getattr(tracer, "_tracer", tracer)
+    if isinstance(real, NoOpTracer):
+        return None
+    processors = getattr(real, "span_processor", None) if type(real).__module__ == _SDK else None
+    if processors is None:
+        return False
+    if not isinstance(processors, first):
+        real.span_processor = first(processors)
+    return True
+
+
+def on_ending(processor: Any) -> Callable[[Any], None]:
+    """What the SDK calls before a span has ended; older ones do not."""
+    does: Callable[[Any], None] = getattr(processor, "_on_ending", lambda span: None)
+    return does
 
 
 # --- exporters -------------------------------------------------------------------------------------------------------

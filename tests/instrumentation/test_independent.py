@@ -22,7 +22,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler, SamplingResult
 
 from otel_llm import chain, llm_context, subscribe, tool
 from otel_llm.lifecycle import ProviderCompleted
@@ -152,6 +152,35 @@ def test_what_an_app_adds_without_end_takes_nothing_away(right: tuple[Rows, Rows
     with kept(plain(Talkative()), tmp_path / "usage.duckdb"):
         work()
     assert rows(tmp_path / "usage.duckdb")[0] == right[0]
+
+
+class Adding(Sampler):
+    """Has an attribute of its own put on each span that it takes."""
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, {**args[4], "app.sampled": "why"})
+
+    def get_description(self) -> str:
+        return "adds"
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF, Adding()], ids=lambda one: one.get_description())
+def test_what_processors_see_of_a_span_that_starts(sampler: Sampler, tmp_path: Path) -> None:
+    """All that it was started with, those too that are told before ours; and what the sampler adds."""
+    seen: list[dict[str, Any]] = []
+
+    class Watching(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            seen.append(dict(span.attributes))
+
+    with kept(plain(Watching(), sampler=sampler), tmp_path / "usage.duckdb"):
+        work()
+    calls = [one for one in seen if one["gen_ai.operation.name"] == "chat" and "server.address" in one]
+    assert len(calls) == len(USERS)
+    for one, user in zip(calls, USERS, strict=True):
+        assert (one["user.id"], one["gen_ai.request.model"], one["server.port"]) == (user, "gpt-4o-mini", 443)
+        assert one["gen_ai.request.temperature"] == 0.5
+    assert all(("app.sampled" in one) == isinstance(sampler, Adding) for one in seen)
 
 
 def test_who_subscribes_is_told_the_whole_too(tmp_path: Path) -> None:

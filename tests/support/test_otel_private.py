@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import context as otel
 from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -21,6 +23,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan
 
 from otel_llm.support import otel_private
 from tests.conftest import ROOT
@@ -87,6 +90,70 @@ def test_a_span(provider: TracerProvider) -> None:
     span.end()
     assert otel_private.readable(span).end_time == span.end_time
     assert otel_private.attributes_of(otel_private.readable(span))[1] == plain
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"text": "a", "number": 1, "part": 0.5, "flag": True, "texts": ["a", "b"]},
+        {"numbers": [1, 2], "texts": ("a",), "nothing": None, "map": {"a": 1}, "bytes": b"a", "other": object},
+        {"long": "a" * 9, "texts": ["a" * 9]},
+        {"": 1, "a": "b"},
+        {f"a{number}": number for number in range(9)},
+        {"before": 2},
+        {},
+    ],
+)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        SpanLimits(),
+        SpanLimits(max_span_attributes=5),
+        SpanLimits(max_span_attributes=0),
+        SpanLimits(max_attribute_length=5),
+    ],
+)
+def test_attributes_are_set_as_the_sdk_sets_them(attributes: dict[str, Any], limits: SpanLimits) -> None:
+    tracer = TracerProvider(span_limits=limits).get_tracer("test")
+    theirs, ours = (tracer.start_span("a", attributes={"before": 1}) for _ in range(2))
+    theirs.set_attributes(attributes)
+    otel_private.set_attributes(ours, attributes)
+    for span in (theirs, ours):
+        span.end()
+        span.set_attributes({"late": 1})
+    otel_private.set_attributes(ours, {"late": 1})
+    held, plain = otel_private.attributes_of(theirs)  # type: ignore[arg-type]
+    held_too, plain_too = otel_private.attributes_of(ours)  # type: ignore[arg-type]
+    assert plain_too == plain and held_too.dropped == held.dropped
+    assert [type(value) for value in plain_too.values()] == [type(value) for value in plain.values()]
+
+
+def test_who_is_told_first(provider: TracerProvider) -> None:
+    class First:
+        def __init__(self, processors: Any) -> None:
+            self.on_end, self._on_ending = processors.on_end, otel_private.on_ending(processors)
+            self.told: list[Any] = []
+
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            self.told.append(span)
+
+    tracer: Any = provider.get_tracer("test")
+    assert otel_private.tell_first(tracer, First)
+    first = tracer.span_processor
+    span = tracer.start_span("a")
+    assert first.told == [span]
+    span.end()
+    assert otel_private.tell_first(tracer, First) and tracer.span_processor is first  # not one more
+    assert otel_private.tell_first(object(), First) is False
+    assert otel_private.tell_first(trace.NoOpTracer(), First) is None
+
+
+def test_contexts() -> None:
+    span = NonRecordingSpan(INVALID_SPAN_CONTEXT)
+    assert otel.Context({otel_private.SPAN_KEY: span}) == trace.set_span_in_context(span, otel.Context())
+    assert not otel_private.is_instrumentation_suppressed(otel.get_current())
+    with suppress_instrumentation():
+        assert otel_private.is_instrumentation_suppressed(otel.get_current())
 
 
 def test_a_tracer_provider(provider: TracerProvider) -> None:

@@ -37,8 +37,8 @@ class Exchange:
     def attach(self) -> None:
         """Begins the request: the span of a call is current, and nothing of ours goes out that is not to."""
         if self._request is not None:
-            self._outside = otel.get_current()
-            request.enter(self._request)
+            self._outside = outside = otel.get_current()
+            request.enter(self._request, outside)
 
     def detach(self) -> None:
         """Undoes `attach`; once more changes nothing."""

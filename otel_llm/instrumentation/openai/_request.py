@@ -281,8 +281,17 @@ def attributes(endpoint: Endpoint, server: Server, body: Mapping[str, Any], stre
         found[semconv.OPENAI_API_TYPE] = endpoint.api_type
     if stream:
         found[semconv.REQUEST_STREAM] = True
-    for parameters in (_PARAMETERS, _OF_OPERATION.get(endpoint.operation, ())):
-        for field, attribute, read in parameters:
-            if field in body and (value := read(body[field])) is not None:
-                found[attribute] = value
+    if not _PARAMETER_FIELDS.isdisjoint(body):
+        _take(_PARAMETERS, body, found)
+    if (own := _OF_OPERATION.get(endpoint.operation)) is not None:
+        _take(own, body, found)
     return found
+
+
+_PARAMETER_FIELDS = frozenset(field for field, _, _ in _PARAMETERS)
+
+
+def _take(parameters: _Parameters, body: Mapping[str, Any], found: dict[str, Any]) -> None:
+    for field, attribute, read in parameters:
+        if field in body and (value := read(body[field])) is not None:
+            found[attribute] = value
