@@ -33,6 +33,8 @@ def reason_in(*holders: object, asks_for_tools: bool = False) -> str | None:
 def _reason(found: Mapping[str, Any], asks_for_tools: bool) -> str | None:
     for name in _NAMES:
         value = found.get(name)
+        if value is None:
+            continue
         if isinstance(value, Enum):
             value = value.name
         if isinstance(value, str) and value:

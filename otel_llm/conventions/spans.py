@@ -6,6 +6,7 @@ Where the SDK's public properties copy, the plain field behind them is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
@@ -17,6 +18,7 @@ from otel_llm.support import otel_private
 Attributes = Mapping[str, Any]
 
 
+@lru_cache(256)  # asked for again and again, of few scopes
 def is_ours(scope: str | None) -> bool:
     """Whether an instrumentation scope is one of our spans'."""
     return scope is not None and scope.startswith(semconv.SPAN_SCOPES)

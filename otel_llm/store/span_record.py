@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext, StatusCode
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
 
 from otel_llm.calls.tracing import Given
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.spans import Attributes, is_ours
 from otel_llm.settings import settings
 from otel_llm.support import otel_private
-
-_STATUS_NAMES: Final = {code.value: code.name for code in StatusCode}
 
 _CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
 _SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)\..*")
@@ -110,12 +108,13 @@ def start_record(span: ReadableSpan, context: SpanContext, attributes: Attribute
     """The record of a span that has begun."""
     scope = span.instrumentation_scope
     parent = span.parent
+    kind = span.kind
     record: dict[str, Any] = {
         "k": "s",
         "t": f"{context.trace_id:032x}",
         "s": f"{context.span_id:016x}",
         "n": span.name,
-        "kd": span.kind.name,
+        "kd": "CLIENT" if kind is SpanKind.CLIENT else kind.name,  # every call of ours: an enum's `name` is Python's
         "st": span.start_time,
         "a": recorded(attributes, "" if scope is None else scope.name),
         "f": int(context.trace_flags),
@@ -149,25 +148,24 @@ def end_record(
     if started is None:
         record = start_record(span, context, attributes)
     else:
-        record = dict(started)
-        record["n"] = span.name
-        record["a"] = recorded(attributes, record.get("sc", ""))
+        record = {**started, "n": span.name, "a": recorded(attributes, started.get("sc", ""))}
     if given is not None and given.aside:
         record |= given.aside
     record["k"] = "e"
     record["et"] = span.end_time
-    status = span.status
-    record["sts"] = _STATUS_NAMES[status.status_code.value]
-    # What the app itself adds to a span of ours is not ours: it counts as ours only where content is captured.
-    own = record.get("sc", "") if settings().capture.in_span else ""
-    if (said := error_message(span)) is not None:
-        record["std"] = said
+    code = span.status.status_code
+    if code is StatusCode.UNSET:
+        record["sts"] = "UNSET"
+    else:
+        record["sts"] = code.name
+        if (said := error_message(span)) is not None:
+            record["std"] = said
     if otel_private.has_events(span):
         record["e"] = [
             {
                 "name": event.name,
                 "time_unix_nano": event.timestamp,
-                "attributes": dict(recorded(event.attributes or {}, own)),
+                "attributes": _of_part(event, record),
             }
             for event in span.events
         ]
@@ -179,8 +177,17 @@ def end_record(
             {
                 "trace_id": f"{link.context.trace_id:032x}",
                 "span_id": f"{link.context.span_id:016x}",
-                "attributes": dict(recorded(link.attributes or {}, own)),
+                "attributes": _of_part(link, record),
             }
             for link in links
         ]
     return record
+
+
+def _of_part(part: Event | Link, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of the attributes of an event or a link.
+
+    What the app itself adds to a span of ours is not ours: it counts as ours only where content is captured.
+    """
+    own = record.get("sc", "") if settings().capture.in_span else ""
+    return dict(recorded(part.attributes or {}, own))

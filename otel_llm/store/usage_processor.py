@@ -70,10 +70,11 @@ class UsageSpanProcessor(SpanProcessor):
             parent = span.parent
             node = _Node(None if parent is None else nodes.get(parent.span_id))
             context = span.get_span_context()
+            span_id = context.span_id
             if len(nodes) >= MAX_NODES:
                 self._forget_oldest()
-            nodes[context.span_id] = node
-            node.given = given = hear(context.span_id, parent_context)
+            nodes[span_id] = node
+            node.given = given = hear(span_id, parent_context)
             attributes = attributes_of(span, None if given is None else given.attributes)
             if is_genai(attributes):
                 self._started(span, context, attributes, node)
@@ -133,11 +134,12 @@ class UsageSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         try:
             context = span.context
-            node = self._nodes.get(context.span_id)
+            span_id = context.span_id
+            node = self._nodes.get(span_id)
             given = None if node is None else node.given
             attributes = attributes_of(span, None if given is None else given.attributes)
             if not (node is not None and node.keep) and not is_genai(attributes):
-                self._nodes.pop(context.span_id, None)
+                self._nodes.pop(span_id, None)
                 return
             started = node.started if node is not None else None
             record = end_record(span, context, attributes, started, given)
@@ -145,8 +147,8 @@ class UsageSpanProcessor(SpanProcessor):
                 self._complete(record, span, node)
             if node is not None and node.covered:
                 record["x"] = 1
-            self._store.write(record, end_of=None if started is None else context.span_id)
-            self._nodes.pop(context.span_id, None)  # not before: what comes up on the way must find it for `end_untold`
+            self._store.write(record, end_of=None if started is None else span_id)
+            self._nodes.pop(span_id, None)  # not before: what comes up on the way must find it for `end_untold`
             setattr(span, MARK, True)
         except Exception as error:
             faults.report("journal a span", error)
