@@ -96,6 +96,8 @@ class Answer:
 
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
+        if self.id is not None and self._see_mere_text(payload):
+            return
         found = fields(payload)
         if not found:
             found = _bare(payload)
@@ -109,6 +111,42 @@ class Answer:
             self._see_object(found)
         if self.content is not None and found.get("choices") is None:  # each choice is told of as it is read
             self.content.see(kind, found)
+
+    def _see_mere_text(self, chunk: Any) -> bool:
+        """Takes a chunk of a chat that has nothing new but a piece of the text, as nearly all of a stream; False for any other.
+
+        Of the client's own (pydantic) classes, with no field beside those that they name.
+        """
+        try:
+            own = chunk.__dict__
+            (choice,) = own["choices"]
+            told = choice.__dict__
+            said = told["delta"].__dict__
+            text = said["content"]
+            if (
+                type(text) is not str
+                or not text
+                or own["object"] != "chat.completion.chunk"
+                or own["usage"] is not None
+                or own.get("service_tier") not in (None, self.tier)
+                or told["finish_reason"] is not None
+                or said["tool_calls"]
+                or chunk.__pydantic_extra__
+                or choice.__pydantic_extra__
+                or self._finish_reasons
+                or self.content is not None
+            ):
+                return False
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # no chunk, or one of several choices or none
+            faults.pass_on(error)
+            return False
+        self.characters += len(text)
+        return True
 
     def _see_object(self, found: Mapping[str, Any]) -> None:
         """An answer that is no event, a chunk of one, or an event that holds its facts as an answer does."""

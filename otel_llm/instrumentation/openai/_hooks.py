@@ -178,7 +178,7 @@ class RecordedExchange(Exchange):
         self.detach()
         hides_usage = self._hides_usage  # before it is learned what the answer tells
         self._learn()
-        answer = Answer()
+        answer = None
         try:
             answer = self._answer()
             if self._see(self.result, answer, hides_usage=hides_usage):
@@ -187,6 +187,7 @@ class RecordedExchange(Exchange):
                 self._asking.refused_late(None, in_answer=True)
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
+        answer = answer or Answer()
         conclude(self.call, answer, answer.status)
 
     def fail(self, error: BaseException) -> None:

@@ -55,8 +55,9 @@ class StreamRecorder:
     def see(self, chunk: object) -> bool:
         """Takes note of a chunk. Returns whether the app may see it."""
         try:
-            self.call.chunk(self.answer.model)
-            self.answer.see(chunk)
+            answer = self.answer
+            self.call.chunk(answer.model)
+            answer.see(chunk)
             if self.hides_usage:
                 return not _hide_usage(chunk)
         except Exception as fault:

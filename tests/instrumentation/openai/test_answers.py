@@ -11,10 +11,12 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from otel_llm.calls import ending
 from otel_llm.conventions import semconv as s
+from otel_llm.instrumentation.openai._answer import Answer
 from tests.instrumentation.conftest import Spans
 from tests.instrumentation.openai.clients import http, needs
 
@@ -54,6 +56,46 @@ def response(text: str, **more: Any) -> dict[str, Any]:
 
 def events(*told: object) -> bytes:
     return b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in told)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        piece("Hello"),
+        piece("Hello", usage=None, service_tier="default"),
+        piece("Hello", service_tier="flex"),
+        piece("Hello", usage=USAGE),
+        piece("Hello", "stop"),
+        piece("Hello", error={"code": "overloaded"}),
+        piece("", "length"),
+        piece(),
+        piece(choices=[{"index": number, "delta": {"content": "Hello"}} for number in (0, 1)]),
+        piece(choices=[{"index": 0, "delta": {"content": "Hello"}, "error": {"code": 502}}]),
+        piece(choices=[{"index": 0, "delta": {"content": "Hello"}, "text": "Hello"}]),
+        piece(choices=[{"index": 0, "delta": {"reasoning_content": "Hm"}}]),
+        piece(choices=[{"index": 0, "delta": {"content": "Hello", "reasoning_content": "Hm"}}]),
+        piece(
+            choices=[{"index": 0, "delta": {"content": "a", "tool_calls": [{"index": 0, "id": "t", "function": {}}]}}]
+        ),
+        piece(choices=[{"index": 0, "delta": {"content": ["Hello"]}}]),
+        piece(choices=[None]),
+        piece("Hello", object="chat.completion"),
+        piece("Hello", type="error"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("after", [piece("a"), piece("a", service_tier="default"), piece("a", "stop")], ids=repr)
+def test_a_chunk_of_mere_text_is_seen_as_any_other(chunk: dict[str, Any], after: dict[str, Any]) -> None:
+    """The client's object, which is looked at in haste, and the plain JSON, which is not."""
+    as_objects, as_json = Answer({}), Answer({})
+    for one in (after, chunk):
+        as_objects.see(ChatCompletionChunk.construct(**one))
+        as_json.see(one)
+    told = [{name: getattr(answer, name) for name in Answer.__slots__} for answer in (as_objects, as_json)]
+    for one in told:
+        requested = one.pop("_requested")
+        one["tools"] = None if requested is None else requested.attributes()
+    assert told[0] == told[1]
 
 
 Answers = Callable[..., openai.OpenAI]
