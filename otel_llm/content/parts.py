@@ -212,6 +212,16 @@ def plain(value: object, longest: int, allowance: Allowance | None = None, depth
     """
     if allowance is None:
         allowance = Allowance(longest * ALL_TEXTS)
+    if (
+        type(value) is str
+        and len(value) < _LONG
+        and len(value) <= longest
+        and value.isascii()
+        and "base64," not in value
+        and allowance.left > 0
+    ):  # most of the texts of most messages: nothing is to be done to them
+        allowance.left -= len(value)
+        return value
     try:
         return _plain(value, longest, allowance, depth)
     except Exception as error:  # an object of the app's that is not what it seems
@@ -296,10 +306,14 @@ def class_name(cls: type) -> str:
 _QUALNAME: Final = vars(type)["__qualname__"].__get__
 
 
+_LONG: Final = 512
+"""Characters of a text that may be base64."""
+
+
 def _shortened(text: str, longest: int) -> str:
     if "base64," in text:
         text = _DATA_URL.sub(lambda found: f"data:{found[1] or ''};base64,[{len(found[3])} characters]", text)
-    if len(text) >= 512:
+    if len(text) >= _LONG:
         if _BASE64.fullmatch(text):
             return f"[base64, {len(text)} characters]"
         is_cut = len(text) > 2 * longest  # what is far beyond the limit is not looked at

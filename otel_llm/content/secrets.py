@@ -323,7 +323,8 @@ def _cut(value: Any, longest: int, truncated: str) -> Any:
         return value[:longest] + truncated if len(value) > longest + len(truncated) else value
     if isinstance(value, dict):
         for name, item in value.items():
-            value[name] = _cut(item, longest, truncated)
+            if type(item) is not str or len(item) > longest:
+                value[name] = _cut(item, longest, truncated)
     elif isinstance(value, list):
         for number, item in enumerate(value):
             value[number] = _cut(item, longest, truncated)
@@ -345,7 +346,10 @@ def _without_secrets(value: Any, depth: int = 0) -> Any:
                 or name in private
                 or (name in ("auth", "_auth") and isinstance(item, str) and _is_basic(item))
             )
-            value[name] = _masked(item, depth) if secret else _without_secrets(item, depth)
+            if secret:
+                value[name] = _masked(item, depth)
+            elif type(item) is not str or len(item) >= _SHORTEST:
+                value[name] = _without_secrets(item, depth)
     elif isinstance(value, list):
         if len(value) == 2 and _is_pair(*value):
             value[1] = API_KEY
