@@ -160,7 +160,7 @@ def test_a_request_to_a_provider_carries_nothing(kind):
     with llm_context("m"):
         assert sent()
         outside = otel.get_current()
-        request.enter(made)
+        request.enter(made, outside)
         assert not sent()
         made.propagates = True
         assert sent()
@@ -168,7 +168,7 @@ def test_a_request_to_a_provider_carries_nothing(kind):
         request.leave(made, outside)
         assert sent()
         # A thread that was started meanwhile may keep the context for good.
-        request.enter(made)
+        request.enter(made, outside)
         if isinstance(made, UnrecordedRequest):
             made.finished = True
         else:

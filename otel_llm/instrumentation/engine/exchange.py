@@ -64,7 +64,8 @@ def carry_out(exchange: Exchange, send: Callable[..., Any], kwargs: Any) -> Any:
     """Sends the request of an exchange; returns what the app gets for it."""
     try:
         exchange.attach()
-        while exchange.is_pending:  # again outside of `except`, so that the app's error has no context but its own
+        # Again outside of `except`, so that the app's error has no context but its own.
+        while exchange.result is _PENDING:
             try:
                 exchange.result = send(*exchange.args, **kwargs)
             except Exception as error:
@@ -81,7 +82,7 @@ async def carry_out_async(exchange: Exchange, send: Callable[..., Awaitable[Any]
     """The same for a client whose `send` is asynchronous."""
     try:
         exchange.attach()
-        while exchange.is_pending:
+        while exchange.result is _PENDING:
             try:
                 exchange.result = await send(*exchange.args, **kwargs)
             except Exception as error:
