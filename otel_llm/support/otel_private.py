@@ -59,7 +59,7 @@ def set_attributes(span: Any, attributes: Mapping[str, Any]) -> None:
     """`span.set_attributes`, which cleans what needs no cleaning; that takes longer than most of the rest of a span."""
     held = getattr(span, "_attributes", None) if type(span).__module__ == _SDK else None
     plain = getattr(held, "_dict", None)
-    if type(plain) is dict and type(held) is BoundedAttributes and held.max_value_len is None and not held._immutable:
+    if type(plain) is dict and type(held) is BoundedAttributes and held.max_value_len is None and span.end_time is None:
         ready = None if "" in attributes else _cleaned(attributes)
         if ready is not None and (held.maxlen is None or len(plain) + len(ready) <= held.maxlen):
             plain.update(ready)
