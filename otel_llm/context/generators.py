@@ -110,7 +110,7 @@ def continued(result: Any, opening: Opening) -> Any:
     return result
 
 
-class _GeneratorFunction(wrapt.FunctionWrapper[Any, Any]):
+class _GeneratorFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg]  # wrapt 1 takes none
     """A generator function to `inspect` and to whoever pickles or copies it, and yet it runs when it is called."""
 
     def __reduce_ex__(self, protocol: Any) -> str:
