@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from otel_llm.conventions import accents
-from otel_llm.conventions.accents import OPENAI, Accent
+from otel_llm.conventions.accents import Accent
 
 
 @dataclass(frozen=True)
@@ -599,8 +599,3 @@ def priced_as(provider: str, model: str) -> tuple[str, str] | None:
 
 _OPEN_WEIGHTS: Final = "gpt-oss"
 """OpenAI's models that everybody may run, and OpenAI does not sell."""
-
-
-def accents_of(provider: Provider) -> tuple[Accent, ...]:
-    """The accents of a provider, OpenAI's first."""
-    return (OPENAI, *provider.speaks)

@@ -102,12 +102,19 @@ def _in_turn(paths: StorePaths, work: Callable[[], None], turn: float, deadline:
 
 
 def _reached(paths: StorePaths, snapshot: Snapshot) -> bool:
-    """Whether the last merge took everything that is in `snapshot`; a segment that is gone was taken whole."""
+    """Whether the last merge took everything that is in `snapshot`."""
     known = _read_note(paths) or {}
-    return all(
-        known.get(segment.name, _UNREAD)[0] >= size or not segment.path.exists()
-        for segment, size in snapshot.sizes.items()
-    )
+    return all(_has_taken(known, segment.path, size) for segment, size in snapshot.sizes.items())
+
+
+def has_taken(paths: StorePaths, segment: Path | None, position: int) -> bool:
+    """Whether the last merge took that segment, if there is one, up to `position`."""
+    return segment is None or _has_taken(_read_note(paths) or {}, segment, position)
+
+
+def _has_taken(known: Offsets, segment: Path, position: int) -> bool:
+    """A segment that is gone was taken whole."""
+    return known.get(segment.name, _UNREAD)[0] >= position or not segment.exists()
 
 
 def has_news(paths: StorePaths) -> bool:
@@ -134,13 +141,6 @@ def has_orphans(paths: StorePaths) -> bool:
     """Whether there are journals that nobody writes any more. Each one's lock is tried for that. Raises OSError."""
     snapshot = Snapshot(paths.journal)
     return not all(snapshot.is_live(segment) for segment in snapshot.sizes)
-
-
-def has_taken(paths: StorePaths, segment: Path | None, position: int) -> bool:
-    """Whether the last merge took that segment up to `position`; one that is gone was taken whole."""
-    if segment is None or not segment.exists():
-        return True
-    return (_read_note(paths) or {}).get(segment.name, _UNREAD)[0] >= position
 
 
 @dataclass(frozen=True, slots=True)
