@@ -153,7 +153,8 @@ def _run_console(block: Block, folder: Path, environment: dict[str, str], where:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[A-Za-z_]{3,}", re.sub(r"\b[0-9a-f]{32}\b", "", text))  # a trace id is no word
+    """The words of what a command prints; neither a trace id nor the unit of a size is one: both go with the figures."""
+    return re.findall(r"[A-Za-z_]{3,}", re.sub(r"\b[0-9a-f]{32}\b|\b[0-9.]+ bytes\b", "", text))
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str], where: str) -> str:
