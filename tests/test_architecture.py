@@ -33,6 +33,8 @@ ROOMS = (
     "store.merge",
     "store.jobs",
     "store",
+    "fleet",
+    "fleet.ship",
     "lifecycle",
     "instrumentation",
     "instrumentation.engine",

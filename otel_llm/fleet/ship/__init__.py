@@ -1,0 +1,1 @@
+"""Out of the store: what is new or changed, in the order in which it was committed, to each destination at least once."""
