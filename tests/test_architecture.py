@@ -44,6 +44,7 @@ ROOMS = (
     "routing",
     "middleware",
     "setup",
+    "account",
     "cli.screen",
     "cli.errors",
     "cli.options",

@@ -322,7 +322,7 @@ def test_a_fault_of_ours_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPat
     def fault(*_: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("otel_llm.cli.read.sql.reading", fault)
+    monkeypatch.setattr("otel_llm.cli.read.sql.asking", fault)
     result = run("sql", "select 1")
     assert (result.code, result.out) == (2, "")
     assert result.err == "otel-llm: RuntimeError: two lines; OTEL_LOG_LEVEL=debug shows where\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from otel_llm.account.duckdb_engine import DuckDBEngine
 from otel_llm.store.jobs import exclusive, retention
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
@@ -101,7 +102,7 @@ def test_a_failed_export_leaves_nothing(fill: Fill, run: Run, tmp_path: Path, mo
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / "usage.csv"
     file.write_text("precious")
-    monkeypatch.setattr("otel_llm.cli.read.export._columns", lambda *_, **__: "error('no luck')")
+    monkeypatch.setattr(DuckDBEngine, "_columns", lambda *_, **__: "error('no luck')")
     result = run("export", str(file), "--force")
     assert (result.code, result.err) == (2, "otel-llm: Invalid Input Error: no luck\n")
     assert [path.name for path in file.parent.iterdir()] == ["usage.csv"]

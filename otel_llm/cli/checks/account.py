@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 from otel_llm.cli.checks import Section, Size, streams
 from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.options.access import locate, reading
+from otel_llm.cli.options.access import asking, connection_of, locate
 from otel_llm.cli.screen.output import counted
 from otel_llm.conventions.semconv import SPAN_SCOPES
-from otel_llm.prices.billing import UNPRICED, literal
+from otel_llm.prices.billing import literal
 from otel_llm.settings import settings
 
 if TYPE_CHECKING:
     import duckdb
 
+    from otel_llm.account.questions import Account
     from otel_llm.store.paths import StorePaths
 
 _LITTLE_SPACE = 100 * 2**20
@@ -113,13 +114,14 @@ def _check_database(section: Section, paths: StorePaths, store: Path | None) -> 
     from otel_llm.store.jobs.retention import used
 
     try:
-        with reading(store) as connection:
+        with asking(store) as account:
+            connection = connection_of(account)
             section.facts["size"] = Size(_size(paths.database) + _size(paths.wal))
             section.facts["in use"] = Size(used(connection))
             section.facts["kept"] = _kept()
-            section.facts |= _contents(connection)
+            section.facts |= _contents(account)
             twice = connection.execute(_REPORTED_TWICE).fetchall()
-            if (untold := streams.without_usage(connection, paths.stream_usage)) is not None:
+            if (untold := streams.without_usage(account)) is not None:
                 section.remarks.append(untold)
             segments, size = _pending(connection, paths)
             section.facts["pending segments"] = segments
@@ -157,26 +159,16 @@ def _kept() -> str:
     return " and ".join(limits) or "everything"
 
 
-def _contents(connection: duckdb.DuckDBPyConnection) -> dict[str, object]:
-    calls, first, last, unpriced = connection.execute(
-        f"""
-        SELECT count(*), min(started_at)::VARCHAR, max(started_at)::VARCHAR, count(*) FILTER ({UNPRICED})
-        FROM llm_usage
-        """
-    ).fetchall()[0]
-    by_status = connection.execute("SELECT status, count(*) FROM llm_usage GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
-    spans = connection.execute("SELECT count(*) FROM spans").fetchall()[0][0]
-    by_scope = connection.execute(
-        "SELECT coalesce(instrumentation, 'unknown'), count(*) FROM llm_usage GROUP BY 1 ORDER BY 2 DESC, 1"
-    ).fetchall()
+def _contents(account: Account) -> dict[str, object]:
+    found = account.contents()
     return {
-        "calls": calls,
-        "by status": dict(by_status),
-        "recorded by": dict(by_scope),
-        "unpriced": unpriced,
-        "spans": spans,
-        "first call": first,
-        "last call": last,
+        "calls": found.calls,
+        "by status": found.by_status,
+        "recorded by": found.by_instrumentation,
+        "unpriced": found.unpriced,
+        "spans": found.spans,
+        "first call": found.first,
+        "last call": found.last,
     }
 
 

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from otel_llm.calls import stream_usage
 from otel_llm.cli.checks import Finding
 from otel_llm.cli.screen.output import counted, text
 from otel_llm.settings import settings
+from otel_llm.store.paths import StorePaths
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import duckdb
+    from otel_llm.account.call_filter import CallFilter
+    from otel_llm.account.questions import Account
 
 _VARIABLE: Final = "OTEL_LLM_STREAM_USAGE"
 _SERVERS_SHOWN: Final = 3
-_WITHOUT_USAGE: Final = """status = 'ok' AND time_to_first_chunk_ms IS NOT NULL AND input_tokens IS NULL AND output_tokens IS NULL
-    AND operation IN ('chat', 'text_completion') AND coalesce(instrumentation, 'openai') LIKE '%openai'"""
-"""Only the streams of the OpenAI client are asked by us, and one that was left early has no end to tell it at."""
 
 
-def without_usage(
-    connection: duckdb.DuckDBPyConnection, memory: Path, condition: str = "true", parameters: Sequence[Any] = ()
-) -> Finding | None:
-    """What to say of the streams without usage; None where there are none. `memory` is the store's file of servers."""
-    by_server = connection.execute(
-        f"""
-        SELECT server_address, count(*) FROM llm_usage WHERE {_WITHOUT_USAGE} AND {condition}
-        GROUP BY 1 ORDER BY 2 DESC, 1
-        """,
-        list(parameters),
-    ).fetchall()
+def without_usage(account: Account, calls: CallFilter | None = None) -> Finding | None:
+    """What to say of the streams without usage; None where there are none."""
+    by_server = account.streams_without_usage(calls) if calls else account.streams_without_usage()
     if not by_server:
         return None
-    shown = [f"{text(server)} ({calls:,})" for server, calls in by_server[:_SERVERS_SHOWN]]
+    shown = [f"{text(server)} ({number:,})" for server, number in by_server[:_SERVERS_SHOWN]]
     if len(by_server) > _SERVERS_SHOWN:
         shown.append("...")
-    number = sum(calls for _, calls in by_server)
+    number = sum(streams for _, streams in by_server)
     what = f"{counted(number, 'stream')} came without usage, so without tokens and cost: {', '.join(shown)}"
-    return Finding(what, _remedy({server for server, _ in by_server}, memory))
+    return Finding(what, _remedy({server for server, _ in by_server}, account.store))
 
 
-def _remedy(servers: set[str | None], memory: Path) -> str:
+def _remedy(servers: set[str | None], store: Path | None) -> str:
     if settings().stream_usage == "never":
         return f"{_VARIABLE}=never asks for none: unset it"
-    refusing = sorted(name for name in refused_by(memory) if name in servers or name.rpartition(":")[0] in servers)
+    remembered = [] if store is None else refused_by(StorePaths.of(store).stream_usage)
+    refusing = sorted(name for name in remembered if name in servers or name.rpartition(":")[0] in servers)
     if refusing:
         return (
             f"{', '.join(refusing)} refuses stream_options.include_usage, and is asked again after a week: at once, where "
@@ -59,5 +49,5 @@ def _remedy(servers: set[str | None], memory: Path) -> str:
 
 
 def refused_by(memory: Path) -> list[str]:
-    """The servers that are not asked, as the store at hand remembers it."""
+    """The servers that are not asked, as the store with this `memory` remembers it."""
     return sorted({server.name for server in stream_usage.read(memory).values() if server.refused})

@@ -14,7 +14,7 @@ import click
 
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import maintaining, reading
+from otel_llm.cli.options.access import asking, maintaining
 from otel_llm.cli.options.common import period_options, store_option
 from otel_llm.cli.read.show import find_trace
 from otel_llm.cli.screen.output import counted, write_line
@@ -105,8 +105,8 @@ def replay(
 
 
 def _find(trace: str, store: Path | None) -> str:
-    with reading(store) as connection:
-        return find_trace(connection, trace)
+    with asking(store) as account:
+        return find_trace(account, trace)
 
 
 def _nanoseconds(moment: datetime) -> int:

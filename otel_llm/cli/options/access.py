@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from otel_llm.settings import settings
 if TYPE_CHECKING:
     import duckdb
 
+    from otel_llm.account.questions import Account
     from otel_llm.store.paths import StorePaths
 
 
@@ -46,50 +47,54 @@ def _no_store(path: Path) -> str:
 
 
 @contextmanager
-def reading(store: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A read-only connection that sees every call that has ended; an empty one where nothing was ever recorded.
+def asking(store: Path | None) -> Iterator[Account]:
+    """The account, ready to be asked; an empty one where nothing was ever recorded.
 
     A store that is named with `--store` must be there: a name with a slip in it is not an empty account. Whatever goes
     wrong with the store, or in the SQL that runs in here, becomes a `CommandError`.
     """
     import duckdb
 
-    path = locate(store)
-    connection = _connect(path, must_exist=store is not None)
-    try:
-        # Tables only: a Python variable of this program is not one, however it is called.
-        connection.execute("SET python_enable_replacements = false")
-        yield connection
-    except duckdb.Error as error:
-        raise CommandError(one_line(error)) from error
-    finally:
-        connection.close()
+    from otel_llm.account.engine import AccountError, BadCondition
+
+    with ExitStack() as stack:
+        account = _enter(stack, store)
+        try:
+            yield account
+        except BadCondition as error:
+            raise CommandError(f"--where {one_line(error)}") from error
+        except (AccountError, duckdb.Error) as error:
+            raise CommandError(one_line(error)) from error
 
 
-def _connect(path: Path, *, must_exist: bool) -> duckdb.DuckDBPyConnection:
+def _enter(stack: ExitStack, store: Path | None) -> Account:
     import duckdb
 
-    from otel_llm.store import StoreError, StoreNotFound, reader
+    from otel_llm.account.opening import open_store
+    from otel_llm.store import StoreError, StoreNotFound
 
+    path = locate(store)
     try:
-        return reader.connect_to_moment(path)
+        return stack.enter_context(open_store(path, must_exist=store is not None))
     except StoreNotFound as error:
-        if must_exist:
-            raise CommandError(_no_store(path)) from error
-        return _nothing_recorded()
+        raise CommandError(_no_store(path)) from error
     except (StoreError, duckdb.Error, OSError) as error:
         raise CommandError(f"cannot read {path}: {one_line(error)}; `otel-llm doctor` looks closer") from error
 
 
-def _nothing_recorded() -> duckdb.DuckDBPyConnection:
-    """The tables of a store, all empty, in memory: a query can be tried before there is anything to ask about."""
-    import duckdb
+@contextmanager
+def reading(store: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The connection to a DuckDB store, read-only, for what only such a store is asked. Raises as `asking` does."""
+    with asking(store) as account:
+        yield connection_of(account)
 
-    from otel_llm.store.file import database
 
-    connection = duckdb.connect(config={"python_enable_replacements": False})
-    database.migrate(connection)
-    return connection
+def connection_of(account: Account) -> duckdb.DuckDBPyConnection:
+    """The connection to the DuckDB store that the account is in."""
+    from otel_llm.account.duckdb_engine import DuckDBEngine
+
+    assert isinstance(account.engine, DuckDBEngine)
+    return account.engine.connection
 
 
 @contextmanager
@@ -124,11 +129,6 @@ def require_absent(file: Path, store: Path | None, *, force: bool) -> None:
         raise CommandError(f"there is no directory {file.parent}")
 
 
-def is_empty(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether no model call has been recorded at all."""
-    return not connection.execute("SELECT exists(FROM llm_usage)").fetchall()[0][0]
-
-
-def nothing_yet(path: Path) -> str:
+def nothing_yet(place: str | Path) -> str:
     """What to say of an account with nothing in it."""
-    return f"No model calls recorded yet in {path}. Run: opentelemetry-instrument python app.py"
+    return f"No model calls recorded yet in {place}. Run: opentelemetry-instrument python app.py"

@@ -15,31 +15,27 @@ _MONTH = re.compile(r"\d{4}-\d{2}")
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """What lies between `--since` and `--until`: a condition in SQL with its parameters, and the words for it."""
+    """What lies between `--since` and `--until`, and the words for it."""
 
-    sql: str = "true"
-    parameters: tuple[str, ...] = ()
-    words: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    """Itself not included."""
+
+    @property
+    def words(self) -> str:
+        return " and ".join(
+            f"{word} {moment:%Y-%m-%d %H:%M}"
+            for word, moment in (("since", self.since), ("before", self.until))
+            if moment is not None
+        )
 
 
-def period(since_text: str | None, until_text: str | None, column: str = "started_at") -> Period:
-    """The rows whose `column` lies between `--since` and `--until`. Raises `CommandError` for a time that cannot be read."""
+def period(since_text: str | None, until_text: str | None) -> Period:
+    """The time between `--since` and `--until`. Raises `CommandError` for one that cannot be read."""
     now = datetime.now().astimezone()
-    clauses: list[str] = []
-    moments: list[datetime] = []
-    words: list[str] = []
-    if since_text is not None:
-        moments.append(since(since_text, now))
-        clauses.append(f"{column} >= ?::TIMESTAMPTZ")
-        words.append(f"since {moments[-1]:%Y-%m-%d %H:%M}")
-    if until_text is not None:
-        moments.append(until(until_text, now))
-        clauses.append(f"{column} < ?::TIMESTAMPTZ")
-        words.append(f"before {moments[-1]:%Y-%m-%d %H:%M}")
-    if not clauses:
-        return Period()
-    # As text: DuckDB takes a datetime with a zone only where pytz is installed.
-    return Period(" AND ".join(clauses), tuple(moment.isoformat() for moment in moments), " and ".join(words))
+    return Period(
+        None if since_text is None else since(since_text, now), None if until_text is None else until(until_text, now)
+    )
 
 
 def since(text: str, now: datetime | None = None) -> datetime:

@@ -6,15 +6,15 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
+from otel_llm.account.call_filter import CallFilter
+from otel_llm.account.engine import iso
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import is_empty, locate, nothing_yet, reading
+from otel_llm.cli.options.access import asking, nothing_yet
 from otel_llm.cli.options.common import MOST, output_options, period_options, store_option, where_option
-from otel_llm.cli.options.where import condition
-from otel_llm.cli.read.sql import iso
 from otel_llm.cli.read.usage import money
 from otel_llm.cli.screen.output import (
     STATUS_STYLES,
@@ -31,9 +31,6 @@ from otel_llm.cli.screen.output import (
     write_table,
 )
 
-if TYPE_CHECKING:
-    import duckdb
-
 _COLUMNS: Final = (
     "started_at", "trace_id", "span_id", "operation", "provider", "request_model", "response_model", "status",
     "error_type", "duration_ms", "time_to_first_chunk_ms", "input_tokens", "output_tokens", "cost_usd", "module",
@@ -43,11 +40,6 @@ _COLUMNS: Final = (
 
 _SPOKEN: Final = ("input_messages", "output_messages", "error_message")
 """What is there only where content was captured."""
-_FILTERS: Final = {"user": "user_id = ?", "conversation": "conversation_id = ?", "module": "module = ?"}
-_SAID: Final = f"contains(lower(concat_ws(' ', {', '.join(_SPOKEN[:2])}, to_json(error_message))), lower(?))"
-_CURRENT: Final = """conversation_id = (SELECT arg_max(conversation_id, started_at) FROM llm_usage
-    WHERE conversation_id IS NOT NULL AND {})"""
-_MODEL: Final = "(request_model GLOB ? OR response_model GLOB ?)"
 
 _SHOWN: Final = {
     "time": "started_at", "model": "model", "user": "user_id", "module": "module", "status": "status",
@@ -95,7 +87,9 @@ def logs(
     short: bool,
     output: Format,
     store: Path | None,
-    **filters: str | None,
+    user: str | None,
+    conversation: str | None,
+    module: str | None,
 ) -> None:
     """List the latest calls, with what was said where that was recorded.
 
@@ -114,25 +108,12 @@ def logs(
     that nobody reported: they are estimated.
     """
     period = when.period(since, until)
-    clauses, parameters = [period.sql], [*period.parameters]
-    for name, value in filters.items():
-        if value is not None:
-            clauses.append(_FILTERS[name])
-            parameters.append(value)
-    if current:  # of that user, if one is asked for
-        clauses.append(_CURRENT.format(" AND ".join(clauses)))
-        parameters *= 2
-    if model is not None:
-        clauses.append(_MODEL)
-        parameters += [model, model]
-    for word in (search or "").split():
-        clauses.append(_SAID)
-        parameters.append(json.dumps(word, ensure_ascii=False)[1:-1])  # messages stand there as JSON
-    if errors:
-        clauses.append("status = 'error'")
-    with reading(store) as connection:
-        clauses.append(condition(connection, where))
-        rows = _query(connection, " AND ".join(clauses), parameters, most)
+    calls = CallFilter(
+        since=period.since, until=period.until, user=user, conversation=conversation, module=module, current=current,
+        model=model, search=search or "", errors=errors, where=where,
+    )  # fmt: skip
+    with asking(store) as account:
+        rows = account.latest(_COLUMNS, calls, most or None)
         match output:
             case Format.json:
                 write_json(_COLUMNS, map(_decoded, rows))
@@ -141,21 +122,9 @@ def logs(
             case Format.table if rows:
                 _print([dict(zip(_COLUMNS, row, strict=True)) for row in rows], short=short)
             case Format.table:
-                path = locate(store)
-                write_line(nothing_yet(path) if is_empty(connection) else f"No such model calls in {path}.")
-
-
-def _query(
-    connection: duckdb.DuckDBPyConnection, clauses: str, parameters: Sequence[str], most: int
-) -> list[tuple[Any, ...]]:
-    """The latest calls, in the order of time."""
-    columns = ", ".join("started_at::VARCHAR" if name == "started_at" else name for name in _COLUMNS)
-    found: list[tuple[Any, ...]] = connection.execute(
-        f"SELECT {columns} FROM llm_usage WHERE {clauses} "
-        f"ORDER BY llm_usage.started_at DESC, span_id DESC {f'LIMIT {most}' if most else ''}",
-        parameters,
-    ).fetchall()
-    return found[::-1]
+                write_line(
+                    nothing_yet(account.place) if account.is_empty() else f"No such model calls in {account.place}."
+                )
 
 
 def _decoded(row: Sequence[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.options.access import locate, reading
+from otel_llm.cli.options.access import asking
 from otel_llm.cli.screen.output import write_line
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def converse(answer: Callable[[str], None], store: Path | None) -> None:
 
     The store is open only while a statement runs: nobody who writes it waits for somebody who thinks.
     """
-    names = _names(store)
-    write_line(f"{locate(store)}, read-only. A statement ends with ; and Ctrl-D leaves.")
+    with asking(store) as account:
+        names, place = account.names(), account.place
+    write_line(f"{place}, read-only. A statement ends with ; and Ctrl-D leaves.")
     with _line_editing(names):
         while (statement := _statement()) is not None:
             try:
@@ -65,15 +66,6 @@ def _statement() -> str | None:
             lines.append(line)
         if lines and line.rstrip().endswith(";"):
             return "\n".join(lines)
-
-
-def _names(store: Path | None) -> list[str]:
-    """Every table, view and column of the store."""
-    with reading(store) as connection:
-        rows = connection.execute(
-            "SELECT table_name FROM information_schema.tables UNION SELECT column_name FROM information_schema.columns"
-        ).fetchall()
-    return [name for (name,) in rows]
 
 
 @contextmanager

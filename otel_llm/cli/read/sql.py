@@ -7,40 +7,25 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
+from otel_llm.account.engine import Kind, QueryAnswer, iso
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options.access import is_empty, locate, nothing_yet, reading
+from otel_llm.cli.options.access import asking, nothing_yet
 from otel_llm.cli.options.common import FILE, output_options, store_option
 from otel_llm.cli.screen.output import Column, Format, write_csv, write_json, write_line, write_table
 
-if TYPE_CHECKING:
-    import duckdb
-
 _MOST_ROWS = 1_000
 """A table longer than this is not for reading; JSON and CSV have no limit."""
-_SOME_ROWS = 1_000
 _NARROWEST = 20
 """Room for a time to the second: columns are left out before they say less than that."""
 
 _REMARK: Final = re.compile(r"--[^\s]*\s")
-_ZONE = "TIME ZONE"
-
-
-def iso(moment: str) -> str:
-    """A time that DuckDB wrote, as ISO 8601."""
-    try:
-        return datetime.fromisoformat(moment).isoformat()
-    except ValueError:  # such as infinity
-        return moment
-
-
-_DECODE: dict[str, Callable[[str], Any]] = {"JSON": json.loads, "TIMESTAMP WITH TIME ZONE": iso}
+_DECODE: dict[Kind, Callable[[str], Any]] = {Kind.json: json.loads, Kind.time: iso}
 
 
 class _SqlCommand(click.Command):
@@ -100,53 +85,23 @@ def _read(query: str | None, file: Path | None) -> str:
 
 def answer(text: str, output: Format, store: Path | None) -> None:
     """Runs SQL and prints what the last statement in it answers. Raises `CommandError`."""
-    with reading(store) as connection:
-        statements = connection.extract_statements(text)
-        if not statements:
-            raise CommandError("the SQL is empty; for example: otel-llm sql 'from llm_usage limit 5'")
-        result = connection.sql(text)
-        if result is None:  # a statement without an answer, such as SET; some versions of DuckDB say so
+    with asking(store) as account:
+        found = account.query(text, _MOST_ROWS + 1 if output is Format.table else None)
+        if found is None:
             if output is Format.json:
                 write_json([], [])
             return
-        names, types = result.columns, [str(kind) for kind in result.types]
-        result = _without_zones(result, types)
         match output:
             case Format.json:
-                write_json(_told_apart(names), _decoded(_stream(connection, result, statements[-1]), types))
+                write_json(_told_apart(found.names), _decoded(found))
             case Format.csv | Format.raw_csv:
-                write_csv(names, _stream(connection, result, statements[-1]), raw=output is Format.raw_csv)
+                write_csv(found.names, found.rows, raw=output is Format.raw_csv)
             case Format.table:
-                rows = result.limit(_MOST_ROWS + 1).fetchall()
-                if not rows and is_empty(connection):
-                    write_line(nothing_yet(locate(store)))
+                rows = [*found.rows]
+                if not rows and account.is_empty():
+                    write_line(nothing_yet(account.place))
                 else:
-                    _print(names, rows)
-
-
-def _stream(
-    connection: duckdb.DuckDBPyConnection, result: duckdb.DuckDBPyRelation, statement: duckdb.Statement
-) -> Iterator[Sequence[Any]]:
-    """The rows, some at a time: they may be more than fit in memory. (A relation hands out all of them, or the first.)"""
-    import duckdb
-
-    if statement.type != duckdb.StatementType.SELECT:  # EXPLAIN, PRAGMA, COPY: run already, and a few rows at most
-        yield from result.fetchall()
-        return
-    cursor = connection.execute(result.sql_query())
-    while rows := cursor.fetchmany(_SOME_ROWS):
-        yield from rows
-
-
-def _without_zones(result: duckdb.DuckDBPyRelation, types: Sequence[str]) -> duckdb.DuckDBPyRelation:
-    """The same rows with times as text in local time: DuckDB makes a datetime with a zone only where pytz is installed."""
-    if not any(_ZONE in kind for kind in types):
-        return result
-    return result.project(
-        ", ".join(
-            f"#{position}::VARCHAR" if _ZONE in kind else f"#{position}" for position, kind in enumerate(types, 1)
-        )
-    )
+                    _print(found.names, rows)
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
@@ -158,12 +113,12 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return apart
 
 
-def _decoded(rows: Iterable[Sequence[Any]], types: Sequence[str]) -> Iterator[list[Any]]:
+def _decoded(found: QueryAnswer) -> Iterator[list[Any]]:
     """Rows for JSON: a JSON column is part of the document, not a string with a document in it; times are ISO 8601."""
-    for row in rows:
+    for row in found.rows:
         yield [
             _DECODE[kind](value) if value is not None and kind in _DECODE else value
-            for value, kind in zip(row, types, strict=True)
+            for value, kind in zip(row, found.kinds, strict=True)
         ]
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from otel_llm.account.call_filter import CallFilter
+from otel_llm.account.sums import DIMENSIONS, MEASURES, TIMES, Dimension, total, weights
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import is_empty, locate, nothing_yet, reading
+from otel_llm.cli.options.access import asking, nothing_yet
 from otel_llm.cli.options.common import output_options, period_options, store_option, where_option
-from otel_llm.cli.options.where import condition
 from otel_llm.cli.screen.output import (
     Column,
     Format,
@@ -27,52 +27,14 @@ from otel_llm.cli.screen.output import (
     write_note,
     write_table,
 )
-from otel_llm.prices.billing import BILLED, CACHE_HIT, NO_REASON, REFUSED, REPORTED, TOLD, UNPRICED, literal, remedy_for
+from otel_llm.prices.billing import remedy_for
 
 if TYPE_CHECKING:
-    import duckdb
+    from otel_llm.account.engine import Row
+    from otel_llm.account.questions import Account
 
-Row: TypeAlias = tuple[Any, ...]
-
-DIMENSIONS: Final = {
-    "model": "coalesce(request_model, response_model)",
-    "response_model": "response_model",
-    "user": "user_id",
-    "module": "module",
-    "day": "strftime(started_at, '%Y-%m-%d')",
-    "hour": "strftime(started_at, '%Y-%m-%d %H:00')",
-    "provider": "provider",
-    "operation": "operation",
-    "status": "status",
-    "session": "session_id",
-    "conversation": "conversation_id",
-    "agent": "agent_name",
-    "workflow": "workflow_name",
-    "profile": "profile",
-    "service": "service_name",
-    "server": "server_address",
-    "price_source": "price_source",
-}
-"""What `--by` takes, and the SQL for it. Nothing that a user types becomes SQL: a name is looked up here, a tag's key
-is a bound parameter."""
-
-_TAG = "tag:"
-TIMES: Final = ("day", "hour")
-
-_MEASURES: Final = {
-    "calls": f"count(*) FILTER ({BILLED})",
-    "errors": "count(*) FILTER (status = 'error')",
-    "input_tokens": f"sum(input_tokens) FILTER ({REPORTED})",
-    "output_tokens": f"sum(output_tokens) FILTER ({REPORTED})",
-    "cached": "sum(cache_read_tokens)",
-    "cost_usd": f"sum(cost_usd) FILTER ({REPORTED})",
-    "share": "NULL",  # of what all rows have together: see `_with_shares`
-    "unpriced": f"count(*) FILTER ({UNPRICED})",
-    "estimated_usd": f"sum(cost_usd) FILTER (NOT {REPORTED})",
-}
-_INPUT, _OUTPUT, _COST, _SHARE, _UNPRICED, _ESTIMATED = (
-    list(_MEASURES).index(name) - len(_MEASURES)
-    for name in ("input_tokens", "output_tokens", "cost_usd", "share", "unpriced", "estimated_usd")
+_COST, _SHARE, _UNPRICED, _ESTIMATED = (
+    list(MEASURES).index(name) - len(MEASURES) for name in ("cost_usd", "share", "unpriced", "estimated_usd")
 )
 """Where these stand in a row, counted from its end."""
 _SHORT = {"input_tokens": "input", "output_tokens": "output", "cost_usd": "cost"}
@@ -80,18 +42,8 @@ _SPARED: Final = (
     *("cost_usd", "calls", "estimated_usd", "input_tokens", "output_tokens", "errors", "share", "unpriced", "cached"),
 )
 """What a narrow terminal can spare, the last first."""
-_SORTS: Final = {short: name for name, short in _SHORT.items()} | {name: name for name in _MEASURES}
-_TOKENS: Final = " + ".join(f"coalesce({_MEASURES[name]}, 0)" for name in ("input_tokens", "output_tokens"))
+_SORTS: Final = {short: name for name, short in _SHORT.items()} | {name: name for name in MEASURES}
 _REASONS_SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Dimension:
-    """One of `--by`: what it is called, its SQL, and the parameters that this SQL takes."""
-
-    name: str
-    sql: str
-    parameters: tuple[str, ...] = ()
 
 
 @click.command()
@@ -156,25 +108,23 @@ def usage(
         raise CommandError(f"--plot draws for people; leave it out for --format {output}")
     dimensions = parse_dimensions(",".join(by))
     period = when.period(since, until)
-    order = _order(sort, dimensions)
-    names = [*(dimension.name for dimension in dimensions), *_MEASURES]
-    with reading(store) as connection:
-        # The condition stands in the SQL itself, the times are parameters.
-        period = when.Period(f"{period.sql} AND {condition(connection, where)}", period.parameters, period.words)
-        everything = _query(connection, dimensions, period, order)
+    order = None if sort is None else _sort(sort, dimensions)
+    names = [*(dimension.name for dimension in dimensions), *MEASURES]
+    calls = CallFilter(since=period.since, until=period.until, where=where)
+    with asking(store) as account:
+        everything = account.sums(dimensions, calls, sort=order)
         rows = everything[:top]
         if write_data(output, names, rows):
             return
         if not rows:
-            path = locate(store)
             found = " ".join(filter(None, ["No model calls", period.words, "for which that holds" if where else ""]))
-            write_line(nothing_yet(path) if is_empty(connection) else f"{found} in {path}.")
+            write_line(nothing_yet(account.place) if account.is_empty() else f"{found} in {account.place}.")
         elif plot:
             _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
-            for note in _remarks(connection, period, store):
+            for note in _remarks(account, calls):
                 write_note(note)
         else:
-            _print(names, everything, rows, _remarks(connection, period, store))
+            _print(names, everything, rows, _remarks(account, calls))
 
 
 def parse_dimensions(by: str) -> list[Dimension]:
@@ -183,165 +133,109 @@ def parse_dimensions(by: str) -> list[Dimension]:
 
 
 def _dimension(name: str) -> Dimension:
-    if name.startswith(_TAG) and (key := name.removeprefix(_TAG)):
-        return Dimension(name, "tags[?]", (key,))
-    if sql := DIMENSIONS.get(name):
-        return Dimension(name, sql)
+    if (dimension := Dimension.named(name)) is not None:
+        return dimension
     close = get_close_matches(name, DIMENSIONS, n=1)
     guess = f" (did you mean {close[0]}?)" if close else ""
     raise CommandError(f"--by does not know {name!r}{guess}; it takes {', '.join(DIMENSIONS)}, tag:KEY")
 
 
-def _order(sort: str | None, dimensions: Sequence[Dimension]) -> list[str]:
-    """What `--sort` puts before the usual order: SQL over the columns of the result."""
+def _sort(sort: str, dimensions: Sequence[Dimension]) -> str:
+    """What `--sort` names: a dimension, a measure, or `tokens`."""
     names = [dimension.name for dimension in dimensions]
-    if sort is None:
-        return [str(position) for position, name in enumerate(names, 1) if name in TIMES]
-    if sort in names:
-        return [str(names.index(sort) + 1)]
-    if sort == "tokens":
-        return [f"{_TOKENS} DESC NULLS LAST"]
+    if sort in (*names, "tokens"):
+        return sort
     if name := _SORTS.get(sort):
-        return [] if name == "share" else [f"{_MEASURES[name]} DESC NULLS LAST"]
+        return name
     known = [*names, "tokens", *_SORTS]
     close = get_close_matches(sort, known, n=1)
     guess = f" (did you mean {close[0]}?)" if close else ""
     raise CommandError(f"--sort does not know {sort!r}{guess}; it takes {', '.join(known)}")
 
 
-def _query(
-    connection: duckdb.DuckDBPyConnection, dimensions: Sequence[Dimension], period: when.Period, order: Sequence[str]
-) -> list[Row]:
-    keys = [str(position) for position in range(1, len(dimensions) + 1)]
-    dearest = (f"{_MEASURES['cost_usd']} DESC NULLS LAST", f"{_TOKENS} DESC", f"{_MEASURES['calls']} DESC")
-    sql = f"""
-        SELECT {", ".join(dimension.sql for dimension in dimensions)}, {", ".join(_MEASURES.values())}
-        FROM llm_usage
-        WHERE {period.sql}
-        GROUP BY {", ".join(keys)}
-        ORDER BY {", ".join([*order, *dearest, *keys])}
-    """
-    tags = [parameter for dimension in dimensions for parameter in dimension.parameters]
-    return _with_shares(connection.execute(sql, [*tags, *period.parameters]).fetchall())
+# --- remarks ----------------------------------------------------------------------------------------------------------
 
 
-def _with_shares(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the share of each: of the cost, or of the tokens where no cost is known."""
-    amounts, _ = _amounts(rows)
-    whole = _sum(amounts)
-    return [
-        (*row[:_SHARE], None if amount is None or not whole else round(float(amount / whole), 6), *row[_SHARE + 1 :])
-        for row, amount in zip(rows, amounts, strict=True)
-    ]
+def _remarks(account: Account, calls: CallFilter) -> list[str]:
+    """What is to be said of the sums."""
+    notes = (
+        _estimates(account, calls),
+        _reported(account, calls),
+        *_unpriced(account, calls),
+        _not_billed(account, calls),
+        _untold(account, calls),
+    )
+    return [note for note in notes if note]
 
 
-def _amounts(rows: Sequence[Row]) -> tuple[list[Any], str]:
-    """What the rows are weighed by, and its name: their cost, or their tokens where no cost is known."""
-    if any(row[_COST] is not None for row in rows):
-        return [row[_COST] for row in rows], "cost_usd"
-    return [_sum((row[_INPUT], row[_OUTPUT])) for row in rows], "tokens"
-
-
-def _unpriced(connection: duckdb.DuckDBPyConnection, period: when.Period) -> list[str]:
+def _unpriced(account: Account, calls: CallFilter) -> list[str]:
     """Why some calls are not in the cost, the commonest reasons first, and what can be done."""
-    reasons = connection.execute(
-        f"""
-        SELECT coalesce(price_source, {literal(NO_REASON)}), count(*)
-        FROM llm_usage
-        WHERE {UNPRICED} AND {period.sql}
-        GROUP BY 1 ORDER BY 2 DESC, 1
-        """,
-        list(period.parameters),
-    ).fetchall()
+    reasons = account.unpriced(calls)
     if not reasons:
         return []
-    shown = [f"{reason} ({calls:,})" for reason, calls in reasons[:_REASONS_SHOWN]]
+    shown = [f"{reason} ({number:,})" for reason, number in reasons[:_REASONS_SHOWN]]
     rest = len(reasons) - len(shown)
     what = f"Not in the cost: {', '.join(map(text, shown))}{f' and {rest} more reasons' if rest else ''}"
     return [what, *dict.fromkeys(remedy for reason, _ in reasons if (remedy := remedy_for(reason)))]
 
 
-def _reported(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
+def _reported(account: Account, calls: CallFilter) -> str | None:
     """How much of the cost the providers have told themselves, where they have."""
-    told, calls, computed, others = connection.execute(
-        f"""
-        SELECT sum(cost_usd) FILTER ({TOLD}), count(*) FILTER ({TOLD}), sum(cost_usd) FILTER (NOT {TOLD} AND {REPORTED}),
-            count(cost_usd) FILTER (NOT {TOLD} AND {BILLED} AND {REPORTED})
-        FROM llm_usage WHERE {period.sql}
-        """,
-        list(period.parameters),
-    ).fetchall()[0]
-    if not calls:
+    costs = account.costs(calls)
+    if not costs.told_calls:
         return None
-    show = money(max(told, computed or Decimal(0)))
-    if not others:
-        return f"The cost is as the providers say: {show(told)} of {counted(calls, 'call')}"
+    told = costs.told or Decimal(0)
+    show = money(max(told, costs.computed or Decimal(0)))
+    if not costs.computed_calls:
+        return f"The cost is as the providers say: {show(told)} of {counted(costs.told_calls, 'call')}"
     return (
-        f"Of the cost {show(told)} is as the providers say ({counted(calls, 'call')}), "
-        f"{show(computed)} computed from prices ({counted(others, 'call')})"
+        f"Of the cost {show(told)} is as the providers say ({counted(costs.told_calls, 'call')}), "
+        f"{show(costs.computed)} computed from prices ({counted(costs.computed_calls, 'call')})"
     )
 
 
-def _untold(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> str | None:
+def _untold(account: Account, calls: CallFilter) -> str | None:
     """Which streams told no usage, and the remedy."""
     from otel_llm.cli.checks.streams import without_usage
-    from otel_llm.store.paths import StorePaths
 
-    found = without_usage(connection, StorePaths.of(locate(store)).stream_usage, period.sql, period.parameters)
+    found = without_usage(account, calls)
     return None if found is None else f"{found.what}; {found.remedy}"
 
 
-def _not_billed(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
+def _not_billed(account: Account, calls: CallFilter) -> str | None:
     """What costs nothing, and so is not missing: calls that were refused, and answers that were no calls."""
-    refused, hits = connection.execute(
-        f"""
-        SELECT count(*) FILTER (price_source = {literal(REFUSED)}), count(*) FILTER (price_source = {literal(CACHE_HIT)})
-        FROM llm_usage WHERE {period.sql}
-        """,
-        list(period.parameters),
-    ).fetchall()[0]
+    unbilled = account.unbilled(calls)
     told = [
-        f"{number:,} {what}" for number, what in ((refused, "refused"), (hits, "answered out of a cache")) if number
+        f"{number:,} {what}"
+        for number, what in ((unbilled.refused, "refused"), (unbilled.cached, "answered out of a cache"))
+        if number
     ]
     return f"Not billed: {', '.join(told)}" if told else None
 
 
-def _estimates(connection: duckdb.DuckDBPyConnection, period: when.Period) -> str | None:
+def _estimates(account: Account, calls: CallFilter) -> str | None:
     """What stands beside the sums because nobody has reported it."""
-    calls, given, taken = connection.execute(
-        f"""SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0)
-        FROM llm_usage WHERE NOT {REPORTED} AND {period.sql}""",
-        list(period.parameters),
-    ).fetchall()[0]
-    if not calls:
+    beside = account.estimated(calls)
+    if not beside.calls:
         return None
     return (
-        f"Estimated, and not in these sums: {count(given)} input and {count(taken)} output tokens of {counted(calls, 'call')} "
-        "that told none and may have been billed (OTEL_LLM_ESTIMATE=off estimates none)"
+        f"Estimated, and not in these sums: {count(beside.input_tokens)} input and {count(beside.output_tokens)} output tokens "
+        f"of {counted(beside.calls, 'call')} that told none and may have been billed (OTEL_LLM_ESTIMATE=off estimates none)"
     )
 
 
-def _remarks(connection: duckdb.DuckDBPyConnection, period: when.Period, store: Path | None) -> list[str]:
-    """What is to be said of the sums."""
-    notes = (
-        _estimates(connection, period),
-        _reported(connection, period),
-        *_unpriced(connection, period),
-        _not_billed(connection, period),
-        _untold(connection, period, store),
-    )
-    return [note for note in notes if note]
+# --- on the screen ----------------------------------------------------------------------------------------------------
 
 
 def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row], remarks: Sequence[str]) -> None:
-    measures = len(_MEASURES)
-    sums = [_sum(values) for values in list(zip(*everything, strict=True))[-measures:]]
+    measures = len(MEASURES)
+    sums = [total(values) for values in list(zip(*everything, strict=True))[-measures:]]
     totals: list[Any] = ["total", *[""] * (len(names) - measures - 1), *sums]
     amounts = money(max((amount for amount in (sums[_COST], sums[_ESTIMATED]) if amount is not None), default=None))
     show = {"cost_usd": amounts, "estimated_usd": amounts, "share": _percent}
     columns = [
         Column(name, _SHORT.get(name, ""), number=True, show=show.get(name, count), spare=_SPARED.index(name))
-        if name in _MEASURES
+        if name in MEASURES
         else Column(name)
         for name in names
     ]
@@ -363,9 +257,9 @@ def _print(names: Sequence[str], everything: Sequence[Row], rows: Sequence[Row],
 def _plot(dimensions: Sequence[Dimension], everything: Sequence[Row], rows: Sequence[Row], *, series: bool) -> None:
     from otel_llm.cli.screen.plot import Bar, write_bars
 
-    amounts, what = _amounts(everything)
-    total = _sum(amounts)
-    show = money(total) if what == "cost_usd" else count
+    amounts, what = weights(everything)
+    whole = total(amounts)
+    show = money(whole) if what == "cost_usd" else count
     bars = [
         Bar(tuple(map(text, row[: len(dimensions)])), amount, show(amount))
         for row, amount in zip(rows, amounts, strict=False)
@@ -376,13 +270,7 @@ def _plot(dimensions: Sequence[Dimension], everything: Sequence[Row], rows: Sequ
         if len(rows) < len(everything)
         else ""
     )
-    write_note(f"total {show(total)}{more}")
-
-
-def _sum(values: Iterable[Any]) -> Any:
-    """The sum of what is known; None where nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    write_note(f"total {show(whole)}{more}")
 
 
 def _percent(share: object) -> str:

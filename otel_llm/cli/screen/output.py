@@ -20,6 +20,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from otel_llm.account.formulas import as_text
 from otel_llm.prices.billing import ESTIMATED
 
 NOTHING = "–"
@@ -175,19 +176,6 @@ def _json(value: object, indent: int | None = None) -> str:
     document = json.dumps(value, ensure_ascii=not unicode, indent=indent)
     # JSON leaves some characters as they are that terminals act upon. They can only be inside its strings.
     return _ACTED_UPON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
-
-
-FORMULA: Final = r"^[=+\-@\t\r\n＝＋－＠|]"
-"""How a text begins that a spreadsheet may take for a formula (OWASP, CSV injection); the names of models and users may come from
-anybody."""
-PLAIN_NUMBER: Final = r"^[+-]?[0-9]+([.][0-9]+)?$"
-_FORMULA: Final = re.compile(FORMULA)
-_PLAIN_NUMBER: Final = re.compile(PLAIN_NUMBER)
-
-
-def as_text(words: str) -> str:
-    """The words as a cell that spreadsheets show and do not calculate: an apostrophe before what may be a formula."""
-    return f"'{words}" if _FORMULA.match(words) and not _PLAIN_NUMBER.match(words) else words
 
 
 def write_csv(names: Sequence[str], rows: Iterable[Sequence[object]], *, raw: bool = False) -> None:

@@ -1,0 +1,66 @@
+"""Which calls a question is about."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from otel_llm.account.engine import Engine, Values
+
+_COLUMNS: Final = {"user": "user_id", "conversation": "conversation_id", "module": "module"}
+
+
+@dataclass(frozen=True, slots=True)
+class CallFilter:
+    """All calls, but for what is given."""
+
+    since: datetime | None = None
+    """Those that began then or later."""
+    until: datetime | None = None
+    """Those that began before then."""
+    user: str | None = None
+    conversation: str | None = None
+    module: str | None = None
+    current: bool = False
+    """Those of the conversation that the last call in one belongs to, of those that are chosen by what stands above."""
+    model: str | None = None
+    """Those that asked for this model, or were answered by it; `*` and `?` match."""
+    search: str = ""
+    """Those in whose messages or error each word of this stands."""
+    errors: bool = False
+    """Those with the status error."""
+    where: str | None = None
+    """Those for which this holds: a condition on `llm_usage` that the user wrote, in the SQL of the engine."""
+
+    def sql(self, engine: Engine, values: Values) -> str:
+        """The condition on `llm_usage`; what it refers to is added to `values`. Raises `AccountError` for a bad `where`."""
+        clauses = [*between("started_at", self.since, self.until, engine, values)]
+        for name, column in _COLUMNS.items():
+            if (value := getattr(self, name)) is not None:
+                clauses.append(f"{column} = {engine.value(values.add(value))}")
+        if self.current:
+            clauses.append(
+                "conversation_id = (SELECT conversation_id FROM llm_usage WHERE "
+                f"{' AND '.join(['conversation_id IS NOT NULL', *clauses])} ORDER BY started_at DESC LIMIT 1)"
+            )
+        if self.model is not None:
+            clauses.append(engine.glob(("request_model", "response_model"), self.model, values))
+        # Messages stand there as JSON.
+        clauses += [engine.said(json.dumps(word, ensure_ascii=False)[1:-1], values) for word in self.search.split()]
+        if self.errors:
+            clauses.append("status = 'error'")
+        if self.where is not None:
+            clauses.append(engine.condition(self.where))
+        return " AND ".join(clauses) or "true"
+
+
+def between(column: str, since: datetime | None, until: datetime | None, engine: Engine, values: Values) -> list[str]:
+    """The conditions on a column of moments: `since` or later, before `until`."""
+    clauses = []
+    if since is not None:
+        clauses.append(f"{column} >= {engine.moment(values.add(since.isoformat()))}")
+    if until is not None:
+        clauses.append(f"{column} < {engine.moment(values.add(until.isoformat()))}")
+    return clauses

@@ -1,0 +1,49 @@
+"""The account that a place names, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from otel_llm.account.duckdb_engine import DuckDBEngine
+from otel_llm.account.questions import Account
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@contextmanager
+def open_store(path: Path, *, must_exist: bool = False) -> Iterator[Account]:
+    """The account in the DuckDB store at `path`, with every call that has ended by now; all questions see this moment.
+
+    Where nothing is there it is an empty one, or with `must_exist` raises StoreNotFound. Raises StoreError, OSError and DuckDB's
+    own errors where it cannot be read.
+    """
+    from otel_llm.store import StoreNotFound, reader
+
+    connection: duckdb.DuckDBPyConnection
+    try:
+        connection = reader.connect_to_moment(path)
+    except StoreNotFound:
+        if must_exist:
+            raise
+        connection = _nothing_recorded()
+    try:
+        # Tables only: a Python variable of this program is not one, however it is called.
+        connection.execute("SET python_enable_replacements = false")
+        yield Account(DuckDBEngine(connection, path))
+    finally:
+        connection.close()
+
+
+def _nothing_recorded() -> duckdb.DuckDBPyConnection:
+    """The tables of a store, all empty, in memory: a query can be tried before there is anything to ask about."""
+    import duckdb
+
+    from otel_llm.store.file import database
+
+    connection = duckdb.connect(config={"python_enable_replacements": False})
+    database.migrate(connection)
+    return connection

@@ -1,0 +1,100 @@
+"""What calls are added up by, and what is added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from otel_llm.account.engine import Engine, Row, Values
+from otel_llm.prices.billing import BILLED, REPORTED, UNPRICED
+
+_COLUMNS: Final = {
+    "model": "coalesce(request_model, response_model)",
+    "response_model": "response_model",
+    "user": "user_id",
+    "module": "module",
+    "day": "%Y-%m-%d",
+    "hour": "%Y-%m-%d %H:00",
+    "provider": "provider",
+    "operation": "operation",
+    "status": "status",
+    "session": "session_id",
+    "conversation": "conversation_id",
+    "agent": "agent_name",
+    "workflow": "workflow_name",
+    "profile": "profile",
+    "service": "service_name",
+    "server": "server_address",
+    "price_source": "price_source",
+}
+"""The SQL of each dimension; of a time how it is written."""
+_TAG: Final = "tag:"
+
+DIMENSIONS: Final = tuple(_COLUMNS)
+"""What calls can be added up by, beside `tag:KEY`. Nothing that a user types becomes SQL: a name is looked up here."""
+TIMES: Final = ("day", "hour")
+"""Those in local time."""
+
+MEASURES: Final = {
+    "calls": f"count(*) FILTER (WHERE {BILLED})",
+    "errors": "count(*) FILTER (WHERE status = 'error')",
+    "input_tokens": f"sum(input_tokens) FILTER (WHERE {REPORTED})",
+    "output_tokens": f"sum(output_tokens) FILTER (WHERE {REPORTED})",
+    "cached": "sum(cache_read_tokens)",
+    "cost_usd": f"sum(cost_usd) FILTER (WHERE {REPORTED})",
+    "share": "NULL",  # of what all rows have together: see `with_shares`
+    "unpriced": f"count(*) FILTER (WHERE {UNPRICED})",
+    "estimated_usd": f"sum(cost_usd) FILTER (WHERE NOT ({REPORTED}))",
+}
+"""What is added up, and the SQL for it."""
+TOKENS: Final = " + ".join(f"coalesce({MEASURES[name]}, 0)" for name in ("input_tokens", "output_tokens"))
+
+
+_INPUT, _OUTPUT, _COST, _SHARE = (
+    list(MEASURES).index(name) - len(MEASURES) for name in ("input_tokens", "output_tokens", "cost_usd", "share")
+)
+"""Where these stand in a row, counted from its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One thing to add up by."""
+
+    name: str
+
+    @classmethod
+    def named(cls, name: str) -> Dimension | None:
+        """The dimension that is called so; None where there is none."""
+        return cls(name) if name in _COLUMNS or name.removeprefix(_TAG) not in (name, "") else None
+
+    def sql(self, engine: Engine, values: Values) -> str:
+        """What to group by; what it refers to is added to `values`."""
+        if self.name in TIMES:
+            return engine.local("started_at", _COLUMNS[self.name])
+        if self.name in _COLUMNS:
+            return _COLUMNS[self.name]
+        return engine.tag(values.add(self.name.removeprefix(_TAG)))
+
+
+def with_shares(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the share of each: of the cost, or of the tokens where no cost is known."""
+    amounts, _ = weights(rows)
+    whole = total(amounts)
+    return [
+        (*row[:_SHARE], None if amount is None or not whole else round(float(amount / whole), 6), *row[_SHARE + 1 :])
+        for row, amount in zip(rows, amounts, strict=True)
+    ]
+
+
+def weights(rows: Sequence[Row]) -> tuple[list[Any], str]:
+    """What the rows are weighed by, and its name: their cost, or their tokens where no cost is known."""
+    if any(row[_COST] is not None for row in rows):
+        return [row[_COST] for row in rows], "cost_usd"
+    return [total((row[_INPUT], row[_OUTPUT])) for row in rows], "tokens"
+
+
+def total(values: Iterable[Any]) -> Any:
+    """The sum of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
