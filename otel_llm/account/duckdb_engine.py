@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_llm.account.engine import AccountError, BadCondition, FileFormat, Kind, QueryAnswer, Row, Values
+from otel_llm.account.engine import AccountError, BadCondition, FileFormat, ColumnKind, QueryAnswer, Row, Values
 from otel_llm.account.formulas import FORMULA, PLAIN_NUMBER
+from otel_llm.account.local_time import local
 
 if TYPE_CHECKING:
     import duckdb
 
 _SOME_ROWS: Final = 1_000
 _ZONE: Final = "TIME ZONE"
-_KINDS: Final = {"JSON": Kind.json, "TIMESTAMP WITH TIME ZONE": Kind.time}
+_KINDS: Final = {"JSON": ColumnKind.json, "TIMESTAMP WITH TIME ZONE": ColumnKind.time}
 _OPTIONS: Final = {
     FileFormat.parquet: "FORMAT parquet, COMPRESSION zstd",
     FileFormat.csv: "FORMAT csv, HEADER",
@@ -45,7 +46,7 @@ class DuckDBEngine:
         names, types = result.columns, [str(kind) for kind in result.types]
         result = _without_zones(result, types)
         rows = self._stream(result, statements[-1]) if most is None else result.limit(most).fetchall()
-        return QueryAnswer(names, [_KINDS.get(kind, Kind.other) for kind in types], rows)
+        return QueryAnswer(names, [_KINDS.get(kind, ColumnKind.other) for kind in types], rows)
 
     def _stream(self, result: duckdb.DuckDBPyRelation, statement: duckdb.Statement) -> Iterator[Sequence[Any]]:
         """The rows, some at a time: they may be more than fit in memory. (A relation hands out all of them, or the first.)"""
@@ -114,8 +115,11 @@ class DuckDBEngine:
     def moment_text(self, column: str) -> str:
         return f"{column}::VARCHAR"
 
-    def local(self, column: str, format: str) -> str:
-        return f"strftime({column}, '{format}')"
+    def local(self, column: str, unit: str) -> str:
+        return f"date_trunc('{unit}', {local(self.connection, column, 'llm_usage')})"
+
+    def written(self, local: str, format: str) -> str:
+        return f"strftime({local}, '{format}')"
 
     def tag(self, key: str) -> str:
         return f"tags[${key}]"

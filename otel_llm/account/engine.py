@@ -26,7 +26,7 @@ class BadCondition(AccountError):
     """What a user wrote is not a condition."""
 
 
-class Kind(StrEnum):
+class ColumnKind(StrEnum):
     """What is in a column, as far as whoever shows it wants to know."""
 
     time = "time"
@@ -41,7 +41,7 @@ class QueryAnswer:
     """Rows with the names and kinds of their columns. There may be more rows than fit in memory: they are read once."""
 
     names: Sequence[str]
-    kinds: Sequence[Kind]
+    kinds: Sequence[ColumnKind]
     rows: Iterable[Sequence[Any]]
 
 
@@ -103,8 +103,11 @@ class Engine(Protocol):
     def moment_text(self, column: str) -> str:
         """A column of moments as they are to be answered."""
 
-    def local(self, column: str, format: str) -> str:
-        """A column of moments, written by `format` (`%Y-%m-%d`, …) in local time."""
+    def local(self, column: str, unit: str) -> str:
+        """When in local time the `day` or the `hour` of a moment began, for a column of `llm_usage`: to group by."""
+
+    def written(self, local: str, format: str) -> str:
+        """What `local` has answered, written by `format` (`%Y-%m-%d`, …)."""
 
     def tag(self, key: str) -> str:
         """The tag of a call; NULL where it has none. `key` is the name of a value."""

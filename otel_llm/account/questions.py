@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from otel_llm.account.call_filter import CallFilter, between
 from otel_llm.account.engine import Engine, FileFormat, QueryAnswer, Row, Values
-from otel_llm.account.sums import MEASURES, TIMES, TOKENS, Dimension, with_shares
+from otel_llm.account.sums import MEASURES, TIMES, TOKENS, Dimension, shown, with_shares
 from otel_llm.prices.billing import BILLED, CACHE_HIT, NO_REASON, REFUSED, REPORTED, TOLD, UNPRICED, literal
 
 EVERY_CALL: Final = CallFilter()
@@ -120,13 +120,14 @@ class Account:
         without it, goes by days and hours first, then by the dearest.
         """
         values = Values()
-        columns = [dimension.sql(self.engine, values) for dimension in by]
+        groups = [dimension.sql(self.engine, values) for dimension in by]
+        columns = [shown(dimension, sql, self.engine) for dimension, sql in zip(by, groups, strict=True)]
         keys = [str(position) for position in range(1, len(by) + 1)]
         return with_shares(
             self.engine.ask(
                 f"""SELECT {", ".join([*columns, *MEASURES.values()])}
                 FROM llm_usage WHERE {calls.sql(self.engine, values)}
-                GROUP BY {", ".join(keys)}
+                GROUP BY {", ".join(groups)}
                 ORDER BY {", ".join([*_order(sort, [one.name for one in by]), *_DEAREST, *keys])}""",
                 values,
             )
@@ -139,28 +140,22 @@ class Account:
         )
 
     def costs(self, calls: CallFilter = EVERY_CALL) -> Costs:
-        """How much of the cost was told, and how much computed."""
-        computed = f"NOT ({TOLD}) AND {REPORTED}"
-        return Costs(
-            *self._of_calls(
-                f"""sum(cost_usd) FILTER (WHERE {TOLD}), count(*) FILTER (WHERE {TOLD}),
-                sum(cost_usd) FILTER (WHERE {computed}), count(cost_usd) FILTER (WHERE {computed} AND {BILLED})""",
-                "true",
-                calls,
-            )[0]
-        )
+        """How much of the cost was told, and how much computed where any was told."""
+        told, told_calls = self._of_calls("sum(cost_usd), count(*)", TOLD, calls)[0]
+        if not told_calls:  # nothing to read more columns for
+            return Costs(None, 0, None, 0)
+        computed, computed_calls = self._of_calls(
+            f"sum(cost_usd) FILTER (WHERE {REPORTED}), count(cost_usd) FILTER (WHERE {BILLED} AND {REPORTED})",
+            f"NOT ({TOLD})",
+            calls,
+        )[0]
+        return Costs(told, told_calls, computed, computed_calls)
 
     def unbilled(self, calls: CallFilter = EVERY_CALL) -> Unbilled:
         """What costs nothing, and so is not missing."""
-        return Unbilled(
-            *self._of_calls(
-                ", ".join(
-                    f"count(*) FILTER (WHERE price_source = {literal(reason)})" for reason in (REFUSED, CACHE_HIT)
-                ),
-                "true",
-                calls,
-            )[0]
-        )
+        condition = f"price_source IN ({literal(REFUSED)}, {literal(CACHE_HIT)})"
+        found: dict[str, int] = dict(self._of_calls("price_source, count(*)", condition, calls, "GROUP BY 1"))
+        return Unbilled(found.get(REFUSED, 0), found.get(CACHE_HIT, 0))
 
     def estimated(self, calls: CallFilter = EVERY_CALL) -> Estimate:
         """Tokens that were billed, as it seems, and not reported."""

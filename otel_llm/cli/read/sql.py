@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from otel_llm.account.engine import Kind, QueryAnswer, iso
+from otel_llm.account.engine import ColumnKind, QueryAnswer, iso
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options.access import asking, nothing_yet
 from otel_llm.cli.options.common import FILE, output_options, store_option
@@ -25,7 +25,7 @@ _NARROWEST = 20
 """Room for a time to the second: columns are left out before they say less than that."""
 
 _REMARK: Final = re.compile(r"--[^\s]*\s")
-_DECODE: dict[Kind, Callable[[str], Any]] = {Kind.json: json.loads, Kind.time: iso}
+_DECODE: dict[ColumnKind, Callable[[str], Any]] = {ColumnKind.json: json.loads, ColumnKind.time: iso}
 
 
 class _SqlCommand(click.Command):
