@@ -367,7 +367,7 @@ class Answer:
         if self.conversation is not None:
             found[semconv.CONVERSATION_ID] = self.conversation
         if self._finish_reasons:
-            found[semconv.FINISH_REASONS] = list(self._finish_reasons.values())
+            found[semconv.FINISH_REASONS] = tuple(self._finish_reasons.values())  # as the SDK keeps it
         if self.units:
             found |= self.units
         if self._reading is not None:

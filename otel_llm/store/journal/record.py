@@ -34,7 +34,7 @@ def encode(record: Record) -> bytes:
     except (TypeError, ValueError, RecursionError):
         body = orjson.dumps(_sanitised(record, 0))
     body = body[1:]
-    return b'{"c":"%08x",%b\n' % (crc32(body), body)
+    return b"".join((_PREFIX, b"%08x" % crc32(body), b'",', body, b"\n"))  # `%b` takes longer than all of this
 
 
 def is_intact(line: bytes) -> bool:
