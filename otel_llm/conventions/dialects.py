@@ -216,6 +216,9 @@ def operation_of(attributes: Mapping[str, Any]) -> str | None:
 
 def is_model_call(attributes: Mapping[str, Any]) -> bool:
     """Whether a GenAI span runs a model, as far as its start tells: where nothing of what is done is said, it may."""
+    named = attributes.get(semconv.OPERATION)
+    if type(named) is str:  # every call of ours
+        return OPERATIONS.get(named, named) not in semconv.TREE_OPERATIONS
     operation = operation_of(attributes)
     if operation in semconv.TREE_OPERATIONS:
         return False

@@ -51,7 +51,7 @@ class DuckDBSpanExporter(SpanExporter):
         assert span.context is not None
         if self._is_default:
             announce_store()
-        record = end_record(span, span.context, attributes_of(span))
+        record = end_record(span, attributes_of(span))
         resource = store.resource_for(span.resource)
         if resource is not None:
             record["r"] = resource

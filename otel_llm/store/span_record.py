@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode
+from opentelemetry.trace import Link, SpanKind, StatusCode
 
 from otel_llm.calls.tracing import Given
 from otel_llm.conventions import dialects, semconv
 from otel_llm.conventions.spans import Attributes, is_ours
 from otel_llm.settings import settings
 from otel_llm.support import otel_private
+from otel_llm.support.otel_private import SpanFacts
 
 _CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
 _SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)\..*")
@@ -104,25 +105,24 @@ def _redacted(value: Any) -> Any:
     return capture.foreign(value)
 
 
-def start_record(span: ReadableSpan, context: SpanContext, attributes: Attributes) -> dict[str, Any]:
+def start_record(facts: SpanFacts, attributes: Attributes) -> dict[str, Any]:
     """The record of a span that has begun."""
-    scope = span.instrumentation_scope
-    parent = span.parent
-    kind = span.kind
+    trace_id, span_id, flags, parent_id, name, kind, start_time, scope, _ = facts
+    scope_name = "" if scope is None else scope.name
     record: dict[str, Any] = {
         "k": "s",
-        "t": f"{context.trace_id:032x}",
-        "s": f"{context.span_id:016x}",
-        "n": span.name,
+        "t": f"{trace_id:032x}",
+        "s": f"{span_id:016x}",
+        "n": name,
         "kd": "CLIENT" if kind is SpanKind.CLIENT else kind.name,  # every call of ours: an enum's `name` is Python's
-        "st": span.start_time,
-        "a": recorded(attributes, "" if scope is None else scope.name),
-        "f": int(context.trace_flags),
+        "st": start_time,
+        "a": attributes if is_ours(scope_name) else recorded(attributes, scope_name),
+        "f": flags,
     }
-    if parent is not None:
-        record["p"] = f"{parent.span_id:016x}"
+    if parent_id is not None:
+        record["p"] = f"{parent_id:016x}"
     if scope is not None:
-        record["sc"] = scope.name
+        record["sc"] = scope_name
         if scope.version:
             record["scv"] = scope.version
     return record
@@ -139,28 +139,29 @@ def error_message(span: ReadableSpan) -> str | None:
 
 def end_record(
     span: ReadableSpan,
-    context: SpanContext,
     attributes: Attributes,
     started: Mapping[str, Any] | None = None,
     given: Given | None = None,
 ) -> dict[str, Any]:
     """The record of a span that has ended. `started`, its start record, saves saying again what has not changed."""
+    name, end_time, code, has_events, has_links = otel_private.end_of(span)
     if started is None:
-        record = start_record(span, context, attributes)
+        record = start_record(otel_private.facts_of(span), attributes)
     else:
-        record = {**started, "n": span.name, "a": recorded(attributes, started.get("sc", ""))}
+        scope = started.get("sc")
+        kept = attributes if is_ours(scope) else recorded(attributes, scope or "")
+        record = {**started, "n": name, "a": kept}
     if given is not None and given.aside:
         record |= given.aside
     record["k"] = "e"
-    record["et"] = span.end_time
-    code = span.status.status_code
+    record["et"] = end_time
     if code is StatusCode.UNSET:
         record["sts"] = "UNSET"
     else:
         record["sts"] = code.name
         if (said := error_message(span)) is not None:
             record["std"] = said
-    if otel_private.has_events(span):
+    if has_events:
         record["e"] = [
             {
                 "name": event.name,
@@ -169,7 +170,7 @@ def end_record(
             }
             for event in span.events
         ]
-    links = span.links if otel_private.has_links(span) else ()
+    links: Sequence[Link] = span.links if has_links else ()
     if given is not None and len(links) < len(given.links):
         links = given.links
     if links:

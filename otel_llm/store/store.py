@@ -47,7 +47,8 @@ class Store:
         """Called before every merge, on the background thread and in `flush`: to end what has been abandoned."""
         self.awaits_exports = False
         """What arrives over OTLP is noted in the journal: until the exporter is shut down, this process counts as alive."""
-        self._resource: object = None
+        self.resource: object = None
+        """The `Resource` whose attributes the header of a segment has."""
         self._merger = Merger(self.journal, lambda: self.paths, configured)
         self._thread = MergeThread(
             self._merger,
@@ -105,11 +106,11 @@ class Store:
 
     def resource_for(self, resource: Any) -> dict[str, Any] | None:
         """What a record must say about its `Resource`: None where the segment's header says it already."""
-        if resource is self._resource:
+        if resource is self.resource:
             return None
         attributes = resource.attributes
         if self.journal.segment is None:
-            self._resource = resource
+            self.resource = resource
             self.journal.resource = attributes
             return None
         return dict(attributes)
@@ -153,7 +154,7 @@ class Store:
                 _logger.warning("a hook before the flush failed", exc_info=True)
 
     def _after_fork(self) -> None:
-        self._resource = None
+        self.resource = None
         self.closed_after = None
         self._merger.start_afresh()
         self._thread.start_afresh()

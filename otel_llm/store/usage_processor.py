@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanContext
 
 from otel_llm.calls import request
 from otel_llm.calls.tracing import Given, backstage, hear
@@ -16,6 +15,7 @@ from otel_llm.conventions.spans import Attributes, attributes_of, is_ours
 from otel_llm.store.span_record import end_record, recorded, start_record
 from otel_llm.store.store import Store
 from otel_llm.support import faults, otel_private
+from otel_llm.support.otel_private import SpanFacts
 
 MARK: Final = "_otel_llm_journalled"
 """Set on an ended span that is in the journal, so that an exporter in the same process does not store it again."""
@@ -67,25 +67,23 @@ class UsageSpanProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         try:
             nodes = self._nodes
-            parent = span.parent
-            node = _Node(None if parent is None else nodes.get(parent.span_id))
-            context = span.get_span_context()
-            span_id = context.span_id
+            facts = otel_private.facts_of(span)
+            node = _Node(None if facts.parent_id is None else nodes.get(facts.parent_id))
             if len(nodes) >= MAX_NODES:
                 self._forget_oldest()
-            nodes[span_id] = node
-            node.given = given = hear(span_id, parent_context)
+            nodes[facts.span_id] = node
+            node.given = given = hear(facts.span_id, parent_context)
             attributes = attributes_of(span, None if given is None else given.attributes)
             if is_genai(attributes):
-                self._started(span, context, attributes, node)
+                self._started(facts, attributes, node)
         except Exception as error:
             faults.report("journal a span", error)
 
-    def _started(self, span: Span, context: SpanContext, attributes: Attributes, node: _Node) -> None:
-        record = start_record(span, context, attributes)
+    def _started(self, facts: SpanFacts, attributes: Attributes, node: _Node) -> None:
+        record = start_record(facts, attributes)
         if node.given is not None and node.given.aside:
             record |= node.given.aside
-        self._complete(record, span, node)
+        self._complete(record, facts.resource, node)
         node.agent = attributes.get(semconv.AGENT_NAME, node.agent)
         node.workflow = attributes.get(semconv.WORKFLOW_NAME, node.workflow)
         node.started = record
@@ -97,12 +95,13 @@ class UsageSpanProcessor(SpanProcessor):
         if is_model_call(attributes):
             node.model_call = True
             node.is_ours = is_ours(record.get("sc"))
-            _count_once(node)
+            if node.parent is not None:
+                _count_once(node)
             if not node.is_ours and _OPENAI in record.get("sc", "") and request.is_unrecorded():
                 node.covered = True  # see `deny`
             if node.covered:
                 record["x"] = 1
-        self._store.write(record, start_of=context.span_id)
+        self._store.write(record, start_of=facts.span_id)
 
     def update(self, span: Any) -> None:
         """Journals the start of a running span once more, with what is known of it by now."""
@@ -133,8 +132,7 @@ class UsageSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         try:
-            context = span.context
-            span_id = context.span_id
+            span_id = span.context.span_id
             node = self._nodes.get(span_id)
             given = None if node is None else node.given
             attributes = attributes_of(span, None if given is None else given.attributes)
@@ -142,9 +140,9 @@ class UsageSpanProcessor(SpanProcessor):
                 self._nodes.pop(span_id, None)
                 return
             started = node.started if node is not None else None
-            record = end_record(span, context, attributes, started, given)
+            record = end_record(span, attributes, started, given)
             if started is None:
-                self._complete(record, span, node)
+                self._complete(record, span.resource, node)
             if node is not None and node.covered:
                 record["x"] = 1
             self._store.write(record, end_of=None if started is None else span_id)
@@ -160,11 +158,10 @@ class UsageSpanProcessor(SpanProcessor):
         if context is not None and context.span_id in self._nodes and getattr(span, "end_time", None) is not None:
             self.on_end(otel_private.readable(span))
 
-    def _complete(self, record: dict[str, Any], span: ReadableSpan, node: _Node | None) -> None:
+    def _complete(self, record: dict[str, Any], resource: Any, node: _Node | None) -> None:
         """Adds what the span does not say itself: its resource where it is not the journal's, and who it runs for."""
-        resource = self._store.resource_for(span.resource)
-        if resource is not None:
-            record["r"] = resource
+        if resource is not self._store.resource and (told := self._store.resource_for(resource)) is not None:
+            record["r"] = told
         if self.exports_to is not None and record["f"] & 1:
             record["o"] = self.exports_to
         if node is not None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as otel
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from opentelemetry.trace import INVALID_SPAN, NoOpTracer, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, NoOpTracer, SpanKind, StatusCode, set_span_in_context
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -81,14 +82,47 @@ def _cleaned(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return attributes if ready is None else ready
 
 
-def has_events(span: ReadableSpan) -> bool:
-    """The public property makes a copy."""
-    return bool(span._events)
+class SpanFacts(NamedTuple):
+    """What a record says of a span from its start on, its attributes apart."""
+
+    trace_id: int
+    span_id: int
+    flags: int
+    parent_id: int | None
+    name: str
+    kind: SpanKind
+    start_time: int | None
+    scope: Any
+    resource: Any
 
 
-def has_links(span: ReadableSpan) -> bool:
-    """The public property makes a copy."""
-    return bool(span._links)
+_AT_START: Final = attrgetter(
+    "_context", "_parent", "_name", "_kind", "_start_time", "_instrumentation_scope", "_resource"
+)
+_AT_END: Final = attrgetter("_name", "_end_time", "_status._status_code", "_events._dq", "_links._dq")
+
+
+def facts_of(span: ReadableSpan) -> SpanFacts:
+    """All at once: each of the public properties, of a span and of its context, is a function in Python."""
+    try:
+        context, parent, *rest = _AT_START(span)
+        # What a context is made of is public; in which order is not.
+        facts = (context[0], context[1], int(context[3]), None if parent is None else parent[1], *rest)
+        return tuple.__new__(SpanFacts, facts)
+    except (AttributeError, TypeError, LookupError):
+        context, parent = span.context, span.parent
+        parent_id = None if parent is None else parent.span_id
+        ids = (context.trace_id, context.span_id, int(context.trace_flags), parent_id)
+        return SpanFacts(*ids, span.name, span.kind, span.start_time, span.instrumentation_scope, span.resource)
+
+
+def end_of(span: ReadableSpan) -> tuple[str, int | None, StatusCode, bool, bool]:
+    """Its name and end, the code of its status, whether it has events, and links: the public properties make copies of those."""
+    try:
+        name, end_time, code, events, links = _AT_END(span)
+        return name, end_time, code, bool(events), bool(links)
+    except AttributeError:
+        return span.name, span.end_time, span.status.status_code, bool(span.events), bool(span.links)
 
 
 def readable(span: Span) -> ReadableSpan:

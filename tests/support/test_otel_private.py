@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, StatusCode
 
 from otel_llm.support import otel_private
 from tests.conftest import ROOT
@@ -72,6 +73,14 @@ def test_what_is_tested_was_seen() -> None:
         assert f'"{library}>={oldest.removesuffix(".0")}"' in (ROOT / "pyproject.toml").read_text()
 
 
+def _public_part_of(span: Any) -> Any:
+    """A span of an SDK that keeps what it says in other fields."""
+    names = ("context", "parent", "name", "kind", "start_time", "end_time", "status", "events", "links", "resource")
+    return SimpleNamespace(
+        instrumentation_scope=span.instrumentation_scope, **{name: getattr(span, name) for name in names}
+    )
+
+
 @pytest.fixture
 def provider() -> TracerProvider:
     return TracerProvider(span_limits=SpanLimits(max_attributes=2))
@@ -83,11 +92,17 @@ def test_a_span(provider: TracerProvider) -> None:
     assert plain == {"two": 2, "three": 3}
     assert (plain is otel_private.attributes_of(span)[1]) == ("_dict" not in MISSING)  # no copy
     assert (held.dropped, held.max_value_len) == (1, None)
-    assert not otel_private.has_events(span) and not otel_private.has_links(span)
+    assert otel_private.end_of(span) == ("a", None, StatusCode.UNSET, False, False)
     span.add_event("event")
     span.add_link(span.get_span_context())
-    assert otel_private.has_events(span) and otel_private.has_links(span)
     span.end()
+    for each in (span, otel_private.readable(span), _public_part_of(span)):
+        assert otel_private.end_of(each) == ("a", span.end_time, StatusCode.UNSET, True, True)
+        context = span.get_span_context()
+        assert otel_private.facts_of(each) == otel_private.SpanFacts(
+            *(context.trace_id, context.span_id, context.trace_flags, None),
+            *("a", span.kind, span.start_time, span.instrumentation_scope, span.resource),
+        )
     assert otel_private.readable(span).end_time == span.end_time
     assert otel_private.attributes_of(otel_private.readable(span))[1] == plain
 
