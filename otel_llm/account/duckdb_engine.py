@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_llm.account.engine import AccountError, BadCondition, FileFormat, ColumnKind, QueryAnswer, Row, Values
+from otel_llm.account.engine import AccountError, BadCondition, ColumnKind, FileFormat, QueryAnswer, Row, Values
 from otel_llm.account.formulas import FORMULA, PLAIN_NUMBER
 from otel_llm.account.local_time import local
 
