@@ -63,6 +63,8 @@ class Settings:
     """The DuckDB file; None where `OTEL_LLM_STORE=none` turns the account off, or where there is no place for one."""
     store_note: str | None
     """Why the account is not kept where it is by default; for `announce_store`, `doctor` and whoever finds no store."""
+    account_url: str | None
+    """The ClickHouse that commands read, where `OTEL_LLM_STORE` names one. Programs keep their account in the default store."""
     flush_interval: float | None
     """How often the background thread merges the journal into DuckDB; None: as `otel_llm.store.jobs.merge_rhythm` has it."""
     fsync: Fsync
@@ -127,6 +129,7 @@ def settings() -> Settings:
     return Settings(
         store=store.path,
         store_note=store.note,
+        account_url=store.url,
         flush_interval=_get(env, "OTEL_LLM_FLUSH_INTERVAL", _duration, "a time like 0.5 or 500ms", lambda: None),
         fsync=_choice(env, "OTEL_LLM_FSYNC", _FSYNC, "none"),
         segment_size=_get(env, "OTEL_LLM_SEGMENT_SIZE", _size, "a size like 16MB", lambda: 16 * 2**20),
@@ -158,6 +161,7 @@ def settings() -> Settings:
 class _Place(NamedTuple):
     path: Path | None
     note: str | None = None
+    url: str | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -165,9 +169,19 @@ class _Place(NamedTuple):
 
 def _store_place(env: Mapping[str, str]) -> _Place:
     def parse(text: str) -> _Place:
-        return _Place(store_path(text))
+        if not names_clickhouse(text):
+            return _Place(store_path(text))
+        here = default_store()
+        kept = "no account is kept here" if here.path is None else f"the account is kept in {masking.text(here.path)}"
+        note = f"OTEL_LLM_STORE names a ClickHouse, which commands read: {kept}, and OTEL_LLM_SHIP_TO sends it on"
+        return _Place(here.path, note, text)
 
     return _get(env, "OTEL_LLM_STORE", parse, "a file path, or none", default_store)
+
+
+def names_clickhouse(text: str) -> bool:
+    """Whether it is the URL of a ClickHouse and no path."""
+    return text.lower().startswith(("clickhouse://", "clickhouses://"))
 
 
 def announce_store() -> None:

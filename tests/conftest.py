@@ -218,6 +218,16 @@ def rows(store_path: Path) -> Rows:
 
 
 @pytest.fixture(scope="session")
+def clickhouse() -> Iterator[str]:
+    """The URL of a ClickHouse with the tables of the account; skips where there is none. `clickhouse_server.empty` empties it."""
+    from tests.fleet import clickhouse_server
+
+    clickhouse_server.require()
+    with clickhouse_server.server({"ship": {"password": "a secret", "may": "INSERT"}}) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def python_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A Python that has all of this environment but some distributions: `python_without("langchain-core", "langchain")`.
 

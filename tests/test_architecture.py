@@ -34,6 +34,7 @@ ROOMS = (
     "store.jobs",
     "store",
     "fleet",
+    "fleet.clickhouse",
     "fleet.ship",
     "lifecycle",
     "instrumentation",

@@ -31,7 +31,7 @@ class ColumnKind(StrEnum):
 
     time = "time"
     json = "json"
-    """Text that is a JSON document."""
+    """Text that is a JSON document, as far as its name says."""
     other = "other"
     """What its Python value says."""
 

@@ -13,6 +13,8 @@ from otel_llm.account.questions import Account
 if TYPE_CHECKING:
     import duckdb
 
+    from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+
 
 @contextmanager
 def open_store(path: Path, *, must_exist: bool = False) -> Iterator[Account]:
@@ -36,6 +38,19 @@ def open_store(path: Path, *, must_exist: bool = False) -> Iterator[Account]:
         yield Account(DuckDBEngine(connection, path))
     finally:
         connection.close()
+
+
+@contextmanager
+def open_clickhouse(url: ClickHouseURL) -> Iterator[Account]:
+    """The account in a ClickHouse. Nothing is asked of it yet."""
+    from otel_llm.account.clickhouse_engine import ClickHouseEngine
+    from otel_llm.fleet.clickhouse.http_client import ClickHouseClient
+
+    client = ClickHouseClient(url)
+    try:
+        yield Account(ClickHouseEngine(client))
+    finally:
+        client.close()
 
 
 def _nothing_recorded() -> duckdb.DuckDBPyConnection:

@@ -199,9 +199,10 @@ class Account:
     def traces_like(self, beginning: str) -> list[str]:
         """The traces whose id begins so: one or two of them, or none."""
         values = Values()
+        least = self.engine.value(values.add(beginning))
+        most = self.engine.value(values.add(f"{beginning}~"))  # which comes after any digit
         found = self.engine.ask(
-            f"SELECT DISTINCT trace_id FROM spans WHERE starts_with(trace_id, {self.engine.value(values.add(beginning))}) LIMIT 2",
-            values,
+            f"SELECT DISTINCT trace_id FROM spans WHERE trace_id >= {least} AND trace_id <= {most} LIMIT 2", values
         )
         return [trace_id for (trace_id,) in found]
 
@@ -231,17 +232,17 @@ class Account:
             ORDER BY s.start_ns, s.end_ns DESC""",
             values,
         )
-        return [Span(*row) for row in found]
+        return [span._replace(waiting=bool(span.waiting)) for span in map(Span._make, found)]
 
     def _beside(self, traces: set[str]) -> set[str]:
         """The traces that runs in these are continued in, or continue."""
         values = Values()
         listed = ", ".join(self.engine.value(values.add(trace_id)) for trace_id in sorted(traces))
         found = self.engine.ask(
-            f"""SELECT DISTINCT c.trace_id, p.trace_id FROM (
+            f"""SELECT DISTINCT c.trace_id, p.trace_id FROM spans AS p JOIN (
                 SELECT trace_id, {self.engine.attribute("attributes", _CONTINUES)} AS run FROM spans
                 WHERE operation IN ('invoke_workflow', 'invoke_agent', 'create_agent') AND attributes LIKE '%{_CONTINUES}%'
-            ) AS c JOIN spans AS p ON p.span_id = right(c.run, 16)
+            ) AS c ON p.span_id = right(c.run, 16)
             WHERE (length(c.run) = 16 OR p.trace_id = left(c.run, 32))
                 AND (c.trace_id IN ({listed}) OR p.trace_id IN ({listed}))""",
             values,
@@ -257,6 +258,8 @@ class Account:
             FROM llm_usage"""
         )
         numbers = "SELECT {}, count(*) FROM llm_usage GROUP BY 1 ORDER BY 2 DESC, 1"
+        if not calls:  # where there is nothing, an engine may have 1970 for the least of it
+            first = last = None
         return Contents(
             calls, first, last, unpriced,
             by_status=dict(self.engine.ask(numbers.format("status"))),

@@ -16,11 +16,21 @@ from typing import Any
 import pytest
 
 from otel_llm.cli import main
+from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+from otel_llm.fleet.ship.clickhouse import ClickHouseDestination
+from otel_llm.fleet.ship.destination import Block, Source
+from otel_llm.fleet.wire_row import RETRACTED, SPAN_COLUMNS, USAGE_COLUMNS, Kind, select_list
 from otel_llm.settings import reload
 from otel_llm.store.jobs import exclusive
 from otel_llm.store.paths import StorePaths
+from otel_llm.store.reader import connect
+from tests.fleet import clickhouse_server
 
-Fill = Callable[..., Path]
+both_engines = pytest.mark.parametrize("engine", ["duckdb", "clickhouse"], indirect=True)
+"""For a test that fills a store: it runs once on that, and once on a ClickHouse which has been sent what is in it."""
+
+Fill = Callable[..., Any]
+"""Returns where the account is, as commands say it."""
 Run = Callable[..., "Result"]
 
 
@@ -47,7 +57,35 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, store_path: Path) -> Iterator
 
 
 @pytest.fixture
-def fill(store_path: Path) -> Fill:
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """The URL of the ClickHouse that commands read in place of the store; None for the store, as everywhere without
+    `both_engines`."""
+    if getattr(request, "param", "duckdb") == "duckdb":
+        return None
+    url: str = request.getfixturevalue("clickhouse")
+    clickhouse_server.empty(url)
+    monkeypatch.setenv("OTEL_LLM_STORE", url)
+    return url
+
+
+def send(path: Path, url: str) -> str:
+    """Sends all that is in a store to a ClickHouse; returns where it is."""
+    destination = ClickHouseDestination(ClickHouseURL.parse(url))
+    sources: dict[Source, Mapping[str, Kind]] = {"llm_usage": USAGE_COLUMNS, "spans": SPAN_COLUMNS}
+    with connect(path) as connection:
+        for source, columns in sources.items():
+            found = connection.execute(f"SELECT {select_list(columns)} FROM {source}").fetchall()
+            rows = [dict(zip(columns, row, strict=True)) for row in found]
+            if source == "llm_usage":
+                rows = [row | {RETRACTED: False} for row in rows]
+            if rows:
+                destination.send(Block(source, rows))
+    destination.close()
+    return url
+
+
+@pytest.fixture
+def fill(store_path: Path, engine: str | None) -> Fill:
     """Writes a store with the calls that are given as keyword dictionaries; columns that are left out are NULL."""
 
     def write(*calls: Mapping[str, Any], path: Path = store_path) -> Path:
@@ -64,13 +102,13 @@ def fill(store_path: Path) -> Fill:
                 connection.execute(
                     f"INSERT INTO llm_usage ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()]
                 )
-        return path
+        return path if engine is None else send(path, engine)
 
     return write
 
 
 @pytest.fixture
-def fill_spans(store_path: Path) -> Fill:
+def fill_spans(store_path: Path, engine: str | None) -> Fill:
     """Adds spans to the store; each is a keyword dictionary, and what is left out is that of a good chat."""
 
     def write(*spans: Mapping[str, Any], path: Path = store_path) -> Path:
@@ -84,7 +122,7 @@ def fill_spans(store_path: Path) -> Fill:
                     f"VALUES (make_timestamptz({row['start_ns']} // 1000), {', '.join('?' * len(row))})",
                     [*row.values()],
                 )
-        return path
+        return path if engine is None else send(path, engine)
 
     return write
 

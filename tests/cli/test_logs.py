@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Fill, Run
+from tests.cli.conftest import Fill, Run, both_engines
 
 CALL: dict[str, Any] = {
     "started_at": "2026-11-20T12:00:00Z", "request_model": "gpt-5-mini", "response_model": "gpt-5-mini-2025-08-07",
@@ -42,12 +42,14 @@ def users(run: Run, *arguments: str) -> list[str | None]:
     return [row["user_id"] for row in json.loads(result.out)]
 
 
+@both_engines
 def test_the_newest_comes_last(fill: Fill, run: Run) -> None:
     fill(*({**CALL, "user_id": f"u{hour}", "started_at": f"2026-11-20T{hour}:00:00Z"} for hour in (12, 10, 13, 11)))
     assert users(run) == ["u10", "u11", "u12", "u13"]
     assert users(run, "-n", "2") == ["u12", "u13"]
 
 
+@both_engines
 def test_the_current_conversation_is_that_of_the_last_call_in_one(fill: Fill, run: Run) -> None:
     fill(
         CALL, CALL | {"started_at": "2026-11-20T14:00:00Z", "conversation_id": None}, OTHER, OTHER | {"user_id": "carl"}
@@ -61,11 +63,13 @@ def test_the_current_conversation_is_that_of_the_last_call_in_one(fill: Fill, ru
     assert users(run, "-c", "--user", "nobody") == []
 
 
+@both_engines
 def test_ten_unless_asked_otherwise(fill: Fill, run: Run) -> None:
     fill(*[CALL] * 12)
     assert [len(users(run, *most)) for most in ([], ["-n", "11"], ["-n", "0"])] == [10, 11, 12]
 
 
+@both_engines
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
@@ -98,6 +102,7 @@ def test_which_calls(arguments: list[str], found: list[str], fill: Fill, run: Ru
     assert users(run, *arguments) == found
 
 
+@both_engines
 def test_the_text_of_an_error(fill: Fill, run: Run) -> None:
     fill(CALL | SAID, OTHER | {"error_message": "Too many\x1b[2J requests.\nTry later."})
     shown = run("logs").out
@@ -108,6 +113,7 @@ def test_the_text_of_an_error(fill: Fill, run: Run) -> None:
     assert "Too many" not in run("logs", "--short").out
 
 
+@both_engines
 def test_an_estimate_is_told_apart(fill: Fill, run: Run) -> None:
     estimated = CALL | {"usage_source": "estimated"}
     fill(CALL, estimated)
@@ -118,6 +124,7 @@ def test_an_estimate_is_told_apart(fill: Fill, run: Run) -> None:
     assert " in, ~" in run("logs").out and "~$0.00029" in run("logs").out
 
 
+@both_engines
 def test_json(fill: Fill, run: Run) -> None:
     fill(CALL | SAID)
     (row,) = json.loads(run("logs", "--json").out)
@@ -127,6 +134,7 @@ def test_json(fill: Fill, run: Run) -> None:
     assert (row["cost_usd"], row["tags"], row["error_type"]) == (0.00029, {"team": "core"}, None)
 
 
+@both_engines
 def test_csv(fill: Fill, run: Run) -> None:
     fill(CALL, OTHER)
     header, first, second = csv.reader(io.StringIO(run("logs", "-f", "csv").out))
@@ -136,6 +144,7 @@ def test_csv(fill: Fill, run: Run) -> None:
     )
 
 
+@both_engines
 def test_a_line_for_each_call_where_nothing_was_said(fill: Fill, execute: Run) -> None:
     fill(CALL, OTHER)
     result = execute("logs", TZ="UTC")
@@ -147,6 +156,7 @@ def test_a_line_for_each_call_where_nothing_was_said(fill: Fill, execute: Run) -
     assert lines[3][5:8] == ["error", "429", "–"]
 
 
+@both_engines
 def test_what_was_said_is_shown_where_it_was_recorded(fill: Fill, execute: Run) -> None:
     fill(OTHER, {**CALL, **SAID, "started_at": "2026-11-20T14:00:00Z"})
     result = execute("logs", TZ="UTC")
@@ -165,6 +175,7 @@ def test_what_was_said_is_shown_where_it_was_recorded(fill: Fill, execute: Run) 
     assert len(short.splitlines()) == 4
 
 
+@both_engines
 @pytest.mark.parametrize(
     "messages",
     ["null", "[]", "{}", '"just text"', '[1, null, "x"]', '[{"role": "user", "content": "hello"}]', '[{"parts": "x"}]',
@@ -176,6 +187,7 @@ def test_messages_of_any_shape_are_no_fault(messages: str, fill: Fill, run: Run)
         assert (run("logs", *arguments).code, run("logs", *arguments).err) == (0, "")
 
 
+@both_engines
 def test_nothing(fill: Fill, run: Run) -> None:
     assert run("logs").out.startswith("No model calls recorded yet in ")
     path = fill(CALL)
@@ -183,6 +195,7 @@ def test_nothing(fill: Fill, run: Run) -> None:
     assert run("logs", "--user", "nobody", "--json").out == "[]\n"
 
 
+@both_engines
 def test_a_terminal_of_80_columns(fill: Fill, on_terminal: Callable[..., str]) -> None:
     fill({**CALL, "trace_id": "754d01fd" * 4}, {**OTHER, "trace_id": "b8089d0f" * 4})
     written = on_terminal("logs", columns=80)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from otel_llm.cli.screen.output import cell_width
-from tests.cli.conftest import Fill, Run
+from tests.cli.conftest import Fill, Run, both_engines
 
 TRACE = f"{0:032x}"
 SPANS = (
@@ -21,6 +21,7 @@ SPANS = (
 CALL = {"span_id": "b", "request_model": "gpt-5-mini", "input_tokens": 10, "output_tokens": 2, "cost_usd": "0.0000065"}
 
 
+@both_engines
 def test_a_tree_with_times_tokens_and_cost(fill: Fill, fill_spans: Fill, execute: Run) -> None:
     fill(CALL)
     fill_spans(*SPANS)
@@ -34,6 +35,7 @@ def test_a_tree_with_times_tokens_and_cost(fill: Fill, fill_spans: Fill, execute
     ]
 
 
+@both_engines
 def test_an_estimate_is_told_apart(fill: Fill, fill_spans: Fill, run: Run) -> None:
     fill(CALL | {"usage_source": "estimated"})
     fill_spans(*SPANS)
@@ -42,6 +44,7 @@ def test_an_estimate_is_told_apart(fill: Fill, fill_spans: Fill, run: Run) -> No
     assert [one["usage_source"] for one in told] == [None, "estimated", None]
 
 
+@both_engines
 def test_a_tree_keeps_its_shape(fill: Fill, fill_spans: Fill, run: Run, on_terminal: Callable[..., str]) -> None:
     """Names that are twice as wide as they are long, names that are too long, a narrow terminal."""
     fill({**CALL, "span_id": "b"})
@@ -62,6 +65,7 @@ def test_a_tree_keeps_its_shape(fill: Fill, fill_spans: Fill, run: Run, on_termi
     ]
 
 
+@both_engines
 def test_the_text_of_an_error_stands_below_its_span(fill: Fill, fill_spans: Fill, run: Run) -> None:
     fill({"request_model": "a"})
     failed = {"status": "error", "status_message": "No tyres\x1b[2J\nleft.", "parent_span_id": f"{0:016x}"}
@@ -72,6 +76,7 @@ def test_the_text_of_an_error_stands_below_its_span(fill: Fill, fill_spans: Fill
     assert [row["error_message"] is None for row in json.loads(run("show", "--json").out)] == [True, False, True]
 
 
+@both_engines
 @pytest.mark.parametrize("url", ["http://localhost:16686", "http://localhost:16686/"])
 def test_the_page_in_jaeger_is_named_where_it_is_known(
     url: str, fill: Fill, fill_spans: Fill, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +89,7 @@ def test_the_page_in_jaeger_is_named_where_it_is_known(
     assert isinstance(json.loads(run("show", "--json").out), list)
 
 
+@both_engines
 def test_a_trace_whose_spans_were_removed(fill: Fill, run: Run) -> None:
     fill(CALL)
     result = run("show")
@@ -93,6 +99,7 @@ def test_a_trace_whose_spans_were_removed(fill: Fill, run: Run) -> None:
     )
 
 
+@both_engines
 def test_a_run_is_shown_with_what_continues_it(fill: Fill, fill_spans: Fill, run: Run) -> None:
     waits = '{"otel_llm.run.waiting": true%s}'
     continues = ', "otel_llm.run.continues": "%s"'

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Fill, Run
+from tests.cli.conftest import Fill, Run, both_engines
 
 CALL: dict[str, Any] = {
     "started_at": "2026-11-20T12:00:00.250Z", "request_model": "gpt-5-mini", "input_tokens": 1000,
@@ -20,6 +20,7 @@ CALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+@both_engines
 def test_json_is_an_array_of_objects_with_their_types(fill: Fill, run: Run) -> None:
     fill(CALL)
     result = run("sql", "from llm_usage", "--format", "json")
@@ -34,6 +35,7 @@ def test_json_is_an_array_of_objects_with_their_types(fill: Fill, run: Run) -> N
     assert row["output_tokens"] is None
 
 
+@both_engines
 def test_csv(fill: Fill, run: Run) -> None:
     fill(CALL, {**CALL, "request_model": "a, b"})
     out = run("sql", "select request_model, input_tokens, tags from llm_usage order by 1 desc", "-f", "csv").out
@@ -44,6 +46,7 @@ def test_csv(fill: Fill, run: Run) -> None:
     ]
 
 
+@both_engines
 def test_table(fill: Fill, run: Run) -> None:
     fill(CALL, {})
     result = run("sql", "select request_model as model, input_tokens, stream from llm_usage order by 1;")
@@ -59,6 +62,7 @@ def test_names_that_are_twice_there_are_told_apart(run: Run) -> None:
     assert json.loads(run("sql", "select 1 as a, 2 as a, 3 as a", "-f", "json").out) == [{"a": 1, "a_1": 2, "a_2": 3}]
 
 
+@both_engines
 def test_times_need_no_further_package(fill: Fill, run: Run) -> None:
     fill(CALL)
     query = "select started_at, [started_at] as many, started_at::date as day from llm_usage"
@@ -95,6 +99,7 @@ def test_whatever_duckdb_answers_can_be_printed(query: str, format: str, fill: F
         assert isinstance(json.loads(result.out), list)
 
 
+@both_engines
 def test_a_query_can_come_from_standard_input(fill: Fill, execute: Run) -> None:
     fill(CALL)
     result = execute("sql", "-", "--format", "json", stdin="select count(*) as n\nfrom llm_usage;\n")
@@ -117,6 +122,7 @@ def test_nothing_recorded_yet(run: Run, store_path: Path) -> None:
     assert not store_path.exists()
 
 
+@both_engines
 def test_no_rows_of_some(fill: Fill, run: Run) -> None:
     fill(CALL)
     assert run("sql", "select user_id from llm_usage where false").out.splitlines()[-1] == "no rows"
@@ -166,6 +172,7 @@ def test_sql_that_begins_with_a_remark_is_no_option(query: str, run: Run) -> Non
     assert json.loads(run("sql", "--json", "--", query).out) == [{"n": 1}]
 
 
+@both_engines
 def test_a_path_with_a_blank_is_still_an_option(tmp_path: Path, fill: Fill, run: Run) -> None:
     store = fill(CALL, path=tmp_path / "my usage.duckdb")
     assert json.loads(run("sql", "select count(*) as n from llm_usage", f"--store={store}", "--json").out) == [{"n": 1}]

@@ -17,7 +17,7 @@ from otel_llm.prices.billing import remedy_for
 from otel_llm.settings import reload
 from otel_llm.store.merge.rows import _unpriced
 from otel_llm.store.paths import StorePaths
-from tests.cli.conftest import Fill, Run
+from tests.cli.conftest import Fill, Run, both_engines
 
 MEASURES = [
     "calls",
@@ -55,6 +55,7 @@ def rows(run: Run, *arguments: str) -> list[dict[str, Any]]:
     return found
 
 
+@both_engines
 def test_by_model_without_being_asked(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, AZURE, FAILED)
     assert rows(run) == [
@@ -65,6 +66,7 @@ def test_by_model_without_being_asked(fill: Fill, run: Run) -> None:
     ]  # fmt: skip
 
 
+@both_engines
 def test_what_is_estimated_stands_beside_the_sums(fill: Fill, run: Run) -> None:
     stopped = {
         **ALICE,
@@ -85,6 +87,7 @@ def test_what_is_estimated_stands_beside_the_sums(fill: Fill, run: Run) -> None:
     assert "estimated" not in run("usage", "--where", "status = 'ok'").out.lower()
 
 
+@both_engines
 def test_by_several_dimensions_the_dearest_first(fill: Fill, run: Run) -> None:
     fill(BOB, ALICE, AZURE, FAILED)
     found = rows(run, "--by", " user , model,user")
@@ -96,6 +99,7 @@ def test_by_several_dimensions_the_dearest_first(fill: Fill, run: Run) -> None:
     ]
 
 
+@both_engines
 def test_every_dimension_finds_its_column(fill: Fill, run: Run) -> None:
     columns = {
         "model": "request_model", "response_model": "response_model", "user": "user_id", "module": "module",
@@ -111,11 +115,13 @@ def test_every_dimension_finds_its_column(fill: Fill, run: Run) -> None:
     assert [row["tag:none"] for row in rows(run, "--by", "tag:none")] == [None]
 
 
+@both_engines
 def test_a_call_without_a_request_model_goes_by_what_answered(fill: Fill, run: Run) -> None:
     fill({"response_model": "gpt-5-2025-08-07"})
     assert [row["model"] for row in rows(run)] == ["gpt-5-2025-08-07"]
 
 
+@both_engines
 def test_days_and_hours_are_local_and_in_order(fill: Fill, execute: Run) -> None:
     fill(
         {**ALICE, "started_at": "2026-11-21T04:30:00Z", "cost_usd": "9"},  # the evening before, in New York
@@ -137,6 +143,7 @@ REFUSED = {**FAILED, "price_source": "refused, not billed"}
 HIT = {**MINI, "user_id": "alice", "cost_usd": "0", "price_source": "cache hit, not billed"}
 
 
+@both_engines
 def test_what_is_not_billed_is_not_missing(fill: Fill, run: Run) -> None:
     """A refused call is a call and an error, but nothing that the cost lacks; an answer out of a cache is no call."""
     fill(ALICE, FAILED, REFUSED, REFUSED, HIT)
@@ -149,6 +156,7 @@ def test_what_is_not_billed_is_not_missing(fill: Fill, run: Run) -> None:
     assert [row["calls"] for row in rows(run, "--where", "price_source like 'cache%'")] == [0]
 
 
+@both_engines
 def test_since_and_until(fill: Fill, run: Run) -> None:
     now = datetime.now().astimezone()
     fill(*({**ALICE, "started_at": now - timedelta(hours=hours)} for hours in (1, 3, 100)))
@@ -160,6 +168,7 @@ def test_since_and_until(fill: Fill, run: Run) -> None:
     assert named.code == 0
 
 
+@both_engines
 def test_table(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, AZURE, FAILED)
     result = run("usage", "--by", "model,user")
@@ -178,6 +187,7 @@ def test_table(fill: Fill, run: Run) -> None:
     ]
 
 
+@both_engines
 def test_what_the_providers_told_stands_apart(fill: Fill, run: Run) -> None:
     told = {**BOB, "cost_usd": "0.5", "price_source": "reported"}
     fill(ALICE, told, told, AZURE)
@@ -257,6 +267,7 @@ def test_streams_without_usage_and_what_to_do(mode, refused, remedy, more, fill,
     assert report["store"].get("refuse_stream_usage") == ("vllm.local:8000" if refused else None)
 
 
+@both_engines
 @pytest.mark.parametrize(
     "more",
     [
@@ -272,6 +283,7 @@ def test_what_could_not_have_been_asked_is_no_stream_without_usage(more, fill, r
     assert "without usage" not in run("usage").out
 
 
+@both_engines
 def test_a_table_of_priced_calls_does_not_speak_of_prices(fill: Fill, run: Run) -> None:
     fill({**ALICE, "cost_usd": "12.5"}, {**BOB, "cost_usd": "0.00001"}, {**BOB, "user_id": None, "cost_usd": "0"})
     out = run("usage", "--by", "user").out
@@ -281,6 +293,7 @@ def test_a_table_of_priced_calls_does_not_speak_of_prices(fill: Fill, run: Run) 
     assert costs == ["cost_usd", "12.5000", "<0.0001", "0.0000", "12.5000"]
 
 
+@both_engines
 def test_csv(fill: Fill, run: Run) -> None:
     fill(ALICE, AZURE)
     header, first, second = csv.reader(io.StringIO(run("usage", "--format", "csv").out))
@@ -301,6 +314,7 @@ def test_nothing_recorded_yet(is_there: bool, fill: Fill, run: Run, store_path: 
     assert store_path.exists() is is_there
 
 
+@both_engines
 def test_nothing_in_the_time_asked_for_is_said_so(fill: Fill, run: Run) -> None:
     path = fill(ALICE)
     result = run("usage", "--since", "2026-11-21", "--until", "2026-11-22T08:00")
@@ -308,6 +322,7 @@ def test_nothing_in_the_time_asked_for_is_said_so(fill: Fill, run: Run) -> None:
     assert (result.code, result.err) == (0, "")
 
 
+@both_engines
 @pytest.mark.parametrize("by", ["modl", "", "model,,user", "tag:", "user_id; DROP TABLE llm_usage", "1"])
 def test_an_unknown_dimension_is_refused_by_name(by: str, fill: Fill, run: Run) -> None:
     fill(ALICE)
@@ -317,6 +332,7 @@ def test_an_unknown_dimension_is_refused_by_name(by: str, fill: Fill, run: Run) 
     assert "it takes model, response_model, user," in result.err
 
 
+@both_engines
 def test_what_users_type_into_their_calls_stays_text(fill: Fill, run: Run) -> None:
     fill({**ALICE, "user_id": "[red]'; DROP TABLE llm_usage; --\x1b[2J\n"})
     out = run("usage", "--by", "user").out
@@ -324,6 +340,7 @@ def test_what_users_type_into_their_calls_stays_text(fill: Fill, run: Run) -> No
     assert "\x1b" not in out
 
 
+@both_engines
 def test_the_share_is_of_the_cost_or_else_of_the_tokens(fill: Fill, run: Run) -> None:
     fill(ALICE, {**BOB, "cost_usd": "0.00135"}, AZURE)
     assert [row["share"] for row in rows(run, "--by", "user,model")] == [0.75, 0.25, None]
@@ -332,12 +349,14 @@ def test_the_share_is_of_the_cost_or_else_of_the_tokens(fill: Fill, run: Run) ->
     assert "share is of the tokens" in run("usage", "--where", "cost_usd is null").out
 
 
+@both_engines
 def test_no_share_of_nothing(fill: Fill, run: Run) -> None:
     fill(FAILED, {**FAILED, "user_id": "bob", "cost_usd": "0"})
     assert [row["share"] for row in rows(run, "--by", "user")] == [None, None]
     assert "NaN" not in run("usage", "--by", "user").out
 
 
+@both_engines
 @pytest.mark.parametrize(
     ("sort", "users"),
     [
@@ -357,12 +376,14 @@ def test_sort(sort: str, users: list[str], fill: Fill, run: Run) -> None:
     assert [row["user"] for row in rows(run, "--by", "user", "--sort", sort)] == users
 
 
+@both_engines
 def test_days_can_be_sorted_by_something_else(fill: Fill, run: Run) -> None:
     fill(ALICE, {**BOB, "started_at": "2026-11-19T12:00:00Z"})
     assert [row["cost_usd"] for row in rows(run, "--by", "day")] == [0.000225, 0.00045]
     assert [row["cost_usd"] for row in rows(run, "--by", "day", "--sort", "cost")] == [0.00045, 0.000225]
 
 
+@both_engines
 def test_top_cuts_the_rows_and_not_the_total(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, AZURE)
     assert [row["user"] for row in rows(run, "--by", "user", "--top", "1")] == ["alice"]
@@ -372,6 +393,7 @@ def test_top_cuts_the_rows_and_not_the_total(fill: Fill, run: Run) -> None:
     assert [row["share"] for row in rows(run, "--by", "user", "--top", "1")] == [0.666667]
 
 
+@both_engines
 def test_where(fill: Fill, run: Run) -> None:
     fill({**ALICE, "tags": {"team": "core"}}, BOB, FAILED)
     assert rows(run, "--where", "user_id = 'bob' -- as he asked")[0]["calls"] == 1
@@ -383,6 +405,7 @@ def test_where(fill: Fill, run: Run) -> None:
     assert "Not in the cost" not in run("usage", "--where", "status = 'ok'").out
 
 
+@both_engines
 @pytest.mark.parametrize(
     "where",
     [
@@ -405,6 +428,7 @@ def plot(run: Run, *arguments: str) -> list[str]:
     return result.out.splitlines()
 
 
+@both_engines
 def test_a_plot_is_of_the_cost(fill: Fill, run: Run) -> None:
     fill(ALICE, BOB, {**ALICE, "user_id": "carol", "cost_usd": "0.0000001"}, AZURE | {"user_id": "dora"})
     lines = plot(run, "--by", "user")
@@ -417,6 +441,7 @@ def test_a_plot_is_of_the_cost(fill: Fill, run: Run) -> None:
     assert lines[-3:-1] == ["total 0.000675", "Not in the cost: no price for azure.ai.openai/my-deployment (1)"]
 
 
+@both_engines
 def test_a_plot_by_several_dimensions_has_its_bars_below_one_another(fill: Fill, run: Run) -> None:
     fill(ALICE, {**BOB, "request_model": "o4"})
     lines = plot(run, "--by", "model,user")[1:-1]
@@ -424,12 +449,14 @@ def test_a_plot_by_several_dimensions_has_its_bars_below_one_another(fill: Fill,
     assert len({line.index("█") for line in lines}) == 1
 
 
+@both_engines
 def test_a_plot_of_calls_that_have_no_price_is_of_the_tokens(fill: Fill, run: Run) -> None:
     fill(AZURE)
     assert plot(run)[0].split() == ["model", "tokens"]
     assert plot(run)[1].split()[:2] == ["my-deployment", "11"]
 
 
+@both_engines
 def test_a_plot_of_days_has_those_without_calls_as_well(fill: Fill, run: Run) -> None:
     fill(*({**ALICE, "started_at": f"2026-{day}T12:00:00Z"} for day in ("10-30", "11-02")))
     lines = plot(run, "--by", "day")
@@ -441,11 +468,13 @@ def test_a_plot_of_days_has_those_without_calls_as_well(fill: Fill, run: Run) ->
     assert plot(run, "--by", "day", "--top", "1")[-1].endswith("in 2 rows, of which these are the first 1")
 
 
+@both_engines
 def test_a_plot_of_years_of_hours_is_not_filled(fill: Fill, run: Run) -> None:
     fill(ALICE, {**ALICE, "started_at": "2020-01-01T00:00:00Z"})
     assert len(plot(run, "--by", "hour")) == 4
 
 
+@both_engines
 def test_a_plot_of_what_users_type_stays_text(fill: Fill, run: Run) -> None:
     fill({**ALICE, "user_id": "日本" * 30 + "\x1b[2J"}, {**BOB, "user_id": None})
     out = "\n".join(plot(run, "--by", "user"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from otel_llm.cli.checks import Section, Size, streams
 from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.options.access import asking, connection_of, locate
+from otel_llm.cli.options.access import Place, asking, connection_of, locate, remote
 from otel_llm.cli.screen.output import counted
 from otel_llm.conventions.semconv import SPAN_SCOPES
 from otel_llm.prices.billing import literal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from otel_llm.account.questions import Account
+    from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
     from otel_llm.store.paths import StorePaths
 
 _LITTLE_SPACE = 100 * 2**20
@@ -48,9 +49,12 @@ class Writers:
         return cls(living, len(latest) - living)
 
 
-def account(store: Path | None) -> Section:
+def account(store: Place | None) -> Section:
     """The store that programs write, or the one at `store`."""
     section = Section("store")
+    if (url := remote(store)) is not None:
+        return _in_clickhouse(section, url, named=store is not None)
+    assert store is None or isinstance(store, Path)
     if store is None and settings().store is None:
         chosen = os.environ.get("OTEL_LLM_STORE", "").strip()
         why = settings().store_note or f"OTEL_LLM_STORE={chosen}: no account is kept"
@@ -76,6 +80,38 @@ def account(store: Path | None) -> Section:
     readable = _check_database(section, paths, store)
     _check_journal(section, paths, ended, readable)
     _check_damage(section, paths)
+    return section
+
+
+def _in_clickhouse(section: Section, url: ClickHouseURL, *, named: bool) -> Section:
+    """The account that machines send to: whether it lets us in, and has the columns of this version."""
+    from otel_llm.account.clickhouse_engine import ClickHouseEngine
+    from otel_llm.fleet.clickhouse.http_client import TABLES_REMEDY
+    from otel_llm.fleet.wire_row import RETRACTED, SPAN_COLUMNS, USAGE_COLUMNS
+
+    section.facts["path"] = str(url)
+    section.facts["chosen by"] = "--store" if named else "OTEL_LLM_STORE"
+    try:
+        with asking(url) as found:
+            assert isinstance(found.engine, ClickHouseEngine)
+            section.facts["server"] = found.engine.version()
+            expected = {"llm_usage": (*USAGE_COLUMNS, RETRACTED), "spans": (*SPAN_COLUMNS,)}
+            missing = [
+                f"{table}.{column}"
+                for table, columns in expected.items()
+                for column in columns
+                if column not in found.engine.columns(table)
+            ]
+            if missing:
+                section.problem(f"{', '.join(missing)} is not there", TABLES_REMEDY)
+            section.facts |= _contents(found)
+            if (untold := streams.without_usage(found)) is not None:
+                section.remarks.append(untold)
+    except CommandError as error:
+        section.problem(one_line(error), "mend what it says; machines keep their calls until they can send them")
+        return section
+    if not section.facts["calls"]:
+        section.remark("no machine has sent a model call yet", f"otel-llm ship --to {url}")
     return section
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from otel_llm.cli.errors import one_line
+from otel_llm.cli.options.access import Place
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import printable, styled, text, write_json_object, write_line
 from otel_llm.support import masking
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
 @store_option
-def doctor(as_json: bool, store: Path | None) -> None:
+def doctor(as_json: bool, store: Place | None) -> None:
     """Find out why something is not recorded, and how to mend it.
 
     \b
@@ -49,7 +49,7 @@ def doctor(as_json: bool, store: Path | None) -> None:
     click.get_current_context().exit(1 if problems else 0)
 
 
-def examine(store: Path | None) -> list[Section]:
+def examine(store: Place | None) -> list[Section]:
     """Everything that there is to look at. A check that fails is itself a finding: doctor is for when things are broken."""
     from otel_llm.cli.checks import Section, account, content, export_targets, installation, other_signals, price_book
 

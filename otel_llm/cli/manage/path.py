@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from otel_llm.cli.options.access import locate
+from otel_llm.cli.options.access import Place, locate, remote
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import write_line
 
 
 @click.command()
 @store_option
-def path(store: Path | None) -> None:
+def path(store: Place | None) -> None:
     """Print where the store is, and nothing else.
 
     \b
@@ -21,4 +19,4 @@ def path(store: Path | None) -> None:
       otel-llm path
       duckdb -readonly "$(otel-llm path)" "from llm_usage limit 5"
     """
-    write_line(str(locate(store)))
+    write_line(str(remote(store) or locate(store)))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from otel_llm.cli.errors import CommandError, one_line
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import maintaining
+from otel_llm.cli.options.access import Place, maintaining, remote
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import counted, text, write_line
+
+if TYPE_CHECKING:
+    from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+    from otel_llm.store.jobs.repricing import Choice, Repriced
 
 _REASONS = 5
 
@@ -22,7 +27,7 @@ _REASONS = 5
 @click.option("--all", "everything", is_flag=True, help="Also calls that have a price.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @store_option
-def reprice(since: str | None, model: str | None, everything: bool, dry_run: bool, store: Path | None) -> None:
+def reprice(since: str | None, model: str | None, everything: bool, dry_run: bool, store: Place | None) -> None:
     """Price calls again whose price was not known, with the prices as they are known now.
 
     \b
@@ -32,17 +37,21 @@ def reprice(since: str | None, model: str | None, everything: bool, dry_run: boo
       otel-llm reprice --all --since 2026-11
 
     Prices are those of the time of each call, from the price table that OTEL_LLM_PRICES names and from the price library:
-    after an entry in the table, or a newer library (pip install --upgrade genai-prices). All calls change, or none does.
+    after an entry in the table, or a newer library (pip install --upgrade genai-prices). All calls change, or none does; in a
+    ClickHouse, which machines send their calls to, one block of them after the other.
     """
     from otel_llm.store.jobs import exclusive
     from otel_llm.store.jobs.repricing import Choice
     from otel_llm.store.jobs.repricing import reprice as price_again
 
     choice = Choice(None if since is None else when.since(since), model, everything)
-    with maintaining(store) as paths:
-        exclusive.brought_up_to_date(paths)
-        with exclusive.alone(paths) as connection:
-            done = price_again(connection, choice, dry_run=dry_run, paths=paths)
+    if (url := remote(store)) is not None:
+        done = _there(url, choice, dry_run=dry_run)
+    else:
+        with maintaining(store) as paths:
+            exclusive.brought_up_to_date(paths)
+            with exclusive.alone(paths) as connection:
+                done = price_again(connection, choice, dry_run=dry_run, paths=paths)
     verb = "would get" if dry_run else "got"
     write_line(f"{done.changed:,} of {counted(done.calls, 'call')} {verb} another price.")
     if done.changed:
@@ -52,3 +61,14 @@ def reprice(since: str | None, model: str | None, everything: bool, dry_run: boo
     if len(done.unpriced) > _REASONS:
         rest = sum(list(done.unpriced.values())[_REASONS:])
         write_line(f"Without a price: {counted(rest, 'call')} for other reasons (see price_source in llm_usage).")
+
+
+def _there(url: ClickHouseURL, choice: Choice, *, dry_run: bool) -> Repriced:
+    from otel_llm.account import clickhouse_repricing
+    from otel_llm.account.engine import AccountError
+    from otel_llm.store import StoreError
+
+    try:
+        return clickhouse_repricing.reprice(url, choice, dry_run=dry_run)
+    except (AccountError, StoreError, OSError) as error:
+        raise CommandError(one_line(error)) from error

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from otel_llm.cli.errors import CommandError, one_line
 from otel_llm.settings import settings
@@ -15,10 +15,32 @@ if TYPE_CHECKING:
     import duckdb
 
     from otel_llm.account.questions import Account
+    from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
     from otel_llm.store.paths import StorePaths
 
 
-def locate(store: Path | None, *, must_exist: bool = False) -> Path:
+Place: TypeAlias = "Path | ClickHouseURL"
+"""What `--store` names."""
+
+
+def clickhouse_url(text: str) -> ClickHouseURL:
+    """The ClickHouse that a URL names. Raises `CommandError`."""
+    from otel_llm.fleet.clickhouse.server_url import BadURL, ClickHouseURL
+
+    try:
+        return ClickHouseURL.parse(text)
+    except BadURL as error:
+        raise CommandError(str(error)) from error
+
+
+def remote(store: Place | None) -> ClickHouseURL | None:
+    """The ClickHouse that `--store` or the environment names; None where that is a file."""
+    if store is None:
+        return None if (url := settings().account_url) is None else clickhouse_url(url)
+    return None if isinstance(store, Path) else store
+
+
+def locate(store: Place | None, *, must_exist: bool = False) -> Path:
     """The store that `--store` or the environment names.
 
     `must_exist` is for who reads its journals alone: one that is named with `--store` must be there, as for `reading`.
@@ -27,6 +49,9 @@ def locate(store: Path | None, *, must_exist: bool = False) -> Path:
     from otel_llm.store.paths import StorePaths
     from otel_llm.support import files
 
+    if (url := remote(store)) is not None:
+        raise CommandError(f"{url} is a ClickHouse, and this is about a DuckDB store: name one with --store PATH")
+    assert store is None or isinstance(store, Path)
     path = settings().store if store is None else store.expanduser().absolute()
     if path is None:
         why = (
@@ -47,7 +72,7 @@ def _no_store(path: Path) -> str:
 
 
 @contextmanager
-def asking(store: Path | None) -> Iterator[Account]:
+def asking(store: Place | None) -> Iterator[Account]:
     """The account, ready to be asked; an empty one where nothing was ever recorded.
 
     A store that is named with `--store` must be there: a name with a slip in it is not an empty account. Whatever goes
@@ -67,10 +92,13 @@ def asking(store: Path | None) -> Iterator[Account]:
             raise CommandError(one_line(error)) from error
 
 
-def _enter(stack: ExitStack, store: Path | None) -> Account:
+def _enter(stack: ExitStack, store: Place | None) -> Account:
     import duckdb
 
-    from otel_llm.account.opening import open_store
+    from otel_llm.account.opening import open_clickhouse, open_store
+
+    if (url := remote(store)) is not None:
+        return stack.enter_context(open_clickhouse(url))
     from otel_llm.store import StoreError, StoreNotFound
 
     path = locate(store)
@@ -83,7 +111,7 @@ def _enter(stack: ExitStack, store: Path | None) -> Account:
 
 
 @contextmanager
-def reading(store: Path | None) -> Iterator[duckdb.DuckDBPyConnection]:
+def reading(store: Place | None) -> Iterator[duckdb.DuckDBPyConnection]:
     """The connection to a DuckDB store, read-only, for what only such a store is asked. Raises as `asking` does."""
     with asking(store) as account:
         yield connection_of(account)
@@ -98,7 +126,7 @@ def connection_of(account: Account) -> duckdb.DuckDBPyConnection:
 
 
 @contextmanager
-def maintaining(store: Path | None) -> Iterator[StorePaths]:
+def maintaining(store: Place | None) -> Iterator[StorePaths]:
     """The store for a command that copies it, sends it or clears it. Whatever goes wrong becomes a `CommandError`."""
     from otel_llm.store import StoreError, StoreNotFound
     from otel_llm.store.paths import StorePaths
@@ -111,18 +139,19 @@ def maintaining(store: Path | None) -> Iterator[StorePaths]:
         raise CommandError(one_line(error)) from error
 
 
-def require_absent(file: Path, store: Path | None, *, force: bool) -> None:
+def require_absent(file: Path, store: Place | None, *, force: bool) -> None:
     """Refuses to write over what is there, unless `--force` is given; over the store itself or a device in any case."""
     from otel_llm.store.paths import StorePaths
     from otel_llm.support import files
 
-    paths = StorePaths.of(locate(store))
     target = file.resolve()
     if (reason := files.no_file_at(file)) is not None:
         raise CommandError(f"{reason}; name another, or print rows with `otel-llm sql`")
-    own = {each.resolve() for each in (paths.database, paths.wal, paths.next, paths.spare, paths.lock)}
-    if target in own or paths.journal.resolve() in (target, *target.parents):
-        raise CommandError(f"{file} belongs to the store itself; name another file")
+    if remote(store) is None:
+        paths = StorePaths.of(locate(store))
+        own = {each.resolve() for each in (paths.database, paths.wal, paths.next, paths.spare, paths.lock)}
+        if target in own or paths.journal.resolve() in (target, *target.parents):
+            raise CommandError(f"{file} belongs to the store itself; name another file")
     if file.exists() and not force:
         raise CommandError(f"{file} is there already; --force replaces it")
     if not file.parent.is_dir():

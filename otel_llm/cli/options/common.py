@@ -10,10 +10,22 @@ from typing import Any, TypeVar
 import click
 
 from otel_llm.cli.errors import CommandError
+from otel_llm.cli.options.access import clickhouse_url
 from otel_llm.cli.screen.output import Format
+from otel_llm.settings import names_clickhouse
 
 MOST = 10**12
 """No number of rows is larger: beyond what DuckDB counts, an answer would be a riddle."""
+
+
+class _StoreName(click.Path):
+    """A path, or the URL of a ClickHouse."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and names_clickhouse(value):
+            return clickhouse_url(value)
+        return super().convert(value, param, ctx)
+
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -50,12 +62,13 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def store_option(function: _Function) -> _Function:
-    """`--store PATH`."""
+    """`--store PATH`, or a URL."""
     return click.option(
         "--store",
-        metavar="PATH",
-        type=FILE,
-        help="The DuckDB file to read, in place of $OTEL_LLM_STORE or the default (see `otel-llm path`).",
+        metavar="PATH|URL",
+        type=_StoreName(path_type=Path),
+        help="The DuckDB file to read, or clickhouse://user@host:8123/database, in place of $OTEL_LLM_STORE or the default "
+        "(see `otel-llm path`).",
     )(function)
 
 

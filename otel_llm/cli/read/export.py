@@ -14,7 +14,7 @@ from otel_llm.account.questions import TABLES
 from otel_llm.cli.checks import Size
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import asking, require_absent
+from otel_llm.cli.options.access import Place, asking, require_absent
 from otel_llm.cli.options.common import FILE, force_option, period_options, raw_option, store_option
 from otel_llm.cli.screen.output import counted, write_line
 
@@ -46,7 +46,7 @@ def export(
     kind: str | None,
     raw: bool,
     force: bool,
-    store: Path | None,
+    store: Place | None,
 ) -> None:
     """Write a table to a Parquet, CSV or JSON file.
 

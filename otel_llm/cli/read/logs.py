@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,7 +12,7 @@ import click
 from otel_llm.account.call_filter import CallFilter
 from otel_llm.account.engine import iso
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import asking, nothing_yet
+from otel_llm.cli.options.access import Place, asking, nothing_yet
 from otel_llm.cli.options.common import MOST, output_options, period_options, store_option, where_option
 from otel_llm.cli.read.usage import money
 from otel_llm.cli.screen.output import (
@@ -86,7 +85,7 @@ def logs(
     where: str | None,
     short: bool,
     output: Format,
-    store: Path | None,
+    store: Place | None,
     user: str | None,
     conversation: str | None,
     module: str | None,

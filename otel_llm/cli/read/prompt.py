@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.options.access import asking
+from otel_llm.cli.options.access import Place, asking
 from otel_llm.cli.screen.output import write_line
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _WORDS: Final = (
 )  # fmt: skip
 
 
-def converse(answer: Callable[[str], None], store: Path | None) -> None:
+def converse(answer: Callable[[str], None], store: Place | None) -> None:
     """Asks for SQL and has it answered until the end of input. What is wrong with a statement is said, and ends nothing.
 
     The store is open only while a statement runs: nobody who writes it waits for somebody who thinks.

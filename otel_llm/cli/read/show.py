@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options.access import asking, nothing_yet
+from otel_llm.cli.options.access import Place, asking, nothing_yet
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import (
     STATUS_STYLES,
@@ -49,7 +48,7 @@ class _Placed(NamedTuple):
 @click.argument("trace", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the spans as JSON, parents before children.")
 @store_option
-def show(trace: str | None, as_json: bool, store: Path | None) -> None:
+def show(trace: str | None, as_json: bool, store: Place | None) -> None:
     """Show a trace as a tree: what called what, how long it took, what it cost.
 
     \b

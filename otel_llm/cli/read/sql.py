@@ -15,7 +15,7 @@ import click
 
 from otel_llm.account.engine import ColumnKind, QueryAnswer, iso
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options.access import asking, nothing_yet
+from otel_llm.cli.options.access import Place, asking, nothing_yet
 from otel_llm.cli.options.common import FILE, output_options, store_option
 from otel_llm.cli.screen.output import Column, Format, write_csv, write_json, write_line, write_table
 
@@ -25,7 +25,16 @@ _NARROWEST = 20
 """Room for a time to the second: columns are left out before they say less than that."""
 
 _REMARK: Final = re.compile(r"--[^\s]*\s")
-_DECODE: dict[ColumnKind, Callable[[str], Any]] = {ColumnKind.json: json.loads, ColumnKind.time: iso}
+
+
+def _document(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # a column of the user's, called as one of ours
+        return text
+
+
+_DECODE: dict[ColumnKind, Callable[[str], Any]] = {ColumnKind.json: _document, ColumnKind.time: iso}
 
 
 class _SqlCommand(click.Command):
@@ -44,7 +53,7 @@ class _SqlCommand(click.Command):
 @click.option("--file", "-F", type=FILE, metavar="FILE", help="Read the SQL from a file.")
 @output_options
 @store_option
-def sql(query: str | None, file: Path | None, output: Format, store: Path | None) -> None:
+def sql(query: str | None, file: Path | None, output: Format, store: Place | None) -> None:
     """Run SQL on the store, read-only.
 
     \b
@@ -83,7 +92,7 @@ def _read(query: str | None, file: Path | None) -> str:
         raise CommandError(f"{file or 'standard input'} is not text in UTF-8") from error
 
 
-def answer(text: str, output: Format, store: Path | None) -> None:
+def answer(text: str, output: Format, store: Place | None) -> None:
     """Runs SQL and prints what the last statement in it answers. Raises `CommandError`."""
     with asking(store) as account:
         found = account.query(text, _MOST_ROWS + 1 if output is Format.table else None)

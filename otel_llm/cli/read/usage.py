@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,7 +13,7 @@ from otel_llm.account.call_filter import CallFilter
 from otel_llm.account.sums import DIMENSIONS, MEASURES, TIMES, Dimension, total, weights
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import when
-from otel_llm.cli.options.access import asking, nothing_yet
+from otel_llm.cli.options.access import Place, asking, nothing_yet
 from otel_llm.cli.options.common import output_options, period_options, store_option, where_option
 from otel_llm.cli.screen.output import (
     Column,
@@ -67,7 +66,7 @@ def usage(
     top: int | None,
     plot: bool,
     output: Format,
-    store: Path | None,
+    store: Place | None,
 ) -> None:
     """Add up calls, errors, tokens and cost by model, user, day, ...
 

@@ -1,0 +1,67 @@
+"""ClickHouse as a destination: typed rows into the account's tables, over HTTP(S), with the right to insert and no other."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from otel_llm.fleet.clickhouse.http_client import TABLES_REMEDY, ClickHouseClient, ClickHouseError
+from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+from otel_llm.fleet.ship.destination import Block, Never, NotNow, Receipt
+from otel_llm.fleet.wire_row import RETRACTED, SPAN_COLUMNS, USAGE_COLUMNS, Row
+
+_COLUMNS: Final = {"llm_usage": (*USAGE_COLUMNS, RETRACTED), "spans": (*SPAN_COLUMNS,)}
+_SETTINGS: Final = {
+    "date_time_input_format": "best_effort",  # for the `Z` at the end
+    "distributed_foreground_insert": 1,  # in a cluster, what is answered is with its shard
+    "input_format_null_as_default": 1,  # lists and mappings, which cannot be NULL there, are empty
+}
+_NO_SUCH_COLUMN: Final = 16
+_TOO_MANY: Final = 252
+_MALFORMED: Final = frozenset((6, 26, 27, 38, 41, 53, 69, 72, 117, 131, 407, 467))
+"""ClickHouse's numbers for data that it cannot read: it will not be able to when it comes again."""
+_TOO_LARGE: Final = 413
+
+
+class ClickHouseDestination:
+    """A row may come several times: the one with the highest `row_version` counts there."""
+
+    most_rows: Final = 50_000
+    most_bytes: Final = 32 * 2**20
+
+    def __init__(self, url: ClickHouseURL) -> None:
+        self._client = ClickHouseClient(url)
+
+    @property
+    def name(self) -> str:
+        return str(self._client.url)
+
+    def send(self, block: Block) -> Receipt:
+        columns = _COLUMNS[block.source]
+        data = b"\n".join(orjson.dumps(_sent(row)) for row in block.rows)
+        sql = f"INSERT INTO {block.source} ({', '.join(columns)}) FORMAT JSONEachRow"
+        try:
+            self._client.execute(sql, data, settings=_SETTINGS)
+        except ClickHouseError as error:
+            raise _verdict(error) from error
+        return Receipt()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _sent(row: Row) -> dict[str, Any]:
+    if RETRACTED not in row:
+        return row
+    return {**row, RETRACTED: int(row[RETRACTED]), "row_version": row["row_version"] or 1}
+
+
+def _verdict(error: ClickHouseError) -> NotNow | Never:
+    # "Too many partitions for a single block" is of this block; "too many parts", with the same number, is the server's hour.
+    too_wide = error.code == _TOO_MANY and "partitions" in str(error)
+    if error.code in _MALFORMED or error.status == _TOO_LARGE or too_wide:
+        return Never(str(error))
+    if error.code == _NO_SUCH_COLUMN:
+        return NotNow(f"{error}; {TABLES_REMEDY}", error.retry_after)
+    return NotNow(str(error), error.retry_after)
