@@ -20,10 +20,21 @@ import wrapt
 from opentelemetry import context as otel
 from opentelemetry import trace
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, set_span_in_context
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    TraceState,
+    set_span_in_context,
+)
+from opentelemetry.util.types import Attributes
 
 from otel_llm.conventions import semconv
 from otel_llm.support import faults, otel_private
+from otel_llm.support.otel_private import SpanMaker
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
@@ -38,19 +49,14 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 class Given:
     """What a span of ours was told, whole: a span holds no more than the SDK's limits let it."""
 
-    __slots__ = ("aside", "attributes", "is_kept_back", "is_set_by_us", "links", "span_id")
+    __slots__ = ("aside", "attributes", "links", "span_id")
 
-    def __init__(
-        self, attributes: Mapping[str, Any], links: Sequence[Link], aside: Mapping[str, Any], *, is_set_by_us: bool
-    ) -> None:
+    def __init__(self, attributes: Mapping[str, Any], links: Sequence[Link], aside: Mapping[str, Any]) -> None:
         self.attributes = attributes
         """Whoever has started the span goes on adding to them."""
         self.links = links
         self.aside = aside
         """What the account alone is told: fields of a journal record. These too go on being added to."""
-        self.is_set_by_us = is_set_by_us
-        """Whether the span gets its attributes from `_First`, where a sampler of ours keeps them back from the SDK."""
-        self.is_kept_back = False
         self.span_id: int | None = None
         """Of the span, once a processor of ours has heard of its start."""
 
@@ -66,29 +72,35 @@ def hear(span_id: int, parent_context: otel.Context | None) -> Given | None:
     return told if told.span_id == span_id else None
 
 
-def keep_back(attributes: object, parent_context: otel.Context | None) -> bool:
-    """Whether our sampler is to keep the attributes of the span that starts in this context back: it gets them from `_First`."""
-    told = None if parent_context is None else parent_context.get(_GIVEN)
-    if not isinstance(told, Given) or not told.is_set_by_us or told.attributes is not attributes:
-        return False
-    told.is_kept_back = True
-    return True
+class AccountSampler(Sampler):
+    """Decides as `inner` does, but records a GenAI span that `inner` drops: the account sees it, no exporter does."""
 
+    def __init__(self, inner: Sampler) -> None:
+        self.inner = inner
 
-class _First:
-    """Sets the attributes of a span of ours before any processor hears of it: the SDK would clean them one by one."""
+    def decide(self, above: SpanContext | None) -> Decision | None:
+        """Of a GenAI span below another, where that is all that is looked at; None where `inner` has to see the new one."""
+        decision = otel_private.decision_of(self.inner, above)
+        return Decision.RECORD_ONLY if decision is Decision.DROP else decision
 
-    def __init__(self, processors: SpanProcessor) -> None:
-        self._processors = processors
-        self.on_end = processors.on_end
-        self._on_ending = otel_private.on_ending(processors)
+    def should_sample(
+        self,
+        parent_context: otel.Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        # The SDK passes six arguments and lets the sampler find the trace state itself.
+        result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, links)
+        if result.decision is not Decision.DROP or not attributes or semconv.OPERATION not in attributes:
+            return result
+        return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
 
-    def on_start(self, span: Any, parent_context: otel.Context | None = None) -> None:
-        told = None if parent_context is None else parent_context.get(_GIVEN)
-        if isinstance(told, Given) and told.is_kept_back:
-            told.is_kept_back = False
-            otel_private.set_attributes(span, told.attributes)
-        self._processors.on_start(span, parent_context=parent_context)
+    def get_description(self) -> str:
+        return self.inner.get_description()
 
 
 class Tracer:
@@ -108,7 +120,7 @@ class Tracer:
         self._hides = hides
         self._tracer = trace.get_tracer(scope, __version__, provider, schema_url)
         self._start = self._tracer.start_span
-        self._sets_attributes = otel_private.tell_first(self._tracer, _First)
+        self._maker: SpanMaker | None = None
 
     def start_span(
         self,
@@ -129,10 +141,8 @@ class Tracer:
         suppressed = self._hides and otel_private.is_instrumentation_suppressed(current)
         if context is None:
             context = current
-        if self._sets_attributes is None:
-            self._sets_attributes = otel_private.tell_first(self._tracer, _First)
         try:
-            told = Given(attributes, links, aside, is_set_by_us=bool(self._sets_attributes))
+            told = Given(attributes, links, aside)
             return self._open(opened, suppressed, name, context, kind, told, start_time)
         except BaseException:  # a signal handler may raise at any line, and nobody has these spans yet
             for span in opened:
@@ -156,7 +166,18 @@ class Tracer:
         if not suppressed:
             try:
                 at = otel.Context({**context, _GIVEN: told})
-                opened.append(self._start(name, at, kind, attributes, links, start_time=start_time))
+                maker = self._maker
+                if (
+                    maker is None
+                    or links
+                    or (span := self._made(maker, name, at, kind, attributes, start_time)) is None
+                ):
+                    span = self._start(name, at, kind, attributes, links, start_time=start_time)
+                    self._maker = otel_private.span_maker(self._tracer, span)
+                    opened.append(span)
+                else:
+                    opened.append(span)
+                    maker.begin(span, at)
                 if told.span_id is not None:
                     return opened[0]
             except Exception as fault:  # a provider of the app's, or a span processor
@@ -173,6 +194,24 @@ class Tracer:
             at = otel.set_value(_GIVEN, told, _inside(context))
             opened.append(start(name, at, kind, attributes, links, start_time))
         return Twofold(span, opened[-1], suppressed)
+
+    def _made(
+        self,
+        maker: SpanMaker,
+        name: str,
+        at: otel.Context,
+        kind: SpanKind,
+        attributes: Mapping[str, Any],
+        start_time: int | None,
+    ) -> Any:
+        """A span that nobody has been told of; None where the SDK has to make it."""
+        try:
+            return maker.make(name, at, kind, attributes, start_time)
+        except (
+            Exception
+        ) as error:  # an SDK that is not as we know it after all, or a sampler of the app's, which is asked again
+            faults.pass_on(error)
+            return None
 
 
 class Twofold(_PROXY):  # type: ignore[misc]

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from opentelemetry import context as otel
 from opentelemetry import trace
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, SpanKind, TraceState
-from opentelemetry.util.types import Attributes
 
 from otel_llm.calls import abandoned, stream_usage, tracing, withholding
 from otel_llm.calls.listeners import listeners
-from otel_llm.conventions import semconv
 from otel_llm.support import otel_private
 
 if TYPE_CHECKING:
@@ -34,37 +28,6 @@ _wirings: WeakKeyDictionary[Any, _Wiring] = WeakKeyDictionary()
 """By tracer provider."""
 _DEEPEST: Final = 8
 """Wrappers round a provider, as far as they are looked into."""
-
-
-class AccountSampler(Sampler):
-    """Decides as `inner` does, but records a GenAI span that `inner` drops: the account sees it, no exporter does."""
-
-    def __init__(self, inner: Sampler) -> None:
-        self.inner = inner
-
-    def should_sample(
-        self,
-        parent_context: otel.Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        # The SDK passes six arguments and lets the sampler find the trace state itself.
-        result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, links)
-        if not attributes or semconv.OPERATION not in attributes:
-            return result
-        if result.decision is Decision.DROP:
-            kept = None if tracing.keep_back(attributes, parent_context) else attributes
-            return SamplingResult(Decision.RECORD_ONLY, kept, result.trace_state)
-        if result.attributes == attributes and tracing.keep_back(attributes, parent_context):  # it has changed none
-            return SamplingResult(result.decision, None, result.trace_state)
-        return result
-
-    def get_description(self) -> str:
-        return self.inner.get_description()
 
 
 class _Wiring:
@@ -87,7 +50,7 @@ class _Wiring:
         if able is not None:
             able.add_span_processor(self.observer)
             if callable(getattr(getattr(able, "sampler", None), "should_sample", None)):
-                otel_private.set_sampler(able, AccountSampler(able.sampler))
+                otel_private.set_sampler(able, tracing.AccountSampler(able.sampler))
 
     def keep_account(self, provider: TracerProvider | None, store: Store) -> None:
         """Has the provider's spans go to `store`, those that it does not tell of included."""
@@ -105,7 +68,7 @@ class _Wiring:
 
     def undo(self, provider: Any) -> None:
         """Takes all of it off the provider again."""
-        if isinstance(sampler := getattr(provider, "sampler", None), AccountSampler):
+        if isinstance(sampler := getattr(provider, "sampler", None), tracing.AccountSampler):
             otel_private.set_sampler(provider, sampler.inner)
         otel_private.remove_span_processor(provider, self.observer)
         if self._account is not None:

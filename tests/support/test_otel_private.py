@@ -20,12 +20,25 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, InMemoryLogRecordExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, StatusCode
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    DEFAULT_OFF,
+    DEFAULT_ON,
+    Decision,
+    ParentBased,
+    ParentBasedTraceIdRatio,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanKind, StatusCode, TraceState
 
+from otel_llm.calls.tracing import AccountSampler
 from otel_llm.support import otel_private
 from tests.conftest import ROOT
 
@@ -143,24 +156,99 @@ def test_attributes_are_set_as_the_sdk_sets_them(attributes: dict[str, Any], lim
     assert [type(value) for value in plain_too.values()] == [type(value) for value in plain.values()]
 
 
-def test_who_is_told_first(provider: TracerProvider) -> None:
-    class First:
-        def __init__(self, processors: Any) -> None:
-            self.on_end, self._on_ending = processors.on_end, otel_private.on_ending(processors)
-            self.told: list[Any] = []
+class Ids(RandomIdGenerator):
+    """The same for both."""
 
-        def on_start(self, span: Any, parent_context: Any = None) -> None:
-            self.told.append(span)
+    def generate_trace_id(self) -> int:
+        return 2**127
 
+    def generate_span_id(self) -> int:
+        return 7
+
+
+class Watcher(SpanProcessor):
+    def __init__(self) -> None:
+        self.begun: list[tuple[Any, Any]] = []
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self.begun.append((span, parent_context))
+
+
+def above(*, is_remote: bool, flags: int) -> otel.Context:
+    state = TraceState([("a", "b")])
+    context = trace.SpanContext(2**126, 5, is_remote, trace.TraceFlags(flags), state)
+    return trace.set_span_in_context(NonRecordingSpan(context), otel.Context())
+
+
+PARENTS = [otel.Context(), otel.Context({otel_private.SPAN_KEY: "no span"})] + [
+    above(is_remote=is_remote, flags=flags) for is_remote in (True, False) for flags in (0, 1, 2, 3)
+]
+
+
+class OfSomebodyElse(ALWAYS_OFF.__class__):  # type: ignore[misc, name-defined]
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        return SamplingResult(Decision.RECORD_ONLY, {"added": 1}, TraceState([("c", "d")]))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(ALWAYS_ON, ALWAYS_OFF, DEFAULT_ON, DEFAULT_OFF, ParentBasedTraceIdRatio(0.5), TraceIdRatioBased(0.5)),
+        *(ParentBased(DEFAULT_OFF), OfSomebodyElse(Decision.DROP), ParentBased(OfSomebodyElse(Decision.DROP))),
+        AccountSampler(DEFAULT_OFF),
+    ],
+    ids=lambda sampler: sampler.get_description(),
+)
+@pytest.mark.parametrize("limits", [SpanLimits(), SpanLimits(max_span_attributes=2, max_attribute_length=5)])
+def test_spans_are_made_as_the_sdk_makes_them(sampler: Sampler, limits: SpanLimits) -> None:
+    provider = TracerProvider(sampler, id_generator=Ids(), span_limits=limits, shutdown_on_exit=False)
+    watcher = Watcher()
+    provider.add_span_processor(watcher)
+    tracer: Any = provider.get_tracer("test", "1")
+    tracer.sampler = ALWAYS_ON
+    pattern = tracer.start_span("first", attributes={"a": 1})
+    vars(pattern)["_sampler"] = tracer.sampler = sampler
+    maker = otel_private.span_maker(tracer, pattern)
+    assert maker is not None
+    attributes = {"gen_ai.operation.name": "chat", "text": "abcdefgh", "number": 1, "texts": ["a"]}
+    for context in PARENTS:
+        theirs = tracer.start_span("a", context, SpanKind.CLIENT, attributes, start_time=1)
+        told = len(watcher.begun)
+        ours = maker.make("a", context, SpanKind.CLIENT, attributes, 1)
+        assert type(ours) is type(theirs) and len(watcher.begun) == told
+        assert ours.get_span_context() == theirs.get_span_context()
+        maker.begin(ours, context)
+        if theirs.is_recording():
+            assert watcher.begun[-1] == (ours, context)
+            assert shown(ours) == shown(theirs)
+            ours.end()
+            assert vars(ours).keys() == vars(theirs).keys() and not ours.is_recording()
+
+
+def shown(span: Any) -> list[object]:
+    own = vars(span)
+    same = [(name, own[name]) for name in sorted(own.keys() - {"_lock", "_attributes", "_events", "_links", "_status"})]
+    held = [(dict(span.attributes), span.dropped_attributes, list(span.events), list(span.links))]
+    return [*same, *held, span.status.status_code, type(own["_lock"]), own["_attributes"].max_value_len]
+
+
+def test_who_makes_no_spans_like_another(provider: TracerProvider) -> None:
     tracer: Any = provider.get_tracer("test")
-    assert otel_private.tell_first(tracer, First)
-    first = tracer.span_processor
-    span = tracer.start_span("a")
-    assert first.told == [span]
-    span.end()
-    assert otel_private.tell_first(tracer, First) and tracer.span_processor is first  # not one more
-    assert otel_private.tell_first(object(), First) is False
-    assert otel_private.tell_first(trace.NoOpTracer(), First) is None
+    span: Any = tracer.start_span("a")
+    maker = otel_private.span_maker(tracer, span)
+    assert maker is not None and maker.make("b", otel.Context(), SpanKind.CLIENT, {}, None) is not None
+    assert otel_private.span_maker(object(), span) is None
+    assert otel_private.span_maker(trace.NoOpTracer(), span) is None
+    assert otel_private.span_maker(tracer, NonRecordingSpan(INVALID_SPAN_CONTEXT)) is None
+    span.of_the_app = 1  # a field that is not known
+    assert otel_private.span_maker(tracer, span) is None
+    for field in ("sampler", "resource", "span_processor"):
+        before = getattr(tracer, field)
+        setattr(tracer, field, object())
+        assert maker.make("b", otel.Context(), SpanKind.CLIENT, {}, None) is None
+        setattr(tracer, field, before)
+    tracer.start_span = tracer.start_span  # somebody has replaced it
+    assert otel_private.span_maker(tracer, tracer.start_span("a")) is None
 
 
 def test_contexts() -> None:
