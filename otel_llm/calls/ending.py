@@ -91,7 +91,7 @@ def end_span(
         end_ns: when, in nanoseconds since 1970; default now.
     """
     try:
-        if getattr(span, "end_time", None) is None:
+        if not otel_private.is_ended(span):
             described = {semconv.STATUS: status, **at_end}
             if error_type is not None:
                 described[semconv.ERROR_TYPE] = error_type

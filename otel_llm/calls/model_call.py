@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
-from opentelemetry import context as otel
 from opentelemetry.trace import SpanKind, set_span_in_context
 
 from otel_llm import context
@@ -125,7 +124,7 @@ class ModelCall:
         """How it ended, by each who said so: the first counts."""
         if under is None:
             under = parent.find_parent()
-        around = otel.get_current()
+        around = otel_private.current_context()
         asked = context.attributes(around)
         self._conversation_is_asked = semconv.CONVERSATION_ID in asked
         """Whether the app has said which conversation it is: what the request and the answer call it counts less."""
@@ -258,7 +257,7 @@ class ModelCall:
             error_type = error_type_of(error)
         ended_perf_ns = ended_perf_ns or time.perf_counter_ns()
         ending = _Ending(status, usage, error, error_type, attributes or {}, ended_perf_ns)
-        faults.surely(partial(self._finish, ending))
+        faults.surely(self._finish, ending)
 
     def _finish(self, ending: _Ending) -> None:
         if not self._endings:

@@ -6,6 +6,7 @@ from opentelemetry import context as otel
 
 from otel_llm.calls import hand_over
 from otel_llm.calls.model_call import ModelCall
+from otel_llm.support import otel_private
 from otel_llm.support.otel_private import SPAN_KEY
 
 _KEY = otel.create_key("otel-llm-call")
@@ -36,9 +37,9 @@ def is_unrecorded(current: otel.Context | None = None) -> bool:
 def enter(request: ModelCall | UnrecordedRequest, outside: otel.Context) -> None:
     """Begins a request in the current context, `outside`, with the span of the call current."""
     if isinstance(request, ModelCall):
-        otel.attach(otel.Context({**outside, SPAN_KEY: request.span, _KEY: request}))
+        otel_private.attach(otel.Context({**outside, SPAN_KEY: request.span, _KEY: request}))
     else:
-        otel.attach(otel.set_value(_KEY, request, outside))
+        otel_private.attach(otel.set_value(_KEY, request, outside))
 
 
 def leave(request: ModelCall | UnrecordedRequest, outside: otel.Context) -> None:
@@ -46,8 +47,8 @@ def leave(request: ModelCall | UnrecordedRequest, outside: otel.Context) -> None
 
     Changes nothing where it is not inside: a coroutine that is dropped is closed wherever that happens.
     """
-    if otel.get_current().get(_KEY) is request:
-        otel.attach(outside)
+    if otel_private.current_context().get(_KEY) is request:
+        otel_private.attach(outside)
 
 
 def withholds(current: otel.Context | None = None) -> bool:

@@ -137,7 +137,7 @@ class Tracer:
         `aside`: what the account is to know beside, as fields of its record; the span does not have it.
         """
         opened: list[Span] = []
-        current = otel.get_current()
+        current = otel_private.current_context()
         suppressed = self._hides and otel_private.is_instrumentation_suppressed(current)
         if context is None:
             context = current
@@ -275,7 +275,7 @@ def is_suppressed(span: Span) -> bool:
 
 def is_off() -> bool:
     """Whether nobody wants to hear of a span that starts here: suppressed, and neither an account nor anybody who listens."""
-    if not otel_private.is_instrumentation_suppressed(otel.get_current()):
+    if not otel_private.is_instrumentation_suppressed(otel_private.current_context()):
         return False
     return not any(stage.is_wanted for stage in stages)
 

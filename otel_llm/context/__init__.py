@@ -24,7 +24,7 @@ from opentelemetry import context as otel
 from otel_llm.context import around_yield
 from otel_llm.conventions import semconv
 from otel_llm.settings import settings
-from otel_llm.support import faults, forks
+from otel_llm.support import faults, forks, otel_private
 
 _logger = getLogger("otel_llm")
 _P = ParamSpec("_P")
@@ -132,8 +132,8 @@ class llm_context:
 
     def __enter__(self) -> LLMContext:
         try:
-            inner = self._open(otel.get_current())
-            otel.attach(inner)
+            inner = self._open(otel_private.current_context())
+            otel_private.attach(inner)
             layer = cast("Layer", inner[_KEY])
             around_yield.enter(sys._getframe(1), layer)
             return LLMContext(layer.values)
@@ -147,13 +147,13 @@ class llm_context:
         # No token: it would fail in another task, and in the wrong order it would bring back what was left before.
         try:
             by_generator = around_yield.leave(sys._getframe(1), self)
-            current = otel.get_current()
+            current = otel_private.current_context()
             layer = current.get(_KEY)
             if isinstance(layer, Layer) and layer.owner is self and layer.inner is current:
                 layer.inner = None
-                otel.attach(layer.outer)
+                otel_private.attach(layer.outer)
             elif (found := _find(current, self)) is not None:
-                otel.attach(_without(current, found))
+                otel_private.attach(_without(current, found))
             elif by_generator and exc_type is not GeneratorExit:  # which the garbage collector brings, wherever it runs
                 around_yield.warn()
         except Exception as error:
@@ -184,7 +184,7 @@ class llm_context:
             from otel_llm.context.generators import generator_function
 
             def opening() -> nullcontext[otel.Context]:
-                return nullcontext(self._open(otel.get_current()))
+                return nullcontext(self._open(otel_private.current_context()))
 
             return cast("Callable[_P, _R]", generator_function(function, opening))
         if inspect.iscoroutinefunction(function):
@@ -291,7 +291,7 @@ def _continued(result: Any) -> Any:
     """`result`, or what goes on in the current context in its place."""
     from otel_llm.context.generators import continued
 
-    return continued(result, nullcontext(otel.get_current()))
+    return continued(result, nullcontext(otel_private.current_context()))
 
 
 def _with(context: otel.Context, layer: Layer | None, outside: otel.Context) -> otel.Context:
@@ -346,8 +346,8 @@ def attributes(context: otel.Context | None = None) -> Mapping[str, str]:
     Baggage that came in from another process counts only with `OTEL_LLM_TRUST_BAGGAGE=true`: anyone can send a header.
     """
     if context is None:
-        context = otel.get_current()
-    if entered := around_yield.entered():
+        context = otel_private.current_context()
+    if around_yield.by_frame and (entered := around_yield.entered()):
         return _with_lost(cast("Layer | None", context.get(_KEY)), entered)
     return _said_in(context)
 
@@ -385,7 +385,7 @@ def _outwards(layer: Layer | None) -> Iterator[Layer]:
 
 def extended(values: Mapping[str, str]) -> otel.Context:
     """The current context, whose spans take over these attributes too. They stay in this process: no baggage carries them."""
-    current = otel.get_current()
+    current = otel_private.current_context()
     around = current.get(_KEY)
     owner = llm_context()
     owner._values.update(values)

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from otel_llm.context import Layer, llm_context
 
 _logger = getLogger("otel_llm")
-_entered: dict[FrameType, list[Layer]] = {}
+by_frame: dict[FrameType, list[Layer]] = {}
 """By generators that are still inside, outermost first. A frame is kept no longer than its `with` lasts."""
 
 
 def enter(frame: FrameType, layer: Layer) -> None:
     """Notes that the code of `frame` has entered `layer`, if it is a generator's."""
     if frame.f_code.co_flags & inspect.CO_GENERATOR:
-        _entered.setdefault(frame, []).append(layer)
+        by_frame.setdefault(frame, []).append(layer)
 
 
 def leave(frame: FrameType, owner: llm_context) -> bool:
     """The end of what `enter` noted; False if it noted nothing."""
-    layers = _entered.get(frame)
+    layers = by_frame.get(frame)
     if not layers:
         return False
     for layer in reversed(layers):
@@ -38,17 +38,15 @@ def leave(frame: FrameType, owner: llm_context) -> bool:
             layers.remove(layer)
             break
     if not layers:
-        del _entered[frame]
+        del by_frame[frame]
     return True
 
 
 def entered() -> Sequence[Layer]:
     """The layers that the innermost such generator among our callers has entered, outermost first."""
-    if not _entered:
-        return ()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if layers := _entered.get(frame):
+        if layers := by_frame.get(frame):
             return layers
         frame = frame.f_back
     return ()

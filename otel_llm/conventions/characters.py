@@ -152,7 +152,7 @@ def _length(value: object, depth: int = 0) -> int:
         return _length_of_part(fields(value), depth)
     if depth > _DEEPEST:
         raise _NotText
-    step = _step(len(value), _MANY)
+    step = 1 if len(value) <= _MANY else _step(len(value), _MANY)
     total = 0
     for each in value if step == 1 else value[::step]:
         if type(each) is dict and len(each) == 2 and type(text := each.get("content")) is str:

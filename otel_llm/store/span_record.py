@@ -107,8 +107,7 @@ def _redacted(value: Any) -> Any:
 
 def start_record(facts: SpanFacts, attributes: Attributes) -> dict[str, Any]:
     """The record of a span that has begun."""
-    trace_id, span_id, flags, parent_id, name, kind, start_time, scope, _ = facts
-    scope_name = "" if scope is None else scope.name
+    trace_id, span_id, flags, parent_id, name, kind, start_time, scope, scope_version, _ = facts
     record: dict[str, Any] = {
         "k": "s",
         "t": f"{trace_id:032x}",
@@ -116,15 +115,15 @@ def start_record(facts: SpanFacts, attributes: Attributes) -> dict[str, Any]:
         "n": name,
         "kd": "CLIENT" if kind is SpanKind.CLIENT else kind.name,  # every call of ours: an enum's `name` is Python's
         "st": start_time,
-        "a": attributes if is_ours(scope_name) else recorded(attributes, scope_name),
+        "a": attributes if is_ours(scope) else recorded(attributes, scope or ""),
         "f": flags,
     }
     if parent_id is not None:
         record["p"] = f"{parent_id:016x}"
     if scope is not None:
-        record["sc"] = scope_name
-        if scope.version:
-            record["scv"] = scope.version
+        record["sc"] = scope
+        if scope_version:
+            record["scv"] = scope_version
     return record
 
 

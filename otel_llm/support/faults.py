@@ -64,13 +64,13 @@ def pass_on(error: BaseException) -> None:
         raise error
 
 
-def surely(step: Callable[[], None]) -> None:
-    """Does `step`, perhaps twice: where an exception of the app's comes up in it, it is done again, then that is raised."""
+def surely(step: Callable[..., None], *args: Any) -> None:
+    """Does `step(*args)`, perhaps twice: where an exception of the app's comes up in it, it is done again, then that is raised."""
     try:
-        step()
+        step(*args)
     except BaseException as error:
         if is_the_apps(error):
-            step()
+            step(*args)
         raise
 
 

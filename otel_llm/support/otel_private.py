@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -45,6 +46,12 @@ _BATCH_THREADS: Final = "OtelBatch"
 SPAN_KEY: Final = next(iter(set_span_in_context(INVALID_SPAN, otel.Context())))
 """The key of the current span in a context: the public function copies the context for it alone."""
 _SUPPRESSING: Final = getattr(otel, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+_VARIABLE: Final[ContextVar[otel.Context] | None] = getattr(
+    getattr(otel, "_RUNTIME_CONTEXT", None), "_current_context", None
+)
+# A call asks for the current context half a dozen times, and each time the public functions are two in Python.
+current_context: Final[Callable[[], otel.Context]] = otel.get_current if _VARIABLE is None else _VARIABLE.get
+attach: Final[Callable[[otel.Context], object]] = otel.attach if _VARIABLE is None else _VARIABLE.set
 
 
 def is_instrumentation_suppressed(current: otel.Context) -> bool:
@@ -62,6 +69,13 @@ def attributes_of(span: ReadableSpan) -> tuple[Any, Mapping[str, Any]]:
     return held, plain if type(plain) is dict else span.attributes or {}
 
 
+def is_ended(span: Any) -> bool:
+    """Whether a span has ended; false for another's, which does not say. The public property is a function in Python."""
+    ended = getattr(span, "_end_time", _UNSAID)
+    return (getattr(span, "end_time", None) if ended is _UNSAID else ended) is not None
+
+
+_UNSAID: Final = object()
 _SDK: Final = "opentelemetry.sdk.trace"
 _PLAIN: Final = frozenset((str, int, float, bool))
 """The classes of values that the SDK takes as they are."""
@@ -73,7 +87,12 @@ def set_attributes(span: Any, attributes: Mapping[str, Any]) -> None:
     """`span.set_attributes`, which cleans what needs no cleaning; that takes longer than most of the rest of a span."""
     held = getattr(span, "_attributes", None) if type(span).__module__ == _SDK else None
     plain = getattr(held, "_dict", None)
-    if type(plain) is dict and type(held) is BoundedAttributes and held.max_value_len is None and span.end_time is None:
+    if (
+        type(plain) is dict
+        and type(held) is BoundedAttributes
+        and held.max_value_len is None
+        and getattr(span, "_end_time", None) is None
+    ):
         ready = None if "" in attributes else _cleaned(attributes)
         if ready is not None and (held.maxlen is None or len(plain) + len(ready) <= held.maxlen):
             plain.update(ready)
@@ -106,12 +125,14 @@ class SpanFacts(NamedTuple):
     name: str
     kind: SpanKind
     start_time: int | None
-    scope: Any
+    scope: str | None
+    scope_version: str | None
     resource: Any
 
 
 _AT_START: Final = attrgetter(
-    "_context", "_parent", "_name", "_kind", "_start_time", "_instrumentation_scope", "_resource"
+    *("_context", "_parent", "_name", "_kind", "_start_time"),
+    *("_instrumentation_scope._name", "_instrumentation_scope._version", "_resource"),
 )
 _AT_END: Final = attrgetter("_name", "_end_time", "_status._status_code", "_events._dq", "_links._dq")
 
@@ -124,10 +145,11 @@ def facts_of(span: ReadableSpan) -> SpanFacts:
         facts = (context[0], context[1], int(context[3]), None if parent is None else parent[1], *rest)
         return tuple.__new__(SpanFacts, facts)
     except (AttributeError, TypeError, LookupError):
-        context, parent = span.context, span.parent
+        context, parent, scope = span.context, span.parent, span.instrumentation_scope
         parent_id = None if parent is None else parent.span_id
         ids = (context.trace_id, context.span_id, int(context.trace_flags), parent_id)
-        return SpanFacts(*ids, span.name, span.kind, span.start_time, span.instrumentation_scope, span.resource)
+        named: tuple[str | None, str | None] = (None, None) if scope is None else (scope.name, scope.version)
+        return SpanFacts(*ids, span.name, span.kind, span.start_time, *named, span.resource)
 
 
 def end_of(span: ReadableSpan) -> tuple[str, int | None, StatusCode, bool, bool]:

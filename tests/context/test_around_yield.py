@@ -29,7 +29,7 @@ def _nothing_stays() -> Iterator[None]:
     around_yield.warn.cache_clear()
     yield
     gc.collect()
-    assert not around_yield._entered
+    assert not around_yield.by_frame
 
 
 def answer() -> Generator[Seen]:

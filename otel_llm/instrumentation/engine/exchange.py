@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final
 
 from opentelemetry import context as otel
@@ -11,7 +10,7 @@ from opentelemetry import context as otel
 from otel_llm.calls import request
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.request import UnrecordedRequest
-from otel_llm.support import faults
+from otel_llm.support import faults, otel_private
 
 _PENDING: Final = object()
 
@@ -37,15 +36,16 @@ class Exchange:
     def attach(self) -> None:
         """Begins the request: the span of a call is current, and nothing of ours goes out that is not to."""
         if self._request is not None:
-            self._outside = outside = otel.get_current()
+            self._outside = outside = otel_private.current_context()
             request.enter(self._request, outside)
 
     def detach(self) -> None:
         """Undoes `attach`; once more changes nothing."""
-        if isinstance(self._request, UnrecordedRequest):
-            self._request.finished = True
-        if self._request is not None and self._outside is not None:
-            request.leave(self._request, self._outside)
+        own = self._request
+        if type(own) is UnrecordedRequest:
+            own.finished = True
+        if own is not None and self._outside is not None:
+            request.leave(own, self._outside)
 
     def is_sent_again(self, error: Exception) -> bool:
         """Whether the request is made once more, with `args` as they are by now, instead of failing with `error`."""
@@ -73,7 +73,7 @@ def carry_out(exchange: Exchange, send: Callable[..., Any], kwargs: Any) -> Any:
                     raise
         exchange.end()
     except BaseException as error:
-        faults.surely(partial(exchange.fail, error))
+        faults.surely(exchange.fail, error)
         raise
     return exchange.result
 
@@ -90,6 +90,6 @@ async def carry_out_async(exchange: Exchange, send: Callable[..., Awaitable[Any]
                     raise
         exchange.end()
     except BaseException as error:
-        faults.surely(partial(exchange.fail, error))
+        faults.surely(exchange.fail, error)
         raise
     return exchange.result

@@ -24,7 +24,7 @@ from otel_llm.instrumentation.langchain import private
 from otel_llm.instrumentation.langchain._models import ModelRequest, ModelRun
 from otel_llm.instrumentation.langchain._tree import Part, Shown
 from otel_llm.signals import metrics
-from otel_llm.support import forks
+from otel_llm.support import forks, otel_private
 
 _innermost: ContextVar[Run | None] = ContextVar("otel_llm_innermost_run", default=None)
 """The retriever or model run that goes on here: LangChain's own variable does not tell of these. Never reset: a run that has
@@ -168,7 +168,7 @@ class Runs:
         elif part.shown is Shown.WITH_CONTENT and (parent is None or parent.name != part.name):
             run.pending = part.name
             run.started_ns = time.time_ns()
-            run.context = otel.get_current()
+            run.context = otel_private.current_context()
 
     def begin_retriever(
         self,
@@ -185,7 +185,7 @@ class Runs:
 
     def open_span(self, run: Run, operation: str, name: str | None, attributes: Mapping[str, Any]) -> None:
         """Starts the span of a run, under the nearest one above it."""
-        current = otel.get_current() if run.context is None else run.context
+        current = otel_private.current_context() if run.context is None else run.context
         at_start: dict[str, Any] = {semconv.OPERATION: operation, **attributes, **context.attributes(current)}
         inherit(at_start, run)
         if (above := self.parent_in(run.parent)) is not None:
@@ -258,7 +258,7 @@ class Runs:
 
     def find_parent(self) -> Parent | None:
         """For a call that no model run offered: the parent in the run that encloses it."""
-        return self.parent_in(self._enclosing())
+        return self.parent_in(self._enclosing()) if self._runs else None
 
     def capture_parent(self) -> Find | None:
         """What `find_parent` says here, for use in another thread. Asked then: a run that nothing is recorded in is not shown."""

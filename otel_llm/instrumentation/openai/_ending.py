@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from otel_llm.calls import ending
@@ -27,7 +26,7 @@ def conclude(
     `ended_perf_ns`: as for `ModelCall.finish`.
     """
     if not call.finished:
-        faults.surely(partial(_conclude, call, answer, status, error, ended_perf_ns))
+        faults.surely(_conclude, call, answer, status, error, ended_perf_ns)
 
 
 def _conclude(
