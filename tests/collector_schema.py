@@ -3,10 +3,11 @@
 A table is the keys of a mapping: to None where any value may stand, to a table where a mapping must, to a list of one table where a
 list of such mappings must. Written from the components' `config.schema.yaml` or the `mapstructure` tags of their `config.go`:
 
-- opentelemetry-collector 0.159: `exporter/exporterhelper/internal/queuebatch`, `internal/memorylimiter`, `config/configgrpc`,
+- opentelemetry-collector 0.161: `exporter/exporterhelper/internal/queuebatch`, `internal/memorylimiter`, `config/configgrpc`,
   `config/confighttp`, `config/configretry`, `config/configtls`, `receiver/otlpreceiver`, `exporter/{otlp,otlphttp,debug}exporter`
-- opentelemetry-collector-contrib 0.159: `processor/{tailsampling,redaction}processor`, `connector/spanmetricsconnector`,
-  `exporter/{clickhouse,prometheus}exporter`, `extension/storage/filestorage`, `extension/healthcheckextension`
+- opentelemetry-collector-contrib 0.161: `processor/{tailsampling,redaction,filter,resource}processor`,
+  `connector/spanmetricsconnector`, `exporter/{clickhouse,file,loadbalancing,prometheus}exporter`, `extension/storage/filestorage`,
+  `extension/{healthcheck,bearertokenauth}extension`
 - jaeger 2.20: `cmd/jaeger/internal/extension/{jaegerquery,jaegerstorage}`, `internal/storage/v1/badger`,
   `cmd/jaeger/internal/exporters/storageexporter`
 
@@ -46,15 +47,36 @@ QUEUE: Table = {
         "partition": {"metadata_keys": None},
     },
 }
-SERVER_TLS: Table = {"cert_file": None, "key_file": None, "client_ca_file": None}
+SERVER_TLS: Table = {
+    "cert_file": None,
+    "key_file": None,
+    "client_ca_file": None,
+    "client_ca_file_reload": None,
+    "min_version": None,
+    "reload_interval": None,
+}
+AUTHENTICATOR: Table = {"authenticator": None}
 GRPC_SERVER: Table = {
     "endpoint": None,
     "transport": None,
     "tls": SERVER_TLS,
+    "auth": AUTHENTICATOR,
     "max_recv_msg_size_mib": None,
     "max_concurrent_streams": None,
+    "keepalive": {"server_parameters": {"max_connection_age": None, "max_connection_age_grace": None}},
 }
-HTTP_SERVER: Table = {"endpoint": None, "tls": SERVER_TLS, "max_request_body_size": None}
+HTTP_SERVER: Table = {"endpoint": None, "tls": SERVER_TLS, "auth": AUTHENTICATOR, "max_request_body_size": None}
+OTLP_EXPORTER: Table = {
+    "endpoint": None,
+    "tls": TLS,
+    "auth": AUTHENTICATOR,
+    "headers": None,
+    "compression": None,
+    "timeout": None,
+    "retry_on_failure": RETRY,
+    "sending_queue": QUEUE,
+}
+CONDITIONS: Table = {"error_mode": None, "trace_conditions": None, "log_conditions": None, "metric_conditions": None}
 DIMENSION: Table = {"name": None, "default": None}
 
 POLICY: Table = {
@@ -113,6 +135,8 @@ COLLECTOR: Table = {
             "redact_all_types": None,
             "summary": None,
         },
+        "filter": CONDITIONS,
+        "resource": {"attributes": [{"action": None, "key": None, "pattern": None, "value": None}]},
         "tail_sampling": {
             "block_on_overflow": None,
             "decision_cache": {"sampled_cache_size": None, "non_sampled_cache_size": None},
@@ -128,23 +152,26 @@ COLLECTOR: Table = {
     },
     "exporters": {
         "debug": {"verbosity": None, "sampling_initial": None, "sampling_thereafter": None},
-        "otlp_grpc": {
-            "endpoint": None,
-            "tls": TLS,
-            "headers": None,
-            "compression": None,
+        "otlp_grpc": OTLP_EXPORTER,
+        "otlp_http": OTLP_EXPORTER,
+        "load_balancing": {
+            "routing_key": None,
+            "resolver": {
+                "static": {"hostnames": None},
+                "dns": {"hostname": None, "port": None, "interval": None, "timeout": None},
+            },
+            "protocol": {"otlp": OTLP_EXPORTER},
             "timeout": None,
             "retry_on_failure": RETRY,
             "sending_queue": QUEUE,
         },
-        "otlp_http": {
-            "endpoint": None,
-            "tls": TLS,
-            "headers": None,
+        "file": {
+            "path": None,
+            "format": None,
             "compression": None,
-            "timeout": None,
-            "retry_on_failure": RETRY,
-            "sending_queue": QUEUE,
+            "flush_interval": None,
+            "create_directory": None,
+            "rotation": {"max_megabytes": None, "max_days": None, "max_backups": None, "localtime": None},
         },
         "clickhouse": {
             "endpoint": None,
@@ -152,6 +179,7 @@ COLLECTOR: Table = {
             "password": None,
             "database": None,
             "traces_table_name": None,
+            "logs_table_name": None,
             "ttl": None,
             "compress": None,
             "async_insert": None,
@@ -196,6 +224,7 @@ COLLECTOR: Table = {
             "aggregation_cardinality_limit": None,
             "metrics_flush_interval": None,
             "metrics_expiration": None,
+            "series_expiration": None,
             "resource_metrics_cache_size": None,
             "resource_metrics_key_attributes": None,
         },
@@ -217,6 +246,15 @@ COLLECTOR: Table = {
             },
         },
         "health_check": {"endpoint": None, "path": None},
+        "bearertokenauth": {
+            "header": None,
+            "scheme": None,
+            "token": None,
+            "tokens": None,
+            "filename": None,
+            "wait_for_token_file": None,
+            "retry_on_failure": {"enabled": None, "max_retries": None, "interval": None},
+        },
     },
     "service": SERVICE,
 }
@@ -228,6 +266,7 @@ JAEGER: Table = {
     "exporters": {"jaeger_storage_exporter": {"trace_storage": None}},
     "connectors": {},
     "extensions": {
+        "healthcheckv2": {"use_v2": None, "http": {"endpoint": None, "status": {"enabled": None, "path": None}}},
         "jaeger_storage": {
             # A backend's name is the user's own; "*" stands for it.
             "backends": {
@@ -248,6 +287,7 @@ JAEGER: Table = {
         "jaeger_query": {
             "storage": {"traces": None, "traces_archive": None, "metrics": None},
             "base_path": None,
+            "enable_tracing": None,
             "http": HTTP_SERVER,
             "grpc": GRPC_SERVER,
             "max_clock_skew_adjust": None,

@@ -45,6 +45,8 @@ ELSEWHERE = {
     "pip install": "the environment this test runs in is such an install",
     "docker compose": "tests/test_collector_config.py checks the file",
     "otelcol-contrib validate": "tests/test_collector_config.py, where OTELCOL_BIN names one",
+    "otelcol-contrib --config": "tests/integration/test_collector.py, where OTELCOL_BIN names one",
+    "COLLECTOR_HOST=0.0.0.0 otelcol-contrib": "tests/integration/test_collector.py, where OTELCOL_BIN names one",
     "curl -s 'http://localhost:16686/": "tests/integration/test_jaeger.py asks the same, where JAEGER_BIN names one",
     "otel-llm replay": "it needs a backend: tests/integration/test_replay.py",
     "git clone": ".ci/run starts from a clone",

@@ -5,7 +5,7 @@
         receiver.spans
 
 It decodes the protobuf that came over the wire and nothing else: no class of the OpenTelemetry SDK stands between an exporter's
-bytes and what a test sees. Like Jaeger it takes traces alone; with `all_signals` it takes metrics and logs too, over HTTP.
+bytes and what a test sees. Like Jaeger it takes traces alone; with `all_signals` it takes logs too, and over HTTP metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import grpc
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
+    LogsServiceServicer,
+    add_LogsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -81,7 +85,7 @@ class ReceivedSpan:
 class OtlpReceiver:
     """Receives spans over both protocols until it is stopped."""
 
-    def __init__(self, *, all_signals: bool = False) -> None:
+    def __init__(self, *, all_signals: bool = False, grpc_port: int = 0) -> None:
         self.all_signals = all_signals
         self.refuses = False
         """Whether what comes over HTTP is not taken."""
@@ -94,7 +98,11 @@ class OtlpReceiver:
         self._content_encodings: list[str] = []
         self._grpc = grpc.server(ThreadPoolExecutor(max_workers=4, thread_name_prefix="otlp-grpc"))
         add_TraceServiceServicer_to_server(_TraceService(self), self._grpc)
-        self._grpc_port: int = self._grpc.add_insecure_port(f"{_HOST}:0")
+        if all_signals:
+            add_LogsServiceServicer_to_server(_LogsService(self), self._grpc)
+        self._grpc_port: int = self._grpc.add_insecure_port(f"{_HOST}:{grpc_port}")
+        self.metadata: list[dict[str, str]] = []
+        """What each request over gRPC had beside its message."""
         self._http = _HttpServer(self)
         self._http_thread = threading.Thread(target=self._http.serve_forever, name="otlp-http", daemon=True)
 
@@ -127,7 +135,7 @@ class OtlpReceiver:
         ]
 
     def bodies(self, path: str | None = None) -> list[bytes]:
-        """Every byte that came over HTTP (to `path`), uncompressed, a request each."""
+        """Every byte that came over HTTP (to `path`), uncompressed, a request each; logs over gRPC as well."""
         with self._lock:
             return [body for to, body in self._bodies if path in (None, to)]
 
@@ -157,7 +165,7 @@ class OtlpReceiver:
                 self._content_encodings.append(encoding)
 
     def keep(self, path: str, body: bytes) -> None:
-        """Keeps the bytes of a request over HTTP."""
+        """Keeps the bytes of a request."""
         with self._lock:
             self._bodies.append((path, body))
 
@@ -180,8 +188,19 @@ class _TraceService(TraceServiceServicer):
         self._receiver = receiver
 
     def Export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
+        self._receiver.metadata.append(dict(context.invocation_metadata()))
         self._receiver.receive(request, "grpc")
         return ExportTraceServiceResponse()
+
+
+class _LogsService(LogsServiceServicer):
+    def __init__(self, receiver: OtlpReceiver) -> None:
+        self._receiver = receiver
+
+    def Export(self, request: ExportLogsServiceRequest, context: grpc.ServicerContext) -> ExportLogsServiceResponse:
+        self._receiver.metadata.append(dict(context.invocation_metadata()))
+        self._receiver.keep(_LOGS_PATH, request.SerializeToString())
+        return ExportLogsServiceResponse()
 
 
 class _HttpServer(ThreadingHTTPServer):
@@ -228,7 +247,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
 def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[ReceivedSpan]:
     for resource_spans in request.resource_spans:
-        resource = _attributes(resource_spans.resource.attributes)
+        resource = attributes_of(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 yield ReceivedSpan(
@@ -240,11 +259,11 @@ def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[
                     kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
                     start_ns=span.start_time_unix_nano,
                     end_ns=span.end_time_unix_nano,
-                    attributes=_attributes(span.attributes),
+                    attributes=attributes_of(span.attributes),
                     status_code=Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_"),
                     status_message=span.status.message,
                     events=[
-                        ReceivedEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
+                        ReceivedEvent(event.name, event.time_unix_nano, attributes_of(event.attributes))
                         for event in span.events
                     ],
                     resource=resource,
@@ -253,7 +272,8 @@ def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[
                 )
 
 
-def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    """Attributes as Python has such values."""
     return {pair.key: _value(pair.value) for pair in pairs}
 
 
@@ -264,6 +284,6 @@ def _value(value: AnyValue) -> Any:
         case "array_value":
             return [_value(item) for item in value.array_value.values]
         case "kvlist_value":
-            return _attributes(value.kvlist_value.values)
+            return attributes_of(value.kvlist_value.values)
         case kind:
             return getattr(value, kind)

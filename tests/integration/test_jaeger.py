@@ -286,15 +286,10 @@ def test_content_has_the_shape_that_jaeger_shows(receiver: OtlpReceiver, run_ins
 class Jaeger:
     """A Jaeger process with `collector-config/jaeger.yaml` on free ports, and its API."""
 
-    def __init__(self, binary: str, directory: Path) -> None:
-        self._ports = dict(
-            zip(
-                ("JAEGER_GRPC_PORT", "JAEGER_HTTP_PORT", "JAEGER_UI_PORT", "JAEGER_API_PORT"),
-                free_ports(4),
-                strict=True,
-            )
-        )
-        environment = {**os.environ, **{name: str(port) for name, port in self._ports.items()}}
+    def __init__(self, binary: str, directory: Path, **settings: str) -> None:
+        names = ("JAEGER_GRPC_PORT", "JAEGER_HTTP_PORT", "JAEGER_UI_PORT", "JAEGER_API_PORT", "JAEGER_HEALTH_PORT")
+        self._ports = dict(zip(names, free_ports(5), strict=True))
+        environment = {**os.environ, **{name: str(port) for name, port in self._ports.items()}, **settings}
         self._log = (directory / "jaeger.log").open("w+")
         self._process = subprocess.Popen(
             [binary, f"--config={CONFIGURATION}"], cwd=directory, env=environment, stdout=self._log, stderr=self._log
@@ -308,10 +303,10 @@ class Jaeger:
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str, port: str = "JAEGER_UI_PORT") -> Any:
         """The answer of the API, or None while there is none: it is not up yet, or knows no such trace."""
         try:
-            with urllib.request.urlopen(f"http://localhost:{self._ports['JAEGER_UI_PORT']}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://localhost:{self._ports[port]}{path}", timeout=5) as answer:
                 return json.load(answer)
         except (urllib.error.URLError, ConnectionError):
             return None
@@ -363,12 +358,15 @@ def test_from_nothing_to_a_trace_in_jaeger(protocol: Protocol, jaeger: Jaeger, r
     pytest.importorskip("langchain_openai")
     run_instrumented(EXAMPLES / "agent.py", env={**OURS, **jaeger.environment(protocol)})
 
-    now = time.time()
+    since, until = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + by)) for by in (-600, 600))
     query = urllib.parse.urlencode(
         {
             "query.service_name": SERVICE,
-            "query.startTimeMin": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - 600)),
-            "query.startTimeMax": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + 600)),
+            "query.startTimeMin": since,
+            "query.startTimeMax": until,
+            # As Jaeger 2.13 has them.
+            "query.start_time_min": since,
+            "query.start_time_max": until,
         }
     )
     # A trace becomes visible in pieces.
@@ -388,3 +386,18 @@ def test_from_nothing_to_a_trace_in_jaeger(protocol: Protocol, jaeger: Jaeger, r
             assert values["gen_ai.request.model"] == {"stringValue": "gpt-4o-mini"}
             # OTLP JSON writes a 64-bit integer as text.
             assert int(values["gen_ai.usage.input_tokens"]["intValue"]) > 0
+
+
+def test_jaeger_does_not_trace_who_looks_at_it(tmp_path: Path) -> None:
+    """By default it does, and sends that to the applications' Collector."""
+    if "JAEGER_BIN" not in os.environ:
+        pytest.skip("NOT SEEN IN JAEGER: JAEGER_BIN does not name one")
+    with OtlpReceiver() as receiver:
+        jaeger = Jaeger(os.environ["JAEGER_BIN"], tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint("grpc"))
+        try:
+            wait_for(jaeger, lambda: jaeger.get("/api/v3/services") is not None)
+            # And says so when it takes spans.
+            wait_for(jaeger, lambda: (jaeger.get("/status", "JAEGER_HEALTH_PORT") or {}).get("healthy"))
+        finally:
+            jaeger.close()  # what it has of its own it sends by then
+        assert receiver.spans == []

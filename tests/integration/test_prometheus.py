@@ -29,7 +29,7 @@ from tests.integration.ports import free_ports
 
 PROMETHEUS = shutil.which("prometheus")
 DIRECTORY = ROOT / "collector-config"
-(DASHBOARD,) = (DIRECTORY / "grafana" / "dashboards").glob("*.json")
+DASHBOARD = DIRECTORY / "grafana" / "dashboards" / "model-calls.json"
 ALL = ".*"
 PATIENCE = 60
 
