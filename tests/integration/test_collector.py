@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import secrets
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +25,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from otel_llm.conventions import dialects, semconv
-from tests.integration.collector import Collector, eventually, needs_collector
+from tests.integration.collector import PATIENCE, Collector, eventually, needs_collector
 from tests.integration.otlp_receiver import OtlpReceiver, attributes_of
 from tests.integration.ports import free_ports
 
@@ -412,3 +414,65 @@ def test_of_several_gateways_each_sees_whole_traces(tmp_path: Path) -> None:
     assert not by_gateway[0] & by_gateway[1]
     assert len(one.spans) + len(other.spans) == 200
     assert one.metadata[0]["authorization"] == "Bearer t0ken"
+
+
+# --- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+class Sender(threading.Thread):
+    """Sends records one by one, each until it is answered for: what `otel-llm ship` does."""
+
+    def __init__(self, gateway: Collector, number: int) -> None:
+        super().__init__(daemon=True)
+        self._gateway = gateway
+        self._records = [record({"request_id": f"{number}"}) for _ in range(40)]
+        self.answered: list[bytes] = []
+
+    def run(self) -> None:
+        for each in self._records:
+            while True:
+                try:
+                    send(self._gateway.endpoint("http/protobuf"), records_of(each))
+                except (urllib.error.URLError, ConnectionError, http.client.HTTPException, TimeoutError):
+                    time.sleep(0.01)
+                else:
+                    self.answered.append(each.span_id)
+                    break
+
+
+def test_a_killed_gateway_and_an_absent_destination_lose_no_call(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    environment = {"ACCOUNT_ENDPOINT": f"127.0.0.1:{port}", "ACCOUNT_INSECURE": "true"}
+    quickly = "exporters::otlp_grpc/account::retry_on_failure: {initial_interval: 10ms, max_interval: 100ms}"
+    gateway = Collector(tmp_path, "gateway.yaml", "account.yaml", changes=(quickly,), **environment)
+    arrived: list[bytes] = []
+
+    def answered() -> int:
+        return sum(len(sender.answered) for sender in senders)
+
+    with gateway:
+        senders = [Sender(gateway, number) for number in range(4)]
+        for sender in senders:
+            sender.start()
+        eventually(lambda: answered() >= 20, "no record is taken while the destination is away")
+        gateway.kill()
+        gateway.start()
+        with OtlpReceiver(all_signals=True, grpc_port=port) as destination:
+            eventually(lambda: destination.logs, "nothing arrives once the destination is there")
+            eventually(lambda: answered() >= 60, "the records do not go on")
+            gateway.kill()  # with batches under way
+            arrived += [each.span_id for each in destination.logs]
+        gateway.start()
+        eventually(lambda: answered() >= 100, "no record is taken while the destination is away")
+        with OtlpReceiver(all_signals=True, grpc_port=port) as destination:
+            for sender in senders:
+                sender.join(PATIENCE)
+                assert not sender.is_alive()
+            everything = {span_id for sender in senders for span_id in sender.answered}
+            assert len(everything) == 160
+            eventually(
+                lambda: everything <= {*arrived, *(each.span_id for each in destination.logs)}, "not every call arrives"
+            )
+            arrived += [each.span_id for each in destination.logs]
+    # At least once; counted once by its trace and span.
+    assert set(arrived) == everything
