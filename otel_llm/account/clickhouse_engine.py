@@ -180,6 +180,18 @@ class ClickHouseEngine:
     def attribute(self, column: str, name: str) -> str:
         return f"JSONExtract({column}, '{name}', 'Nullable(String)')"
 
+    def microseconds(self, column: str) -> str:
+        return f"toUnixTimestamp64Micro({column})"
+
+    def slot(self, column: str, seconds: int) -> str:
+        return f"intDiv(toUnixTimestamp64Micro({column}), {seconds * 10**6})"
+
+    def quantile(self, column: str, share: float) -> str:
+        return f"quantileExactInclusive({share})({column})"
+
+    def tag_keys(self) -> str:
+        return "arrayJoin(mapKeys(tags))"
+
     def glob(self, columns: Sequence[str], pattern: str, values: Values) -> str:
         name = values.add(_expression(pattern))
         return f"({' OR '.join(f'match({column}, {{{name}:String}})' for column in columns)})"

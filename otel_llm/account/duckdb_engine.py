@@ -116,7 +116,7 @@ class DuckDBEngine:
         return f"{column}::VARCHAR"
 
     def local(self, column: str, unit: str) -> str:
-        return f"date_trunc('{unit}', {local(self.connection, column, 'llm_usage')})"
+        return f"date_trunc('{unit}', {local(self.ask, column, 'llm_usage')})"
 
     def written(self, local: str, format: str) -> str:
         return f"strftime({local}, '{format}')"
@@ -126,6 +126,18 @@ class DuckDBEngine:
 
     def attribute(self, column: str, name: str) -> str:
         return f"""({column} ->> '$."{name}"')"""
+
+    def microseconds(self, column: str) -> str:
+        return f"epoch_us({column})"
+
+    def slot(self, column: str, seconds: int) -> str:
+        return f"epoch_us({column}) // {seconds * 10**6}"
+
+    def quantile(self, column: str, share: float) -> str:
+        return f"quantile_cont({column}, {share})"
+
+    def tag_keys(self) -> str:
+        return "unnest(map_keys(tags))"
 
     def glob(self, columns: Sequence[str], pattern: str, values: Values) -> str:
         name = values.add(pattern)

@@ -115,6 +115,18 @@ class Engine(Protocol):
     def attribute(self, column: str, name: str) -> str:
         """An attribute in a column of spans as text; NULL where there is none."""
 
+    def microseconds(self, column: str) -> str:
+        """A column of moments as microseconds since 1970."""
+
+    def slot(self, column: str, seconds: int) -> str:
+        """The number of the stretch of so many seconds, counted from 1970, that a moment lies in."""
+
+    def quantile(self, column: str, share: float) -> str:
+        """What so large a share of the numbers does not exceed, interpolated; NULL where there are none."""
+
+    def tag_keys(self) -> str:
+        """A row for each key of the tags of a row."""
+
     def glob(self, columns: Sequence[str], pattern: str, values: Values) -> str:
         """Whether one of the columns matches a pattern with `*` and `?`."""
 

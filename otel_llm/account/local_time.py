@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    import duckdb
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 _MINUTE: Final = 60_000_000
 _DAY: Final = 24 * 60 * _MINUTE
@@ -31,9 +28,9 @@ ORDER BY 1
 """
 
 
-def local(connection: duckdb.DuckDBPyConnection, column: str, table: str) -> str:
+def local(ask: Callable[[str], Sequence[tuple[Any, ...]]], column: str, table: str) -> str:
     """SQL for the local time, a TIMESTAMP, of each moment in a column: what `column::TIMESTAMP` says, in a tenth of the time."""
-    offsets = connection.execute(_OFFSETS.format(column=column, table=table)).fetchall()
+    offsets = ask(_OFFSETS.format(column=column, table=table))
     return f"make_timestamp(epoch_us({column}) + {_shift(column, offsets)})" if offsets else f"{column}::TIMESTAMP"
 
 

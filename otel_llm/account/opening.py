@@ -31,7 +31,7 @@ def open_store(path: Path, *, must_exist: bool = False) -> Iterator[Account]:
     except StoreNotFound:
         if must_exist:
             raise
-        connection = _nothing_recorded()
+        connection = nothing_recorded()
     try:
         # Tables only: a Python variable of this program is not one, however it is called.
         connection.execute("SET python_enable_replacements = false")
@@ -53,7 +53,7 @@ def open_clickhouse(url: ClickHouseURL) -> Iterator[Account]:
         client.close()
 
 
-def _nothing_recorded() -> duckdb.DuckDBPyConnection:
+def nothing_recorded() -> duckdb.DuckDBPyConnection:
     """The tables of a store, all empty, in memory: a query can be tried before there is anything to ask about."""
     import duckdb
 

@@ -50,7 +50,7 @@ def test_where_arithmetic_does_not_reach_the_calendar_is_asked(moments: list[str
 def test_a_moment_that_is_not_known_has_no_local_time() -> None:
     with store("Europe/Berlin", ["2026-07-01 00:00:00Z"]) as connection:
         connection.execute("INSERT INTO calls VALUES (NULL)")
-        found = connection.execute(f"SELECT count({local(connection, 'started_at', 'calls')}) FROM calls").fetchall()
+        found = connection.execute(f"SELECT count({local_in(connection)}) FROM calls").fetchall()
     assert found == [(1,)]
 
 
@@ -61,9 +61,13 @@ def store(zone: str, moments: list[str]) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def local_in(connection: duckdb.DuckDBPyConnection) -> str:
+    return local(lambda sql: connection.execute(sql).fetchall(), "started_at", "calls")
+
+
 def differences(zone: str, moments: list[str]) -> list[object]:
     with store(zone, moments) as connection:
-        sql = local(connection, "started_at", "calls")
+        sql = local_in(connection)
         return connection.execute(
             f"SELECT started_at::VARCHAR, {sql} FROM calls WHERE {sql} IS DISTINCT FROM started_at::TIMESTAMP"
         ).fetchall()

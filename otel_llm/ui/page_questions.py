@@ -1,0 +1,620 @@
+"""What the pages ask of the account. All SQL of the browser page stands here, in the words that every engine shares."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from otel_llm.account.engine import Engine, Values
+from otel_llm.account.questions import TABLES
+from otel_llm.prices.billing import BILLED, NO_REASON, REPORTED, UNPRICED, literal, remedy_for
+from otel_llm.store.merge.rows import USAGE_TYPES
+from otel_llm.ui.scope import COLUMNS, BadRequest, PageScope, column_of
+
+Row = dict[str, Any]
+
+_QUARTER: Final = 15 * 60
+"""Seconds: the finest step in which local days begin, so that a day is so many of them whatever the zone."""
+_MOST_BARS: Final = 400
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+SUMS: Final = {
+    "calls": f"count(*) FILTER (WHERE {BILLED})",
+    "errors": "count(*) FILTER (WHERE status = 'error')",
+    "input_tokens": f"sum(input_tokens) FILTER (WHERE {REPORTED})",
+    "output_tokens": f"sum(output_tokens) FILTER (WHERE {REPORTED})",
+    "cache_read_tokens": "sum(cache_read_tokens)",
+    "reasoning_tokens": "sum(reasoning_tokens)",
+    "cost_usd": f"sum(cost_usd) FILTER (WHERE {REPORTED})",
+    "estimated_usd": f"sum(cost_usd) FILTER (WHERE NOT ({REPORTED}))",
+    "unpriced": f"count(*) FILTER (WHERE {UNPRICED})",
+}
+
+
+def _rows(engine: Engine, columns: Mapping[str, str], rest: str, values: Values | None = None) -> list[Row]:
+    """The rows with their columns by name; what is called `..._at` is asked for in microseconds and is a moment here."""
+    # Names that no column has: to ClickHouse one of a column would stand for it in conditions, too.
+    chosen = [
+        f"{engine.microseconds(sql) if name.endswith('_at') else sql} AS c{at}"
+        for at, (name, sql) in enumerate(columns.items(), 1)
+    ]
+    found = engine.ask(f"SELECT {', '.join(chosen)} {rest}", values)
+    moments = [at for at, name in enumerate(columns) if name.endswith("_at")]
+    rows = []
+    for row in found:
+        one = [*row]
+        for at in moments:
+            if one[at] is not None:
+                one[at] = (_EPOCH + timedelta(microseconds=one[at])).astimezone()
+        rows.append(dict(zip(columns, one, strict=True)))
+    return rows
+
+
+def totals(engine: Engine, scope: PageScope) -> Row:
+    """Sums, and the median and 95th percentile of times, over the scope."""
+    values = Values()
+    columns = {
+        **SUMS,
+        **{
+            f"{name}_p{round(share * 100)}": engine.quantile(column, share)
+            for name, column in (("duration", "duration_ms"), ("first_chunk", "time_to_first_chunk_ms"))
+            for share in (0.5, 0.95)
+        },
+    }
+    return _rows(engine, columns, f"FROM llm_usage WHERE {scope.condition(engine, values)}", values)[0]
+
+
+def spend(engine: Engine, scope: PageScope) -> Row:
+    """What today and this month cost so far, under the filters of the scope but not its period."""
+    values = Values()
+    today = scope.during("today").since
+    assert today is not None
+    columns = {
+        "month": SUMS["cost_usd"],
+        "today": f"sum(cost_usd) FILTER (WHERE {REPORTED} AND started_at >= {engine.moment(values.add(today.isoformat()))})",
+    }
+    where = scope.during("month").condition(engine, values)
+    return _rows(engine, columns, f"FROM llm_usage WHERE {where}", values)[0]
+
+
+@dataclass(slots=True)
+class Series:
+    """Sums by a dimension, over all the time and in steps of it."""
+
+    by: str
+    groups: list[Row]
+    """The dearest first: `value` and the sums."""
+    steps: list[tuple[datetime, datetime, dict[str | None, Row]]]
+    """Each step's begin and end, and what each value has in it."""
+
+
+def series(engine: Engine, scope: PageScope, by: str) -> Series:
+    """Sums by one of the filters' names, and by time in steps that suit the period. Raises `BadRequest`."""
+    values = Values()
+    column = column_of(by, engine, values)
+    where = scope.condition(engine, values)
+    first, last = _span(engine, scope)
+    step = _step(first, last)
+    seconds = step if isinstance(step, int) and step < _QUARTER else _QUARTER
+    columns = {"slot": engine.slot("started_at", seconds), "value": column, **SUMS}
+    rows = _rows(engine, columns, f"FROM llm_usage WHERE {where} GROUP BY 1, 2", values)
+    groups: dict[str | None, Row] = {}
+    begins = list(_begins(first, last, step))
+    cells: list[dict[str | None, Row]] = [{} for _ in begins]
+    slots: dict[int, int] = {}
+    at = 0
+    for slot in sorted({row["slot"] for row in rows}):
+        while at + 1 < len(begins) and begins[at + 1].timestamp() <= slot * seconds:
+            at += 1
+        slots[slot] = at
+    for row in rows:
+        _add(groups.setdefault(row["value"], {"value": row["value"]}), row)
+        if cells:
+            _add(cells[slots[row["slot"]]].setdefault(row["value"], {}), row)
+    ends = [*begins[1:], _after(begins[-1], step)] if begins else []
+    ordered = sorted(
+        groups.values(), key=lambda row: (-(row["cost_usd"] or 0), -(row["calls"] or 0), str(row["value"]))
+    )
+    return Series(by, ordered, list(zip(begins, ends, cells, strict=True)))
+
+
+def _add(sums: Row, row: Row) -> None:
+    for name, value in row.items():
+        if name not in ("slot", "value"):
+            known = sums.get(name)
+            sums[name] = value if known is None else known if value is None else known + value
+
+
+def _span(engine: Engine, scope: PageScope) -> tuple[datetime, datetime]:
+    """From when to when there is something to draw: the period, or where it is open what there is."""
+    now = datetime.now().astimezone()
+    if scope.since is not None:
+        return scope.since, max(scope.until or now, scope.since + timedelta(seconds=1))
+    values = Values()
+    where = scope.condition(engine, values)
+    found = _rows(
+        engine, {"first_at": "min(started_at)", "last_at": "max(started_at)"}, f"FROM llm_usage WHERE {where}", values
+    )[0]
+    first = found["first_at"] or now
+    return first, max(scope.until or found["last_at"] or now, first) + timedelta(seconds=1)
+
+
+def _step(first: datetime, last: datetime) -> int | str:
+    """Seconds of a bar, or `day`, `month`: both are as long as they are."""
+    length = (last - first).total_seconds()
+    for limit, step in ((1200, 30), (7200, 120), (6 * 3600, 600), (30 * 3600, 1800), (4 * 86400, 7200)):
+        if length <= limit:
+            return step
+    return "day" if length <= _MOST_BARS * 86400 else "month"
+
+
+def _begins(first: datetime, last: datetime, step: int | str) -> Iterable[datetime]:
+    begin = _start(first, step)
+    while begin < last:
+        yield begin
+        begin = _after(begin, step)
+
+
+def _start(moment: datetime, step: int | str) -> datetime:
+    if isinstance(step, int):
+        return datetime.fromtimestamp(moment.timestamp() // step * step, UTC).astimezone()
+    local = moment.astimezone()
+    return datetime(local.year, local.month, local.day if step == "day" else 1).astimezone()
+
+
+def _after(begin: datetime, step: int | str) -> datetime:
+    if isinstance(step, int):
+        return (begin.astimezone(UTC) + timedelta(seconds=step)).astimezone()
+    day = begin.replace(tzinfo=None) + timedelta(days=1 if step == "day" else 31)
+    return day.replace(day=day.day if step == "day" else 1).astimezone()
+
+
+def unpriced(engine: Engine, scope: PageScope) -> list[Row]:
+    """Why calls are in no sum of costs, the commonest reason first: `reason`, `calls`, `remedy`."""
+    values = Values()
+    where = scope.condition(engine, values)
+    columns = {"reason": f"coalesce(price_source, {literal(NO_REASON)})", "calls": "count(*)"}
+    rows = _rows(
+        engine, columns, f"FROM llm_usage WHERE {UNPRICED} AND {where} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20", values
+    )
+    return [{**row, "remedy": remedy_for(row["reason"])} for row in rows]
+
+
+def is_empty(engine: Engine) -> bool:
+    """Whether no model call has been recorded at all."""
+    return not engine.ask("SELECT 1 FROM llm_usage LIMIT 1")
+
+
+# --- calls --------------------------------------------------------------------------------------------------------------
+
+CALL_COLUMNS: Final = {
+    "started_at": "started_at", "model": COLUMNS["model"], "status": "status", "user": "user_id", "module": "module",
+    "input_tokens": "input_tokens", "output_tokens": "output_tokens", "cache_read_tokens": "cache_read_tokens",
+    "reasoning_tokens": "reasoning_tokens", "cost_usd": "cost_usd", "duration_ms": "duration_ms",
+    "time_to_first_chunk_ms": "time_to_first_chunk_ms", "operation": "operation", "provider": "provider",
+    "agent": "agent_name", "workflow": "workflow_name", "service": "service_name", "conversation": "conversation_id",
+    "session": "session_id", "request_id": "request_id", "profile": "profile", "error_type": "error_type",
+    "price_source": "price_source", "attempts": "attempts", "stream": "stream", "server": "server_address",
+    "tags": "tags",
+}  # fmt: skip
+"""The columns that the table of calls can show, and the SQL of each."""
+SHOWN_FIRST: Final = ("model", "status", "user", "module", "input_tokens", "output_tokens", "cost_usd", "duration_ms")
+SORTS: Final = ("started_at", "cost_usd", "duration_ms", "input_tokens", "output_tokens", "time_to_first_chunk_ms")
+PAGE: Final = 100
+
+
+def calls(
+    engine: Engine,
+    scope: PageScope,
+    *,
+    sort: str = "started_at",
+    after: str | None = None,
+    newer: str | None = None,
+    most: int = PAGE,
+) -> list[Row]:
+    """The calls of the scope, the newest (or the most of `sort`) first.
+
+    `after` is the `mark` of the last row of the page before; `newer` that of the newest row that is known: what came later. Raises
+    `BadRequest`.
+    """
+    if sort not in SORTS:
+        raise BadRequest(f"calls cannot be sorted by {sort!r}; there are {', '.join(SORTS)}")
+    values = Values()
+    where = scope.condition(engine, values)
+    us = engine.microseconds("started_at")
+    by_time = sort == "started_at"
+    skipped = 0
+    for mark, sign in ((after, "<"), (newer, ">")):
+        if mark is None:
+            continue
+        if by_time:
+            at, span = _mark(mark)
+            where += f" AND ({us}, span_id) {sign} ({at}, {engine.value(values.add(span))})"
+        else:
+            skipped = _number(mark)
+    columns = {"trace_id": "trace_id", "span_id": "span_id", "usage_source": "usage_source", "us": us, **CALL_COLUMNS}
+    rows = _rows(
+        engine,
+        columns,
+        f"""FROM llm_usage WHERE {where}
+        ORDER BY {sort} DESC NULLS LAST, span_id DESC LIMIT {most}{f" OFFSET {skipped}" if skipped else ""}""",
+        values,
+    )
+    for index, row in enumerate(rows, skipped + 1):
+        row["mark"] = f"{row.pop('us')}-{row['span_id']}" if by_time else str(index)
+    return rows
+
+
+def _mark(text: str) -> tuple[int, str]:
+    us, _, span = text.partition("-")
+    return _number(us), span
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequest(f"{text[:40]!r} is no place in the list")
+    return int(text)
+
+
+FACETS: Final = ("model", "user", "module", "status", "agent", "service")
+_MOST_FACETS: Final = 12
+_MOST_TAGS: Final = 6
+
+
+def facets(engine: Engine, scope: PageScope) -> list[tuple[str, list[Row]]]:
+    """For each name how many calls each of its values has: of the calls that all other filters let through."""
+    found = []
+    for name in FACETS:
+        found.append((name, _facet(engine, scope, name)))
+    for key in tag_keys(engine, scope)[:_MOST_TAGS]:
+        found.append((f"tag:{key}", _facet(engine, scope, f"tag:{key}")))
+    return [(name, values) for name, values in found if any(row["value"] is not None for row in values)]
+
+
+def _facet(engine: Engine, scope: PageScope, name: str) -> list[Row]:
+    values = Values()
+    columns = {"value": column_of(name, engine, values), "calls": "count(*)"}
+    where = scope.condition(engine, values, but=name)
+    return _rows(
+        engine, columns, f"FROM llm_usage WHERE {where} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST_FACETS}", values
+    )
+
+
+def tag_keys(engine: Engine, scope: PageScope) -> list[str]:
+    """The keys of tags, the commonest first, in a sample of the scope."""
+    values = Values()
+    where = scope.condition(engine, values)
+    found = engine.ask(
+        f"""SELECT tag_key, count(*) FROM (
+            SELECT {engine.tag_keys()} AS tag_key FROM (SELECT tags FROM llm_usage WHERE {where} LIMIT 20000) AS sampled) AS keyed
+        GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50""",
+        values,
+    )
+    return [key for key, _ in found]
+
+
+# --- one trace ----------------------------------------------------------------------------------------------------------
+
+_OF_SPAN: Final = (
+    "trace_id", "span_id", "parent_span_id", "name", "kind", "operation", "service_name", "start_ns", "end_ns", "started_at",
+    "duration_ms", "status", "status_message",
+)  # fmt: skip
+_OF_BOTH: Final = ("trace_id", "span_id", "parent_span_id", "operation", "service_name", "started_at", "duration_ms")
+_OF_CALL: Final = (
+    "request_model", "response_model", "provider", "input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens",
+    "cost_usd", "price_source", "usage_source", "time_to_first_chunk_ms", "user_id", "module", "conversation_id", "session_id",
+)  # fmt: skip
+_DETAILS: Final = ("attributes", "events", "links", "resource", "scope_name", "scope_version")
+
+
+@dataclass(slots=True)
+class Node:
+    """A span in its place in the tree."""
+
+    span: Row
+    depth: int
+    children: int = 0
+
+
+@dataclass(slots=True)
+class Trace:
+    """All spans of a trace, parents before their children."""
+
+    trace_id: str
+    nodes: list[Node]
+    calls: int = 0
+    sums: Row = field(default_factory=dict)
+    spans_pruned: bool = False
+
+    @property
+    def begin_ns(self) -> int:
+        return min((node.span["start_ns"] for node in self.nodes), default=0)
+
+    @property
+    def end_ns(self) -> int:
+        return max((node.span["end_ns"] or node.span["start_ns"] for node in self.nodes), default=0)
+
+
+def trace_id_of(engine: Engine, text: str) -> str:
+    """The one trace whose id begins with `text`. Raises `BadRequest` for none and for several."""
+    wanted = text.strip().lower()
+    if not wanted or not all(character in "0123456789abcdef" for character in wanted):
+        raise BadRequest(f"{text[:40]!r} is no trace id: that has hexadecimal digits alone")
+    if len(wanted) == 32:
+        return wanted
+    values = Values()
+    begins = f"starts_with(trace_id, {engine.value(values.add(wanted))})"
+    found = engine.ask(
+        f"""SELECT DISTINCT trace_id FROM (SELECT trace_id FROM spans WHERE {begins}
+        UNION ALL SELECT trace_id FROM llm_usage WHERE {begins}) AS known LIMIT 2""",
+        values,
+    )
+    if len(found) != 1:
+        raise BadRequest(f"{'several traces begin' if found else 'no trace begins'} with {wanted}")
+    return str(found[0][0])
+
+
+def trace(engine: Engine, trace_id: str) -> Trace:
+    """The tree of a trace; of one whose spans have been pruned its calls. Empty where there is none."""
+    values = Values()
+    of_trace = f"WHERE trace_id = {engine.value(values.add(trace_id))}"
+    error_type = engine.attribute("attributes", "error.type")
+    spans = _rows(
+        engine,
+        {**{name: name for name in _OF_SPAN}, "error_type": error_type},
+        f"FROM spans {of_trace} ORDER BY start_ns, end_ns DESC",
+        values,
+    )
+    usage = _rows(
+        engine,
+        {
+            **{name: name for name in _OF_BOTH},
+            "status": "status", "error_type": "error_type", **{name: name for name in _OF_CALL},
+        },
+        f"FROM llm_usage {of_trace} ORDER BY llm_usage.started_at",
+        values,
+    )  # fmt: skip
+    calls = {row["span_id"]: row for row in usage}
+    unknown = dict.fromkeys(_OF_CALL)
+    pruned = not spans and bool(usage)
+    for span in spans:
+        call = calls.get(span["span_id"])
+        span |= unknown if call is None else {name: call[name] for name in _OF_CALL}
+        span["error_type"] = span["error_type"] or (call and call["error_type"])
+    if pruned:
+        spans = [_span_of(call) for call in usage]
+    sums = {
+        name: _sum(call[name] for call in usage if call["usage_source"] != "estimated")
+        for name in ("input_tokens", "output_tokens", "cost_usd")
+    }
+    return Trace(trace_id, list(_placed(spans)), len(usage), sums, pruned)
+
+
+def _span_of(call: Row) -> Row:
+    """What stands for the span of a call where that has been pruned."""
+    start_ns = round((call["started_at"] - _EPOCH).total_seconds() * 1e6) * 1000
+    name = " ".join(filter(None, (call["operation"], call["request_model"] or call["response_model"])))
+    return {
+        **call, "name": name, "kind": "CLIENT", "start_ns": start_ns, "end_ns": start_ns + round((call["duration_ms"] or 0) * 1e6),
+        "status_message": None,
+    }  # fmt: skip
+
+
+def details(engine: Engine, trace_id: str, span_id: str) -> Row:
+    """What else is known of a span: its row of `llm_usage`, its attributes, events and links."""
+    values = Values()
+    chosen = f"WHERE trace_id = {engine.value(values.add(trace_id))} AND span_id = {engine.value(values.add(span_id))}"
+    rows = _rows(engine, {name: name for name in _DETAILS}, f"FROM spans {chosen}", values)
+    found: Row = {name: decoded(value) for name, value in rows[0].items()} if rows else {}
+    usage = _rows(engine, {name: name for name in USAGE_TYPES}, f"FROM llm_usage {chosen}", values)
+    found["usage"] = usage[0] if usage else None
+    return found
+
+
+def decoded(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _placed(spans: Sequence[Row]) -> Iterable[Node]:
+    """The spans in the order of the tree. A span whose parent is not in the store (another service's) is a root."""
+    known = {span["span_id"] for span in spans}
+    children: dict[str | None, list[Row]] = {}
+    for span in spans:
+        parent = span["parent_span_id"]
+        children.setdefault(parent if parent in known and parent != span["span_id"] else None, []).append(span)
+    waiting = [(span, 0) for span in reversed(children.get(None, []))]
+    while waiting:  # a stack, not a recursion: an agent's trace may be deeper than Python's
+        span, depth = waiting.pop()
+        inner = children.get(span["span_id"], [])
+        yield Node(span, depth, len(inner))
+        waiting += [(child, depth + 1) for child in reversed(inner)]
+
+
+# --- conversations, sessions, users -------------------------------------------------------------------------------------
+
+GROUPS: Final = {"conversation": "conversation_id", "session": "session_id", "user": "user_id"}
+
+
+def groups(engine: Engine, scope: PageScope, by: str, *, skip: int = 0, most: int = PAGE) -> list[Row]:
+    """Conversations, sessions or users with their sums, the one that was heard of last first. Raises `BadRequest`."""
+    if by not in GROUPS:
+        raise BadRequest(f"there is no list of {by!r}; there are {', '.join(GROUPS)}")
+    values = Values()
+    where = scope.condition(engine, values)
+    columns = {
+        "value": GROUPS[by], "first_at": "min(started_at)", "last_at": "max(started_at)", "traces": "count(DISTINCT trace_id)",
+        **SUMS,
+        "user_name": "max(user_id)", "module": "max(module)", "model": f"max({COLUMNS['model']})",
+    }  # fmt: skip
+    return _rows(
+        engine,
+        columns,
+        f"FROM llm_usage WHERE {where} AND {GROUPS[by]} IS NOT NULL GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT {most} OFFSET {skip}",
+        values,
+    )
+
+
+@dataclass(slots=True)
+class TalkTurn:
+    """A call of a conversation: what is new in what it was asked, and what came back."""
+
+    call: Row
+    asked: list[Row]
+    answered: list[Row]
+    spent: Decimal | None
+    """The cost of the conversation up to here, as far as it is known."""
+    pause_ms: float | None
+    """From the end of the call before."""
+
+
+def conversation(engine: Engine, conversation_id: str, *, most: int = 500) -> list[TalkTurn]:
+    """The calls of a conversation as turns of a talk."""
+    values = Values()
+    names = (
+        "trace_id", "span_id", "started_at", "duration_ms", "status", "error_type", "error_message", "operation", "input_tokens",
+        "output_tokens", "cost_usd", "price_source", "usage_source", "user_id", "module", "input_messages", "output_messages",
+    )  # fmt: skip
+    rows = _rows(
+        engine,
+        {**{name: name for name in names}, "model": COLUMNS["model"]},
+        f"""FROM llm_usage WHERE conversation_id = {engine.value(values.add(conversation_id))}
+        ORDER BY started_at, span_id LIMIT {most}""",
+        values,
+    )
+    turns: list[TalkTurn] = []
+    said: list[str] = []
+    spent: Decimal | None = None
+    ended: datetime | None = None
+    for row in rows:
+        given, taken = messages(row.pop("input_messages")), messages(row.pop("output_messages"))
+        known = 0
+        marks = [json.dumps(message, sort_keys=True) for message in given]
+        while known < min(len(marks), len(said)) and marks[known] == said[known]:
+            known += 1
+        new = [message for message in given[known:] if message.get("role") != "assistant" or not turns]
+        said = marks + [json.dumps(message, sort_keys=True) for message in taken]
+        if row["cost_usd"] is not None and row["usage_source"] != "estimated":
+            spent = (spent or Decimal(0)) + row["cost_usd"]
+        pause = None if ended is None else max((row["started_at"] - ended).total_seconds() * 1000, 0.0)
+        turns.append(TalkTurn(row, new, taken, spent, pause))
+        ended = row["started_at"] + timedelta(milliseconds=row["duration_ms"] or 0)
+    return turns
+
+
+def messages(value: Any) -> list[Row]:
+    """Captured messages as a list of objects, whatever stands there."""
+    if isinstance(value, str):
+        value = decoded(value)
+    if not isinstance(value, list):
+        return []
+    return [message for message in value if isinstance(message, dict)]
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------------
+
+_COMPARED: Final = {
+    "input_tokens": f"CASE WHEN {REPORTED} THEN input_tokens END",
+    "output_tokens": f"CASE WHEN {REPORTED} THEN output_tokens END",
+    "cost_usd": f"CAST(CASE WHEN {REPORTED} THEN cost_usd END AS DOUBLE)",
+    "duration_ms": "duration_ms",
+    "time_to_first_chunk_ms": "time_to_first_chunk_ms",
+}
+_ENOUGH: Final = 20
+_LIKELY: Final = 1.96
+
+
+def compared(engine: Engine, one: PageScope, other: PageScope) -> list[Row]:
+    """Two groups of calls side by side: `name`, `a`, `b`, `change` (of b against a) and `verdict`, whether it is noise."""
+    a, b = (_statistics(engine, scope) for scope in (one, other))
+    rows: list[Row] = [
+        {"name": name, "a": a[name], "b": b[name], "change": _change(a[name], b[name]), "verdict": "", "kind": kind}
+        for name, kind in (
+            ("calls", "count"),
+            ("cost_usd_sum", "money"),
+            ("input_tokens_sum", "count"),
+            ("output_tokens_sum", "count"),
+        )
+    ]
+    rows.append(
+        {
+            "name": "error_rate", "a": a["error_rate"], "b": b["error_rate"], "kind": "percent",
+            "change": _change(a["error_rate"], b["error_rate"]),
+            "verdict": _verdict(
+                (a["calls"], a["error_rate"], _binomial(a["error_rate"])), (b["calls"], b["error_rate"], _binomial(b["error_rate"]))
+            ),
+        }
+    )  # fmt: skip
+    for name in _COMPARED:
+        kind = "money" if name == "cost_usd" else "ms" if name.endswith("_ms") else "count"
+        x, y = ((s[f"{name}_n"], s[f"{name}_mean"], s[f"{name}_deviation"]) for s in (a, b))
+        rows.append(
+            {"name": name, "a": x[1], "b": y[1], "change": _change(x[1], y[1]), "verdict": _verdict(x, y), "kind": kind}
+        )
+        if kind == "ms":
+            rows.append(
+                {"name": f"{name}_p95", "a": a[f"{name}_p95"], "b": b[f"{name}_p95"], "kind": kind,
+                 "change": _change(a[f"{name}_p95"], b[f"{name}_p95"]), "verdict": ""}
+            )  # fmt: skip
+    return rows
+
+
+def _statistics(engine: Engine, scope: PageScope) -> Row:
+    values = Values()
+    columns = {"calls": "count(*)", "error_rate": "count(*) FILTER (WHERE status = 'error') / nullif(count(*), 0)"}
+    for name, sql in _COMPARED.items():
+        columns |= {
+            f"{name}_n": f"count({sql})", f"{name}_mean": f"avg({sql})",
+            f"{name}_deviation": f"stddev_samp({sql})", f"{name}_sum": f"sum({sql})"
+        }  # fmt: skip
+    for name in ("duration_ms", "time_to_first_chunk_ms"):
+        columns[f"{name}_p95"] = engine.quantile(name, 0.95)
+    return _rows(engine, columns, f"FROM llm_usage WHERE {scope.condition(engine, values)} AND {BILLED}", values)[0]
+
+
+def _binomial(rate: float | None) -> float | None:
+    return None if rate is None else math.sqrt(rate * (1 - rate))
+
+
+def _change(a: Any, b: Any) -> float | None:
+    return None if a is None or b is None or not a else (float(b) - float(a)) / float(a)
+
+
+def _verdict(a: tuple[int, float | None, float | None], b: tuple[int, float | None, float | None]) -> str:
+    """Whether two means differ by more than chance would have it in 19 of 20 cases (Welch)."""
+    if a[1] is None or b[1] is None:
+        return ""
+    if min(a[0], b[0]) < _ENOUGH:
+        return f"too few calls to tell: {min(a[0], b[0])}, of {_ENOUGH} at least"
+    error = math.sqrt((a[2] or 0.0) ** 2 / a[0] + (b[2] or 0.0) ** 2 / b[0])
+    difference = abs(float(b[1]) - float(a[1]))
+    if not difference:
+        return "the same"
+    return "more than noise" if difference > _LIKELY * error else "within noise"
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def tables(engine: Engine) -> dict[str, list[str]]:
+    """The tables and views that are meant for people, with their columns, for whoever writes SQL."""
+    found: dict[str, list[str]] = {}
+    for table, column in engine.ask(
+        f"""SELECT table_name, column_name FROM information_schema.columns
+        WHERE table_name IN ({", ".join(map(literal, TABLES))}) ORDER BY table_name, ordinal_position"""
+    ):
+        columns = found.setdefault(table, [])
+        if column not in columns:  # a view that lies over the table of its name has them, too
+            columns.append(column)
+    return {name: found[name] for name in TABLES if name in found}

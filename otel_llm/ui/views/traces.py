@@ -1,0 +1,97 @@
+"""One trace: its tree and waterfall side by side, and what is known of the span that is chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from otel_llm.conventions import semconv
+from otel_llm.ui import charts, wording
+from otel_llm.ui import page_questions as questions
+from otel_llm.ui.page_questions import Node, Trace
+from otel_llm.ui.scope import BadRequest, PageScope
+from otel_llm.ui.views.view import Backend, PageView
+
+_CONTENT = (
+    semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES, semconv.SYSTEM_INSTRUCTIONS, semconv.TOOL_DEFINITIONS,
+    semconv.TOOL_CALL_ARGUMENTS, semconv.TOOL_CALL_RESULT,
+)  # fmt: skip
+
+
+def trace(request: Request, scope: PageScope, backend: Backend) -> PageView:
+    trace_id = questions.trace_id_of(backend.engine, request.path_params["trace_id"])
+    found = questions.trace(backend.engine, trace_id)
+    chosen = request.query_params.get("span") or (found.nodes[0].span["span_id"] if found.nodes else None)
+    if chosen is not None and all(node.span["span_id"] != chosen for node in found.nodes):
+        raise BadRequest(f"there is no span {chosen[:40]} in the trace {trace_id}")
+    running = [one for one in (backend.running() if backend.running else []) if one["t"] == trace_id]
+    context = {
+        "title": f"Trace {trace_id[:8]}",
+        "trace": found,
+        "bar": lambda node: bar(found, node),
+        "chosen": chosen,
+        "running": running,
+        "detail": None if chosen is None else _detail(found, chosen, backend),
+    }
+    spans = [{**node.span, "depth": node.depth} for node in found.nodes]
+    return PageView("traces/trace.html", context, spans)
+
+
+def span(request: Request, scope: PageScope, backend: Backend) -> PageView:
+    """What is known of one span alone."""
+    trace_id = request.path_params["trace_id"]
+    found = questions.trace(backend.engine, trace_id)
+    detail = _detail(found, request.path_params["span_id"], backend)
+    return PageView("traces/span.html", {"detail": detail, "trace": found}, {**detail["span"], **detail["raw"]})
+
+
+def _detail(found: Trace, span_id: str, backend: Backend) -> dict[str, Any]:
+    node = next((node for node in found.nodes if node.span["span_id"] == span_id), None)
+    if node is None:
+        raise BadRequest(f"there is no span {span_id[:40]} in the trace {found.trace_id}")
+    raw = questions.details(backend.engine, found.trace_id, span_id)
+    attributes = raw.get("attributes") or {}
+    usage = raw.get("usage") or {}
+    given = questions.messages(attributes.get(semconv.INPUT_MESSAGES) or usage.get("input_messages"))
+    taken = questions.messages(attributes.get(semconv.OUTPUT_MESSAGES) or usage.get("output_messages"))
+    system = attributes.get(semconv.SYSTEM_INSTRUCTIONS)
+    if system:
+        parts = questions.decoded(system)
+        given = [
+            {"role": "system", "parts": parts if isinstance(parts, list) else [{"type": "text", "content": system}]},
+            *given,
+        ]
+    return {
+        "span": node.span,
+        "raw": raw,
+        "usage": usage,
+        "given": given,
+        "taken": taken,
+        "arguments": questions.decoded(attributes.get(semconv.TOOL_CALL_ARGUMENTS)),
+        "result": questions.decoded(attributes.get(semconv.TOOL_CALL_RESULT)),
+        "attributes": {name: value for name, value in sorted(attributes.items()) if name not in _CONTENT},
+        "events": raw.get("events") or [],
+    }
+
+
+def bar(found: Trace, node: Node) -> Any:
+    """The span's line in the waterfall."""
+    whole = max(found.end_ns - found.begin_ns, 1)
+    begin = (node.span["start_ns"] - found.begin_ns) / whole
+    length = ((node.span["end_ns"] or found.end_ns) - node.span["start_ns"]) / whole
+    after = wording.ms((node.span["start_ns"] - found.begin_ns) / 1e6)
+    label = f"begins after {after}, takes {wording.ms(node.span['duration_ms'])}"
+    kind = "bad" if node.span["status"] in ("error", "cancelled", "interrupted") else kind_of(node.span["operation"])
+    return charts.meter(begin, length, style=f"k-{kind}", label=label)
+
+
+def kind_of(operation: str | None) -> str:
+    """Models, tools, agents and the rest apart."""
+    if operation is None:
+        return "other"
+    if operation in semconv.CHAIN_OPERATIONS:
+        return "chain"
+    if operation in semconv.STEP_OPERATIONS:
+        return "step"
+    return "tool" if operation == semconv.EXECUTE_TOOL else "model"

@@ -1,0 +1,49 @@
+"""What a view is handed, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from otel_llm.account.engine import Engine
+from otel_llm.ui.live import Live
+from otel_llm.ui.scope import PageScope
+
+
+@dataclass(slots=True)
+class Backend:
+    """What the page stands on, handed in by the command that starts it."""
+
+    engine: Engine
+    store: str
+    """How the store is called, for people."""
+    live: Live | None = None
+    run_sql: Callable[[str], dict[str, Any]] | None = None
+    """Runs SQL of the user's inside a fence. Raises CommandError."""
+    health: Callable[[], Sequence[Any]] | None = None
+    """What `otel-llm doctor` finds."""
+    running: Callable[[], list[dict[str, Any]]] | None = None
+    """The calls that run right now."""
+    export: Callable[[PageScope, str], Any] | None = None
+    """The calls of a scope as a file of that kind."""
+    jaeger_url: str | None = None
+    token: str | None = None
+    errors: tuple[type[Exception], ...] = ()
+    """What reading the store may raise, each with one line for people."""
+
+
+@dataclass(slots=True)
+class PageView:
+    """What a page shows, as HTML by its template and as JSON by `data`."""
+
+    template: str
+    context: dict[str, Any] = field(default_factory=dict)
+    data: Any = None
+    status: int = 200
+
+
+Answer = Callable[[Request, PageScope, Backend], PageView | Response]
