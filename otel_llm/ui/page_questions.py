@@ -18,21 +18,19 @@ from otel_llm.ui.scope import COLUMNS, BadRequest, PageScope, column_of
 
 Row = dict[str, Any]
 
-_QUARTER: Final = 15 * 60
-"""Seconds: the finest step in which local days begin, so that a day is so many of them whatever the zone."""
 _MOST_BARS: Final = 400
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 SUMS: Final = {
-    "calls": f"count(*) FILTER (WHERE {BILLED})",
-    "errors": "count(*) FILTER (WHERE status = 'error')",
-    "input_tokens": f"sum(input_tokens) FILTER (WHERE {REPORTED})",
-    "output_tokens": f"sum(output_tokens) FILTER (WHERE {REPORTED})",
+    "calls": f"count(CASE WHEN {BILLED} THEN 1 END)",
+    "errors": "count(CASE WHEN status = 'error' THEN 1 END)",
+    "input_tokens": f"sum(CASE WHEN {REPORTED} THEN input_tokens END)",
+    "output_tokens": f"sum(CASE WHEN {REPORTED} THEN output_tokens END)",
     "cache_read_tokens": "sum(cache_read_tokens)",
     "reasoning_tokens": "sum(reasoning_tokens)",
-    "cost_usd": f"sum(cost_usd) FILTER (WHERE {REPORTED})",
-    "estimated_usd": f"sum(cost_usd) FILTER (WHERE NOT ({REPORTED}))",
-    "unpriced": f"count(*) FILTER (WHERE {UNPRICED})",
+    "cost_usd": f"sum(CASE WHEN {REPORTED} THEN cost_usd END)",
+    "estimated_usd": f"sum(CASE WHEN NOT ({REPORTED}) THEN cost_usd END)",
+    "unpriced": f"count(CASE WHEN {UNPRICED} THEN 1 END)",
 }
 
 
@@ -100,27 +98,27 @@ def series(engine: Engine, scope: PageScope, by: str) -> Series:
     where = scope.condition(engine, values)
     first, last = _span(engine, scope)
     step = _step(first, last)
-    seconds = step if isinstance(step, int) and step < _QUARTER else _QUARTER
-    columns = {"slot": engine.slot("started_at", seconds), "value": column, **SUMS}
-    rows = _rows(engine, columns, f"FROM llm_usage WHERE {where} GROUP BY 1, 2", values)
+    if isinstance(step, int):
+        slot = engine.slot("started_at", step)
+        shown = slot
+    else:
+        slot = engine.local("started_at", "day")
+        shown = engine.written(slot, "%Y-%m-%d")
+    columns = {"slot": shown, "value": column, **SUMS}
+    rows = _rows(engine, columns, f"FROM llm_usage WHERE {where} GROUP BY {slot}, {column}", values)
     groups: dict[str | None, Row] = {}
     begins = list(_begins(first, last, step))
-    cells: list[dict[str | None, Row]] = [{} for _ in begins]
-    slots: dict[int, int] = {}
-    at = 0
-    for slot in sorted({row["slot"] for row in rows}):
-        while at + 1 < len(begins) and begins[at + 1].timestamp() <= slot * seconds:
-            at += 1
-        slots[slot] = at
+    cells: dict[datetime, dict[str | None, Row]] = {begin: {} for begin in begins}
     for row in rows:
         _add(groups.setdefault(row["value"], {"value": row["value"]}), row)
-        if cells:
-            _add(cells[slots[row["slot"]]].setdefault(row["value"], {}), row)
+        cell = cells.get(_begin_of(row["slot"], step))
+        if cell is not None:
+            _add(cell.setdefault(row["value"], {}), row)
     ends = [*begins[1:], _after(begins[-1], step)] if begins else []
     ordered = sorted(
         groups.values(), key=lambda row: (-(row["cost_usd"] or 0), -(row["calls"] or 0), str(row["value"]))
     )
-    return Series(by, ordered, list(zip(begins, ends, cells, strict=True)))
+    return Series(by, ordered, list(zip(begins, ends, cells.values(), strict=True)))
 
 
 def _add(sums: Row, row: Row) -> None:
@@ -158,6 +156,13 @@ def _begins(first: datetime, last: datetime, step: int | str) -> Iterable[dateti
     while begin < last:
         yield begin
         begin = _after(begin, step)
+
+
+def _begin_of(slot: int | str, step: int | str) -> datetime:
+    """When the bar begins that a group of rows belongs to."""
+    if isinstance(slot, str):
+        return _start(datetime.fromisoformat(slot).astimezone(), step)
+    return _start(datetime.fromtimestamp(slot * int(step), UTC), step)
 
 
 def _start(moment: datetime, step: int | str) -> datetime:
