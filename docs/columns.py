@@ -12,7 +12,16 @@ from pathlib import Path
 from otel_llm.store.file import database
 
 PAGE = Path(__file__).with_name("columns.md")
-INSIDES = ("journal_segments", "maintenance", "pending_exports", "replayed", "schema_version")
+INSIDES = (
+    "commit_numbers",
+    "journal_segments",
+    "maintenance",
+    "pending_exports",
+    "replayed",
+    "retracted_calls",
+    "schema_version",
+    "shipments",
+)
 HEAD = """# Tables, views and their columns
 
 Any DuckDB client shows these texts: `SELECT column_name, comment FROM duckdb_columns() WHERE table_name = 'llm_usage'`. What you

@@ -37,7 +37,8 @@ def prune(older_than: str | None, max_size: str | None, spans_only: bool, dry_ru
 
     Spans go first, the rows of llm_usage last: by size only when there are no spans left. OTEL_LLM_RETENTION and
     OTEL_LLM_MAX_SIZE have your programs do the same by themselves. The file keeps its size, and the room in it is used again;
-    otel-llm compact makes it smaller.
+    otel-llm compact makes it smaller. What is shipped stays until it has arrived (see otel-llm ship), unless the limit of size can
+    be kept by nothing else.
     """
     from otel_llm.store.jobs import exclusive, retention
 

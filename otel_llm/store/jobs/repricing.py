@@ -119,7 +119,8 @@ _SAME: Final = "old.trace_id = new.trace_id AND old.span_id = new.span_id AND ol
 _CHANGED: Final = ("cost_usd", "price_source", "service_tier", "input_tokens", "output_tokens", "usage_source")
 """Tokens are those that were reported or estimated, or else can be estimated by now."""
 _UPDATE: Final = f"""UPDATE llm_usage AS old
-    SET {", ".join(f"{column} = new.{column}" for column in _CHANGED)}, row_version = coalesce(old.row_version, 1) + 1
+    SET {", ".join(f"{column} = new.{column}" for column in _CHANGED)}, row_version = coalesce(old.row_version, 1) + 1,
+        commit_number = NULL
     FROM usage_batch AS new WHERE {_SAME}
         AND ({", ".join(f"new.{column}" for column in _CHANGED)})
         IS DISTINCT FROM ({", ".join(f"old.{column}" for column in _CHANGED)})"""

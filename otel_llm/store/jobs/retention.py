@@ -3,10 +3,14 @@
 DuckDB gives the room of deleted rows back by whole row groups, and to itself: the file stays as large as it was and its free
 blocks are filled again (`compact` makes it smaller). So size is measured on used blocks, and a table that is no longer than
 one row group is written anew when rows are taken out of it.
+
+What is shipped (see `otel_llm/fleet/ship`) stays until every destination has got it. A limit of size is kept all the same: where
+nothing else is left to remove, it takes rows that have not arrived yet, counts them in `shipments` and says so.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +23,8 @@ from otel_llm.store.paths import StorePaths
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+_logger = logging.getLogger("otel_llm")
 
 INTERVAL: Final = 3600.0
 """Seconds between two rounds in one store, whatever the number of processes that write it."""
@@ -56,11 +62,14 @@ class Removed:
     calls: int = 0
     complete: bool = True
     """Nothing is left that the policy does not want."""
+    unshipped: int = 0
+    """Of both: rows that a destination had not got, removed because of the limit of size."""
 
     def add(self, other: Removed) -> None:
         """Counts what a further step has removed."""
         self.spans += other.spans
         self.calls += other.calls
+        self.unshipped += other.unshipped
         self.complete = other.complete
 
 
@@ -136,7 +145,7 @@ def would_remove(connection: DuckDBPyConnection, policy: Policy, *, now: float) 
     for table in _tables(policy):
         rows = _count(connection, table)
         if policy.max_age is not None:
-            gone[table] = _count(connection, table, before=now - policy.max_age)
+            gone[table] = _count(connection, table, _arrived(connection, table), before=now - policy.max_age)
         if rows and excess > 0:
             row_size = _table_size(connection, table) / rows
             gone[table] = max(gone[table], min(rows, math.ceil(excess / row_size)))
@@ -156,9 +165,10 @@ def used(connection: DuckDBPyConnection) -> int:
 def _remove_old(connection: DuckDBPyConnection, policy: Policy, before: float) -> Removed:
     removed = Removed()
     for table in _tables(policy):
-        old = _count(connection, table, before=before)
+        arrived = _arrived(connection, table)
+        old = _count(connection, table, arrived, before=before)
         if old:
-            removed.add(_delete(connection, table, min(old, MAX_ROWS)))
+            removed.add(_delete(connection, table, arrived, min(old, MAX_ROWS)))
         if old > MAX_ROWS:
             removed.complete = False
             break  # the account has its turn when the spans of that age are gone
@@ -174,11 +184,17 @@ def _remove_excess(connection: DuckDBPyConnection, policy: Policy, limit: int) -
     excess = _excess(connection, limit)
     if excess <= 0:
         return Removed()
-    for table in _tables(policy):
-        rows = _count(connection, table)
+    tables = _tables(policy)
+    # What has not arrived yet goes last of all.
+    for table, condition in [
+        *((table, _arrived(connection, table)) for table in tables),
+        *((one, "true") for one in tables),
+    ]:
+        rows = _count(connection, table, condition)
         if rows:
-            row_size = _table_size(connection, table) / rows
-            removed = _delete(connection, table, min(max(math.ceil(excess / row_size), 1), rows, MAX_ROWS))
+            row_size = _table_size(connection, table) / _count(connection, table)
+            wanted = min(max(math.ceil(excess / row_size), 1), rows, MAX_ROWS)
+            removed = _delete(connection, table, condition, wanted)
             _settle(connection, table)
             database.checkpoint(connection)
             removed.complete = used(connection) <= limit or removed == Removed()
@@ -220,24 +236,67 @@ def _tables(policy: Policy) -> tuple[str, ...]:
     return _TABLES[:1] if policy.spans_only else _TABLES
 
 
-def _count(connection: DuckDBPyConnection, table: str, *, before: float | None = None) -> int:
-    condition, values = ("true", []) if before is None else ("started_at < to_timestamp(?)", [before])
+def _arrived(connection: DuckDBPyConnection, table: str) -> str:
+    """The condition for rows that every destination has got; for all of them where none is shipped to."""
+    ((last,),) = connection.execute("SELECT min(commit_number) FROM shipments WHERE source = ?", [table]).fetchall()
+    return "true" if last is None else f"commit_number <= {last}"
+
+
+def _count(connection: DuckDBPyConnection, table: str, condition: str = "true", *, before: float | None = None) -> int:
+    values = [] if before is None else [before]
+    condition += "" if before is None else " AND started_at < to_timestamp(?)"
     return int(connection.execute(f"SELECT count(*) FROM {table} WHERE {condition}", values).fetchall()[0][0])
 
 
-def _delete(connection: DuckDBPyConnection, table: str, rows: int) -> Removed:
-    """Deletes the `rows` oldest rows, and those that began in the same microsecond as the last of them."""
+def _delete(connection: DuckDBPyConnection, table: str, condition: str, rows: int) -> Removed:
+    """Deletes the `rows` oldest rows of those that meet the condition, and those that began in the same microsecond as the last."""
     with database.transaction(connection):
         (youngest,) = connection.execute(
-            f"SELECT epoch_us(max(started_at)) FROM (SELECT started_at FROM {table} ORDER BY started_at LIMIT {rows})"
+            f"""SELECT epoch_us(max(started_at)) FROM (
+                SELECT started_at FROM {table} WHERE {condition} ORDER BY started_at LIMIT {rows})"""
         ).fetchall()[0]
-        deleted = _delete_until(connection, table, youngest)
+        unshipped = _count_unshipped(connection, table, youngest) if condition == "true" else 0
+        deleted = _delete_until(connection, table, youngest, condition)
         if table == "spans":
             for beside in ("replayed", "pending_exports"):
-                _delete_until(connection, beside, youngest)
-    return Removed(spans=deleted) if table == "spans" else Removed(calls=deleted)
+                still_there = (
+                    f"FROM spans WHERE spans.trace_id = {beside}.trace_id AND spans.span_id = {beside}.span_id"
+                )
+                _delete_until(
+                    connection, beside, youngest, "true" if condition == "true" else f"NOT EXISTS ({still_there})"
+                )
+        else:
+            _delete_until(connection, "retracted_calls", youngest, condition)
+    spans, calls = (deleted, 0) if table == "spans" else (0, deleted)
+    return Removed(spans, calls, unshipped=unshipped)
 
 
-def _delete_until(connection: DuckDBPyConnection, table: str, youngest: int) -> int:
-    query = f"DELETE FROM {table} WHERE started_at <= make_timestamptz(?)"
+def _count_unshipped(connection: DuckDBPyConnection, table: str, youngest: int) -> int:
+    """How many of the rows up to `youngest` a destination has not got. Of each that is so, it is written down and said."""
+    most = 0
+    for destination, last in connection.execute(
+        "SELECT destination, commit_number FROM shipments WHERE source = ?", [table]
+    ).fetchall():
+        lost = _count(
+            connection,
+            table,
+            f"coalesce(commit_number > {last}, true) AND started_at <= make_timestamptz({youngest})",
+        )
+        most = max(most, lost)
+        if lost:
+            connection.execute(
+                "UPDATE shipments SET removed = removed + ? WHERE destination = ? AND source = ?",
+                [lost, destination, table],
+            )
+            _logger.warning(
+                "the limit of size has %d rows of %s removed that %s has not got: it is behind, see `otel-llm doctor`",
+                lost,
+                table,
+                destination,
+            )
+    return most
+
+
+def _delete_until(connection: DuckDBPyConnection, table: str, youngest: int, condition: str) -> int:
+    query = f"DELETE FROM {table} WHERE started_at <= make_timestamptz(?) AND {condition}"
     return int(connection.execute(query, [youngest]).fetchall()[0][0])

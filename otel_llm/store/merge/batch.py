@@ -221,6 +221,8 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
         _price_again(connection)
     elif known or estimated:
         _fill_usage_again(connection)
+    if known:
+        connection.execute(rows.RETRACT_UNCOUNTED)
     conversations.settle(connection, batch.chained)
     connection.execute(rows.insert_usage("llm_usage"))
     return int(written)

@@ -65,8 +65,9 @@ def settle(connection: DuckDBPyConnection, chained: bool, stored: str | None = N
         connection.execute(f"INSERT INTO new_llm_usage ({columns}) FROM moved")
         connection.execute("DROP TABLE moved")
     connection.execute(_rename("usage_batch"))
-    table = "llm_usage" if stored is None else "new_llm_usage"
-    connection.execute(_rename(table, f", row_version = coalesce({table}.row_version, 1) + 1"))
+    table, more = ("llm_usage", ", commit_number = NULL") if stored is None else ("new_llm_usage", "")
+    more += f", row_version = coalesce({table}.row_version, 1) + 1"
+    connection.execute(_rename(table, more))
 
 
 def _same(table: str) -> str:

@@ -114,6 +114,8 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
     connection.execute("UPDATE batch SET model_call = false FROM covered WHERE is_new AND " + _same("batch", "covered"))
     if stored is not None:
         connection.execute("INSERT INTO hidden SELECT trace_id, span_id FROM covered WHERE NOT is_new")
+    else:
+        connection.execute(_RETRACT)
     connection.execute(f"DELETE FROM {tables[-1]} USING covered WHERE NOT is_new AND {_same(tables[-1], 'covered')}")
     (covered,) = connection.execute("SELECT count(*) FROM covered").fetchall()[0]
     return bool(results or covered)
@@ -121,6 +123,11 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
 
 def _same(one: str, other: str) -> str:
     return f"{one}.trace_id = {other}.trace_id AND {one}.span_id = {other}.span_id"
+
+
+_RETRACT: Final = """INSERT INTO retracted_calls (trace_id, span_id, started_at, row_version)
+    SELECT trace_id, span_id, started_at, coalesce(row_version, 1) + 1
+    FROM llm_usage SEMI JOIN (FROM covered WHERE NOT is_new) AS covered USING (trace_id, span_id)"""
 
 
 def _may_be_shared(table: str, since: str) -> str:

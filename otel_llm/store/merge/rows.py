@@ -373,6 +373,11 @@ def drop_known(stored: str, first_us: int, last_us: int, *, but_interrupted: boo
     return f"DELETE FROM batch USING {stored} AS stored WHERE {_same_span('stored', first_us, last_us)} {exception}"
 
 
+RETRACT_UNCOUNTED: Final = """INSERT INTO retracted_calls (trace_id, span_id, started_at, row_version)
+    SELECT trace_id, span_id, started_at, row_version FROM batch WHERE row_version > 1 AND NOT model_call"""
+"""Calls that were stored as interrupted, and turn out to be none with a row of its own."""
+
+
 def insert_spans(table: str) -> str:
     columns = ", ".join(SPAN_COLUMNS)
     return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM batch"

@@ -125,6 +125,7 @@ def test_every_column_of_the_contract(journal: Journal, store_path: Path) -> Non
         "input_chars": None,
         "output_chars": None,
         "reasoning_chars": None,
+        "commit_number": None,
     }
 
 
@@ -262,6 +263,7 @@ def test_whole_spans_are_kept(journal: Journal, store_path: Path) -> None:
         "scope_name": "tests.scope",
         "scope_version": "1.0",
         "trace_flags": 1,
+        "commit_number": None,
     }
 
 

@@ -52,6 +52,7 @@ COMMENT ON COLUMN llm_usage.cache_write_1h_tokens IS 'Of cache_write_tokens: kep
 COMMENT ON COLUMN llm_usage.audio_cache_read_tokens IS 'Of cache_read_tokens, and of audio_input_tokens: both.';
 COMMENT ON COLUMN llm_usage.image_cache_read_tokens IS 'Of cache_read_tokens, and of image_input_tokens: both.';
 COMMENT ON COLUMN llm_usage.row_version IS '1, and one more each time the row changes: by a late end, a new price, or a conversation that turns out.';
+COMMENT ON COLUMN llm_usage.commit_number IS 'The order in which rows are shipped. NULL for what is new or has changed since anybody shipped.';
 COMMENT ON COLUMN llm_usage.input_chars IS 'Characters of text that went out, tool definitions included. NULL where there was anything but text.';
 COMMENT ON COLUMN llm_usage.output_chars IS 'Characters of text that came back, with arguments of tool calls; of a stream that was left, as far as it had come.';
 COMMENT ON COLUMN llm_usage.reasoning_chars IS 'Of output_chars: reasoning, where it comes as text and not as a summary.';
@@ -78,6 +79,7 @@ COMMENT ON COLUMN spans.resource IS 'The attributes of its resource, as an objec
 COMMENT ON COLUMN spans.scope_name IS 'The instrumentation that made it.';
 COMMENT ON COLUMN spans.scope_version IS 'The version of that.';
 COMMENT ON COLUMN spans.trace_flags IS 'Its flags: 1 where it was sampled.';
+COMMENT ON COLUMN spans.commit_number IS 'As in llm_usage.';
 
 COMMENT ON VIEW llm_events IS 'The life of each run in order: what began, what ended, what was noted in between.';
 COMMENT ON COLUMN llm_events.occurred_at IS 'When.';
@@ -200,6 +202,26 @@ COMMENT ON COLUMN pending_exports.span_id IS 'The span.';
 COMMENT ON COLUMN pending_exports.endpoint IS 'Where it is to go.';
 COMMENT ON COLUMN pending_exports.writer IS 'The process that is to send it.';
 COMMENT ON COLUMN pending_exports.started_at IS 'When the span began.';
+
+COMMENT ON TABLE commit_numbers IS 'The last commit_number that was given to a row.';
+COMMENT ON COLUMN commit_numbers.last IS 'That number.';
+
+COMMENT ON TABLE retracted_calls IS 'Rows that were taken out of llm_usage again, because another one stands for the call.';
+COMMENT ON COLUMN retracted_calls.trace_id IS 'The trace of the call.';
+COMMENT ON COLUMN retracted_calls.span_id IS 'The span of the call.';
+COMMENT ON COLUMN retracted_calls.started_at IS 'When the call began.';
+COMMENT ON COLUMN retracted_calls.row_version IS 'One more than the row had.';
+COMMENT ON COLUMN retracted_calls.commit_number IS 'As in llm_usage, among whose rows it counts.';
+
+COMMENT ON TABLE shipments IS 'How far each destination has got with the rows of each table.';
+COMMENT ON COLUMN shipments.destination IS 'Where they are shipped to.';
+COMMENT ON COLUMN shipments.source IS 'The table: llm_usage or spans.';
+COMMENT ON COLUMN shipments.commit_number IS 'What has this number, or a lower one, has arrived.';
+COMMENT ON COLUMN shipments.sent IS 'Rows that have arrived, each time that they were sent.';
+COMMENT ON COLUMN shipments.refused IS 'Rows that the destination will not take.';
+COMMENT ON COLUMN shipments.removed IS 'Rows that the limit of size has removed here before they had arrived.';
+COMMENT ON COLUMN shipments.begun_at IS 'When the first was to be sent there.';
+COMMENT ON COLUMN shipments.sent_at IS 'When the last arrived.';
 
 COMMENT ON TABLE maintenance IS 'When work that is due now and then was last done.';
 COMMENT ON COLUMN maintenance.task IS 'Which work.';
