@@ -103,6 +103,12 @@ class Settings:
     """The oldest are removed, spans before calls, when the store is larger than this."""
     replay_missing: bool
     """Whether what earlier processes could not send over OTLP is sent when one begins."""
+    ship_to: tuple[str, ...]
+    """URLs that the process which merges ships the account to."""
+    ship_spans: bool
+    """Whether it ships spans as well."""
+    ship_headers: str | None
+    """What goes with each request to an OTLP endpoint among them, as `OTEL_EXPORTER_OTLP_HEADERS` has it."""
     jaeger_url: str | None
     """Where people open Jaeger in a browser: the command line names a trace's page there."""
     sdk_disabled: bool
@@ -153,6 +159,9 @@ def settings() -> Settings:
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
         replay_missing=_get(env, "OTEL_LLM_REPLAY_MISSING", _bool, "true or false", lambda: True),
+        ship_to=tuple(_list(env.get("OTEL_LLM_SHIP_TO", ""))),
+        ship_spans=_get(env, "OTEL_LLM_SHIP_SPANS", _bool, "true or false", lambda: False),
+        ship_headers=env.get("OTEL_LLM_SHIP_HEADERS", "").strip() or None,
         jaeger_url=_get(env, "OTEL_LLM_JAEGER_URL", _url, "a URL like http://localhost:16686", lambda: None),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
     )

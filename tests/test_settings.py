@@ -39,6 +39,8 @@ def test_defaults(monkeypatch):
         ("OTEL_LLM_RETENTION", "90d", "retention", 90 * 86400.0),
         ("OTEL_LLM_RETENTION", "4w", "retention", 28 * 86400.0),
         ("OTEL_LLM_REPLAY_MISSING", "off", "replay_missing", False),
+        ("OTEL_LLM_SHIP_TO", "http://a:4318, clickhouse://b", "ship_to", ("http://a:4318", "clickhouse://b")),
+        ("OTEL_LLM_SHIP_SPANS", "on", "ship_spans", True),
         ("OTEL_LLM_MAX_SIZE", "2GB", "max_size", 2 * 2**30),
         ("OTEL_LLM_JAEGER_URL", "http://localhost:16686/", "jaeger_url", "http://localhost:16686"),
         ("OTEL_LLM_PROPAGATE_TO", "a.example, b.example,", "propagate_to", ("a.example", "b.example")),

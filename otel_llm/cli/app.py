@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "reprice": ("manage.reprice", "Price calls again whose price was not known."),
     "export": ("read.export", "Write a table to a Parquet, CSV or JSON file."),
     "replay": ("manage.replay", "Send stored spans to Jaeger or any OTLP backend again."),
+    "ship": ("manage.ship", "Send the account to another machine, for ever or once."),
     "backup": ("manage.copies", "Copy the whole store to FILE."),
     "prune": ("manage.prune", "Remove old spans and calls from the store."),
     "compact": ("manage.copies", "Make the file of the store smaller, after a prune."),

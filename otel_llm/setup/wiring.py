@@ -15,6 +15,7 @@ from opentelemetry import trace
 
 from otel_llm.calls import abandoned, stream_usage, tracing, withholding
 from otel_llm.calls.listeners import listeners
+from otel_llm.settings import settings
 from otel_llm.support import otel_private
 
 if TYPE_CHECKING:
@@ -144,10 +145,19 @@ def wire(provider: Any, path: Path) -> Store:
             if abandoned.finish_abandoned not in store.before_flush:
                 store.before_flush.append(abandoned.finish_abandoned)
                 store.before_flush.append(stream_usage.save)
+                _ship(store)
             stream_usage.keep_at(store.paths.stream_usage)
             wiring.keep_account(taking_processors(provider), store)
             return store
         return wiring.store
+
+
+def _ship(store: Store) -> None:
+    """Has the account go elsewhere too, where `OTEL_LLM_SHIP_TO` says so."""
+    if settings().ship_to:
+        from otel_llm.fleet.ship import background
+
+        background.begin(store)
 
 
 def unwire() -> None:

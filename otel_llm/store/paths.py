@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,15 @@ class StorePaths:
     def sending(self) -> Path:
         """The lock that lets one process at a time send what is missing at an OTLP endpoint."""
         return self.journal / "sending.lock"
+
+    def shipping(self, destination: str) -> Path:
+        """The lock that lets one process at a time ship to that destination, with a note of how that fares."""
+        return self.journal / f"ship-{hashlib.sha256(destination.encode()).hexdigest()[:16]}.lock"
+
+    @property
+    def all_shipping(self) -> list[Path]:
+        """Those locks, of every destination that was ever shipped to."""
+        return sorted(self.journal.glob("ship-*.lock"))
 
     @property
     def stream_usage(self) -> Path:

@@ -88,6 +88,11 @@ class Store:
         return self.paths.database
 
     @property
+    def merges_for_all(self) -> bool:
+        """Whether this process has the part of merging for all who share the store."""
+        return self._merger.role.is_held
+
+    @property
     def stats(self) -> StoreStats:
         stats = self._merger.stats
         stats.records = self.journal.records

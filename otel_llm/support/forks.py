@@ -38,6 +38,7 @@ class Turn(Enum):
     DUCKDB_INSTANCE = auto()
     STORES = auto()
     """What a child thinks of its stores is true when their files are closed."""
+    SHIPPING = auto()
     CALLS = auto()
     LANGCHAIN_RUNS = auto()
     CONTEXT_IDS = auto()

@@ -5,14 +5,15 @@
         receiver.spans
 
 It decodes the protobuf that came over the wire and nothing else: no class of the OpenTelemetry SDK stands between an exporter's
-bytes and what a test sees. Like Jaeger it takes traces alone; with `all_signals` it takes logs too, and over HTTP metrics.
+bytes and what a test sees. Like Jaeger it takes traces alone; with `all_signals` it takes logs too, and metrics over HTTP. A test
+may say what is answered, by `reply`.
 """
 
 from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import grpc
+from google.rpc.status_pb2 import Status as RpcStatus
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
     LogsServiceServicer,
@@ -82,11 +84,32 @@ class ReceivedSpan:
     scope_version: str
 
 
-class OtlpReceiver:
-    """Receives spans over both protocols until it is stopped."""
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is answered in place of "all of it"; it is not kept then, unless it is a success."""
 
-    def __init__(self, *, all_signals: bool = False, grpc_port: int = 0) -> None:
+    status: int = 200
+    """Of HTTP."""
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Of HTTP; of gRPC the trailing metadata."""
+    rejected: int = 0
+    """Records that are not taken: a partial success."""
+
+
+class OtlpReceiver:
+    """Receives spans over both protocols until it is stopped.
+
+    `ports`: those to listen at, for gRPC and for HTTP, of a receiver that comes back; 0 for any.
+    """
+
+    def __init__(self, *, all_signals: bool = False, ports: tuple[int, int] = (0, 0)) -> None:
         self.all_signals = all_signals
+        self.reply: Callable[[str, bytes], Reply | None] = lambda path, body: None
+        """What is answered to a request for `path` (over gRPC, the path that it would have over HTTP); None for "all of it"."""
+        self.headers: list[dict[str, str]] = []
+        """Those of each request, over gRPC its metadata; names in small letters."""
         self.refuses = False
         """Whether what comes over HTTP is not taken."""
         self.asked, self.answers = threading.Event(), threading.Event()
@@ -100,10 +123,8 @@ class OtlpReceiver:
         add_TraceServiceServicer_to_server(_TraceService(self), self._grpc)
         if all_signals:
             add_LogsServiceServicer_to_server(_LogsService(self), self._grpc)
-        self._grpc_port: int = self._grpc.add_insecure_port(f"{_HOST}:{grpc_port}")
-        self.metadata: list[dict[str, str]] = []
-        """What each request over gRPC had beside its message."""
-        self._http = _HttpServer(self)
+        self._grpc_port: int = self._grpc.add_insecure_port(f"{_HOST}:{ports[0]}")
+        self._http = _HttpServer(self, ports[1])
         self._http_thread = threading.Thread(target=self._http.serve_forever, name="otlp-http", daemon=True)
 
     @property
@@ -135,7 +156,7 @@ class OtlpReceiver:
         ]
 
     def bodies(self, path: str | None = None) -> list[bytes]:
-        """Every byte that came over HTTP (to `path`), uncompressed, a request each; logs over gRPC as well."""
+        """Every byte that came over HTTP (to `path`), uncompressed, a request each."""
         with self._lock:
             return [body for to, body in self._bodies if path in (None, to)]
 
@@ -147,6 +168,11 @@ class OtlpReceiver:
         """The `Content-Encoding` of each HTTP request so far; `identity` where it had none."""
         with self._lock:
             return list(self._content_encodings)
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Where it listens, for gRPC and for HTTP."""
+        return self._grpc_port, self._http.server_port
 
     def endpoint(self, protocol: Protocol) -> str:
         """What `OTEL_EXPORTER_OTLP_ENDPOINT` is set to."""
@@ -165,7 +191,7 @@ class OtlpReceiver:
                 self._content_encodings.append(encoding)
 
     def keep(self, path: str, body: bytes) -> None:
-        """Keeps the bytes of a request."""
+        """Keeps the bytes of a request over HTTP."""
         with self._lock:
             self._bodies.append((path, body))
 
@@ -188,9 +214,11 @@ class _TraceService(TraceServiceServicer):
         self._receiver = receiver
 
     def Export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
-        self._receiver.metadata.append(dict(context.invocation_metadata()))
+        answer = ExportTraceServiceResponse()
+        if (rejected := _judged(self._receiver, _TRACES_PATH, request, context)) is not None:
+            answer.partial_success.rejected_spans, answer.partial_success.error_message = rejected
         self._receiver.receive(request, "grpc")
-        return ExportTraceServiceResponse()
+        return answer
 
 
 class _LogsService(LogsServiceServicer):
@@ -198,16 +226,30 @@ class _LogsService(LogsServiceServicer):
         self._receiver = receiver
 
     def Export(self, request: ExportLogsServiceRequest, context: grpc.ServicerContext) -> ExportLogsServiceResponse:
-        self._receiver.metadata.append(dict(context.invocation_metadata()))
+        answer = ExportLogsServiceResponse()
+        if (rejected := _judged(self._receiver, _LOGS_PATH, request, context)) is not None:
+            answer.partial_success.rejected_log_records, answer.partial_success.error_message = rejected
         self._receiver.keep(_LOGS_PATH, request.SerializeToString())
-        return ExportLogsServiceResponse()
+        return answer
+
+
+def _judged(receiver: OtlpReceiver, path: str, request: Any, context: grpc.ServicerContext) -> tuple[int, str] | None:
+    """Ends the call where the test says so; else how many of it are not taken, and why."""
+    receiver.headers.append({name: str(value) for name, value in context.invocation_metadata()})
+    reply = receiver.reply(path, request.SerializeToString())
+    if reply is None:
+        return None
+    if reply.code is not grpc.StatusCode.OK:
+        context.set_trailing_metadata(reply.headers)
+        context.abort(reply.code, reply.reason)
+    return reply.rejected, reply.reason
 
 
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, receiver: OtlpReceiver) -> None:
-        super().__init__((_HOST, 0), _HttpHandler)
+    def __init__(self, receiver: OtlpReceiver, port: int) -> None:
+        super().__init__((_HOST, port), _HttpHandler)
         self.receiver = receiver
 
 
@@ -229,14 +271,28 @@ class _HttpHandler(BaseHTTPRequestHandler):
             self._answer(415, b"")
         else:
             body = gzip.decompress(body) if encoding == "gzip" else body
+            receiver.headers.append({name.lower(): value for name, value in self.headers.items()})
+            reply = receiver.reply(self.path, body) or Reply()
+            if reply.status != 200:
+                self._answer(reply.status, RpcStatus(message=reply.reason).SerializeToString(), reply.headers)
+                return
             receiver.keep(self.path, body)
             if self.path == _TRACES_PATH:
                 receiver.receive(ExportTraceServiceRequest.FromString(body), "http/protobuf", encoding)
-            self._answer(200, b"")  # an empty message is every service's answer for "all of it"
+            answer = b""  # an empty message is every service's answer for "all of it"
+            if reply.rejected:
+                partial = ExportLogsServiceResponse()
+                partial.partial_success.rejected_log_records = reply.rejected
+                partial.partial_success.error_message = reply.reason
+                answer = partial.SerializeToString()
+            self._answer(200, answer, reply.headers)
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", _PROTOBUF)
+        if "Content-Type" not in dict(headers):
+            self.send_header("Content-Type", _PROTOBUF)
+        for name, value in headers:
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -247,7 +303,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
 def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[ReceivedSpan]:
     for resource_spans in request.resource_spans:
-        resource = attributes_of(resource_spans.resource.attributes)
+        resource = _attributes(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 yield ReceivedSpan(
@@ -259,11 +315,11 @@ def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[
                     kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
                     start_ns=span.start_time_unix_nano,
                     end_ns=span.end_time_unix_nano,
-                    attributes=attributes_of(span.attributes),
+                    attributes=_attributes(span.attributes),
                     status_code=Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_"),
                     status_message=span.status.message,
                     events=[
-                        ReceivedEvent(event.name, event.time_unix_nano, attributes_of(event.attributes))
+                        ReceivedEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
                         for event in span.events
                     ],
                     resource=resource,
@@ -272,8 +328,7 @@ def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[
                 )
 
 
-def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
-    """Attributes as Python has such values."""
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
     return {pair.key: _value(pair.value) for pair in pairs}
 
 
@@ -284,6 +339,6 @@ def _value(value: AnyValue) -> Any:
         case "array_value":
             return [_value(item) for item in value.array_value.values]
         case "kvlist_value":
-            return attributes_of(value.kvlist_value.values)
+            return _attributes(value.kvlist_value.values)
         case kind:
             return getattr(value, kind)

@@ -236,7 +236,7 @@ def test_an_account_record_passes_as_it_is_but_for_what_was_said(
     assert received.span_id == sent.span_id
     assert received.event_name == "otel_llm.usage"
     assert received.time_unix_nano == sent.time_unix_nano
-    assert account.metadata[0]["authorization"] == "Bearer t0ken"
+    assert account.headers[0]["authorization"] == "Bearer t0ken"
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_of_several_gateways_each_sees_whole_traces(tmp_path: Path) -> None:
     assert by_gateway[0] and by_gateway[1]
     assert not by_gateway[0] & by_gateway[1]
     assert len(one.spans) + len(other.spans) == 200
-    assert one.metadata[0]["authorization"] == "Bearer t0ken"
+    assert one.headers[0]["authorization"] == "Bearer t0ken"
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
@@ -457,14 +457,14 @@ def test_a_killed_gateway_and_an_absent_destination_lose_no_call(tmp_path: Path)
         eventually(lambda: answered() >= 20, "no record is taken while the destination is away")
         gateway.kill()
         gateway.start()
-        with OtlpReceiver(all_signals=True, grpc_port=port) as destination:
+        with OtlpReceiver(all_signals=True, ports=(port, 0)) as destination:
             eventually(lambda: destination.logs, "nothing arrives once the destination is there")
             eventually(lambda: answered() >= 60, "the records do not go on")
             gateway.kill()  # with batches under way
             arrived += [each.span_id for each in destination.logs]
         gateway.start()
         eventually(lambda: answered() >= 100, "no record is taken while the destination is away")
-        with OtlpReceiver(all_signals=True, grpc_port=port) as destination:
+        with OtlpReceiver(all_signals=True, ports=(port, 0)) as destination:
             for sender in senders:
                 sender.join(PATIENCE)
                 assert not sender.is_alive()

@@ -51,7 +51,16 @@ def doctor(as_json: bool, store: Place | None) -> None:
 
 def examine(store: Place | None) -> list[Section]:
     """Everything that there is to look at. A check that fails is itself a finding: doctor is for when things are broken."""
-    from otel_llm.cli.checks import Section, account, content, export_targets, installation, other_signals, price_book
+    from otel_llm.cli.checks import (
+        Section,
+        account,
+        content,
+        export_targets,
+        installation,
+        other_signals,
+        price_book,
+        shipping,
+    )
 
     checks: dict[str, Callable[[], Section]] = {
         "versions": installation.versions,
@@ -61,6 +70,7 @@ def examine(store: Place | None) -> list[Section]:
         "content": content.content,
         "metrics": other_signals.metrics,
         "store": lambda: account.account(store),
+        "shipping": lambda: shipping.shipping(store),
         "prices": price_book.prices,
     }
     sections = []

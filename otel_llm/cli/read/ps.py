@@ -6,15 +6,21 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from otel_llm.cli.errors import one_line
 from otel_llm.cli.options.access import locate
 from otel_llm.cli.options.common import output_options, store_option
 from otel_llm.cli.screen.output import Column, Format, text, write_data, write_line, write_table
 from otel_llm.conventions import semconv
 
+if TYPE_CHECKING:
+    from otel_llm.store.paths import StorePaths
+
+_LATE_SECONDS = 10
+"""Who ships and is behind for less is at it."""
 _ATTRIBUTES = {
     "operation": semconv.OPERATION,
     "model": semconv.REQUEST_MODEL,
@@ -38,7 +44,8 @@ def ps(output: Format, store: Path | None) -> None:
       otel-llm ps --json
 
     A call is listed from its request to the end of its answer, streams included, together with the agents, tools and
-    workflows around it that are still at work. seconds is how long it has been running.
+    workflows around it that are still at work. seconds is how long it has been running. Below them stands who ships the account
+    elsewhere, and how far behind that is.
     """
     from otel_llm.store.journal.segments import running_calls
     from otel_llm.store.paths import StorePaths
@@ -51,6 +58,34 @@ def ps(output: Format, store: Path | None) -> None:
         _print(rows)
     else:
         write_line(f"Nothing is running that writes to {path}.")
+    for line in _shipping(StorePaths.of(path)):
+        write_line(line)
+
+
+def _shipping(paths: StorePaths) -> list[str]:
+    """How each process fares that ships the account elsewhere."""
+    from otel_llm.fleet.ship import shipping_note
+
+    lines = []
+    for note, is_running in shipping_note.read_all(paths):
+        if not is_running:
+            continue
+        behind = 0.0 if note.behind_since is None else time.time() - note.behind_since
+        state = "up to date" if behind < _LATE_SECONDS else f"behind for {_age(note.behind_since or 0)}"
+        if note.failing_since is not None:
+            state = f"failing for {_age(note.failing_since)}: {one_line(note.reason or '')}"
+        lines.append(f"Process {note.pid} ships to {note.destination}: {state}.")
+    return lines
+
+
+def _age(since: float) -> str:
+    """How long ago that is, in two units at most."""
+    seconds = max(round(time.time() - since), 0)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            rest = seconds % size // part
+            return f"{seconds // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{seconds} s"
 
 
 def _row(start: dict[str, Any]) -> list[Any]:

@@ -49,6 +49,9 @@ class Never(Exception):
 class Destination(Protocol):
     """One place that rows are sent to. Used by one thread at a time."""
 
+    timeout: float
+    """Seconds that a request may take. At the end of a process the shipper lowers it to what is left."""
+
     @property
     def name(self) -> str:
         """By which the store remembers how far it has got: the URL, without what may be secret in it."""
