@@ -1,4 +1,7 @@
-"""Which calls are billed, as SQL on `llm_usage`. Commands need it for their help, which must not wait for the store's code."""
+"""Which calls are billed, as SQL on `llm_usage`. Commands need it for their help, which must not wait for the store's code.
+
+ClickHouse is asked by the same conditions; 25.8 has no IS DISTINCT FROM.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ LITELLM: Final = "litellm"
 """The `price_source` of a cost that LiteLLM has computed, by its own prices or those of the deployment."""
 OVERRIDE: Final = "override"
 """The `price_source` of a cost by the user's own table."""
-TOLD: Final = f"price_source IS NOT DISTINCT FROM {literal(REPORTED_COST)}"
+TOLD: Final = f"coalesce(price_source, '') = {literal(REPORTED_COST)}"
 """The condition on `llm_usage` for a cost that the provider told; any other is computed."""
 NO_REASON: Final = "no reason recorded"
 """What stands for the `price_source` of rows that have neither a cost nor a reason."""
 ESTIMATED: Final = "estimated"
 """The `usage_source` of tokens that nobody has reported: `otel_llm.store.merge.estimates`."""
-REPORTED: Final = f"usage_source IS DISTINCT FROM {literal(ESTIMATED)}"
+REPORTED: Final = f"coalesce(usage_source, '') <> {literal(ESTIMATED)}"
 """The condition on `llm_usage` for what sums of tokens and of costs are made of; the rest stands beside. The views have it too."""
-BILLED: Final = f"price_source IS DISTINCT FROM {literal(CACHE_HIT)}"
+BILLED: Final = f"coalesce(price_source, '') <> {literal(CACHE_HIT)}"
 """The condition on `llm_usage` for what was a call to a provider. The views have it too."""
-UNPRICED: Final = f"cost_usd IS NULL AND price_source IS DISTINCT FROM {literal(REFUSED)}"
+UNPRICED: Final = f"cost_usd IS NULL AND coalesce(price_source, '') <> {literal(REFUSED)}"
 """The condition on `llm_usage` for what is missing in a sum of costs. The views have it too."""
 REMEDIES: Final = (
     (

@@ -23,7 +23,7 @@ CALL: dict[str, Any] = {
 @both_engines
 def test_json_is_an_array_of_objects_with_their_types(fill: Fill, run: Run) -> None:
     fill(CALL)
-    result = run("sql", "from llm_usage", "--format", "json")
+    result = run("sql", "select * from llm_usage", "--format", "json")
     assert (result.code, result.err) == (0, "")
     (row,) = json.loads(result.out)
     assert datetime.fromisoformat(row["started_at"]) == datetime.fromisoformat(CALL["started_at"])
