@@ -27,9 +27,11 @@ _T = TypeVar("_T")
 
 Fsync = Literal["none", "interval", "always"]
 StreamUsage = Literal["auto", "always", "never"]
+ServeSpans = Literal["all", "genai"]
 MetricNames = Literal["current", "legacy", "both", "none"]
 _FSYNC: Mapping[str, Fsync] = {"none": "none", "interval": "interval", "always": "always"}
 _STREAM_USAGE: Mapping[str, StreamUsage] = {"auto": "auto", "always": "always", "never": "never"}
+_SERVE_SPANS: Mapping[str, ServeSpans] = {"all": "all", "genai": "genai"}
 _METRIC_NAMES: Mapping[str, MetricNames] = {
     "current": "current",
     "legacy": "legacy",
@@ -111,6 +113,13 @@ class Settings:
     """What goes with each request to an OTLP endpoint among them, as `OTEL_EXPORTER_OTLP_HEADERS` has it."""
     jaeger_url: str | None
     """Where people open Jaeger in a browser: the command line names a trace's page there."""
+    serve_spans: ServeSpans
+    """Which spans `otel-llm serve` keeps: all, or those about generative AI alone."""
+    serve_token: str | None
+    """What senders must show to `otel-llm serve`."""
+    serve_max_request: int
+    serve_max_waiting: int
+    """Of the journal, before senders are told to wait."""
     sdk_disabled: bool
 
 
@@ -163,6 +172,10 @@ def settings() -> Settings:
         ship_spans=_get(env, "OTEL_LLM_SHIP_SPANS", _bool, "true or false", lambda: False),
         ship_headers=env.get("OTEL_LLM_SHIP_HEADERS", "").strip() or None,
         jaeger_url=_get(env, "OTEL_LLM_JAEGER_URL", _url, "a URL like http://localhost:16686", lambda: None),
+        serve_spans=_choice(env, "OTEL_LLM_SERVE_SPANS", _SERVE_SPANS, "all"),
+        serve_token=env.get("OTEL_LLM_SERVE_TOKEN", "").strip() or None,
+        serve_max_request=_get(env, "OTEL_LLM_SERVE_MAX_REQUEST", _size, "a size like 16MB", lambda: 16 * 2**20),
+        serve_max_waiting=_get(env, "OTEL_LLM_SERVE_MAX_WAITING", _size, "a size like 1GB", lambda: 2**30),
         sdk_disabled=env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true",
     )
 

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "export": ("read.export", "Write a table to a Parquet, CSV or JSON file."),
     "replay": ("manage.replay", "Send stored spans to Jaeger or any OTLP backend again."),
     "ship": ("manage.ship", "Send the account to another machine, for ever or once."),
+    "serve": ("manage.serve", "Take what other machines and languages send over OTLP into one store."),
     "backup": ("manage.copies", "Copy the whole store to FILE."),
     "prune": ("manage.prune", "Remove old spans and calls from the store."),
     "compact": ("manage.copies", "Make the file of the store smaller, after a prune."),

@@ -35,6 +35,8 @@ class Dialect:
     """Patterns of the attributes that hold what was said."""
     no_spans: Mapping[str, str] = field(default_factory=dict)
     """Attribute and value of what looks like a GenAI span and is none."""
+    provider_endings: tuple[str, ...] = ()
+    """What stands behind the name of a provider for which of its APIs was asked."""
 
 
 OPENTELEMETRY: Final = Dialect(
@@ -141,7 +143,54 @@ LOGFIRE: Final = Dialect(
     no_spans={"logfire.span_type": "log"},
 )
 
-DIALECTS: Final = (OPENTELEMETRY, OPENINFERENCE, OPENLLMETRY, LOGFIRE)
+VERCEL: Final = Dialect(
+    # The AI SDK for TypeScript, as the snapshots of its own tests have it (vercel/ai, packages/ai/src/telemetry/__snapshots__). Its
+    # spans of requests (`doGenerate`) have names of the conventions too, those of embeddings only its own.
+    names={
+        semconv.PROVIDER: ("ai.model.provider",),
+        semconv.REQUEST_MODEL: ("ai.model.id",),
+        semconv.RESPONSE_MODEL: ("ai.response.model",),
+        semconv.RESPONSE_ID: ("ai.response.id",),
+        semconv.FINISH_REASONS: ("ai.response.finishReason",),
+        semconv.INPUT_TOKENS: ("ai.usage.inputTokens", "ai.usage.promptTokens", "ai.usage.tokens"),
+        semconv.OUTPUT_TOKENS: ("ai.usage.outputTokens", "ai.usage.completionTokens"),
+        semconv.CACHE_READ_TOKENS: ("ai.usage.inputTokenDetails.cacheReadTokens", "ai.usage.cachedInputTokens"),
+        semconv.CACHE_WRITE_TOKENS: ("ai.usage.inputTokenDetails.cacheWriteTokens",),
+        semconv.REASONING_TOKENS: ("ai.usage.outputTokenDetails.reasoningTokens", "ai.usage.reasoningTokens"),
+        semconv.TOOL_NAME: ("ai.toolCall.name",),
+        semconv.TOOL_CALL_ID: ("ai.toolCall.id",),
+        semconv.USER_ID: ("ai.telemetry.metadata.userId",),
+        semconv.SESSION_ID: ("ai.telemetry.metadata.sessionId",),
+    },
+    kinds={
+        "ai.operationId": {
+            **dict.fromkeys(
+                ("ai.generateText", "ai.streamText", "ai.generateObject", "ai.streamObject"), semconv.INVOKE_AGENT
+            ),
+            **dict.fromkeys(("ai.embed", "ai.embedMany", "ai.rerank"), semconv.STEP),
+            **dict.fromkeys(
+                (
+                    *("ai.generateText.doGenerate", "ai.streamText.doStream"),
+                    *("ai.generateObject.doGenerate", "ai.streamObject.doStream"),
+                ),
+                semconv.CHAT,
+            ),
+            **dict.fromkeys(("ai.embed.doEmbed", "ai.embedMany.doEmbed"), semconv.EMBEDDINGS),
+            "ai.rerank.doRerank": semconv.RERANKER,
+            "ai.toolCall": semconv.EXECUTE_TOOL,
+        }
+    },
+    first_chunk_events=("ai.stream.firstChunk",),
+    content=(
+        r"ai\.prompt(\..*)?",
+        r"ai\.response\.(text|object|reasoning|toolCalls|files|providerMetadata)",
+        r"ai\.toolCall\.(args|result|input|output)",
+        r"ai\.(value|values|embedding|embeddings|documents|query)",
+    ),
+    provider_endings=(".chat", ".responses", ".messages", ".completion", ".embedding", ".text-embedding"),
+)
+
+DIALECTS: Final = (OPENTELEMETRY, OPENINFERENCE, OPENLLMETRY, LOGFIRE, VERCEL)
 """Where two say the same of one span in words of their own, the first counts."""
 
 # --- the same by what is looked for -----------------------------------------------------------------------------------
@@ -161,6 +210,7 @@ OPERATIONS: Final = {theirs: ours for dialect in DIALECTS for theirs, ours in di
 FIRST_CHUNK_EVENTS: Final = tuple(name for dialect in DIALECTS for name in dialect.first_chunk_events)
 CONTENT_PATTERN: Final = "|".join(pattern for dialect in DIALECTS for pattern in dialect.content)
 """The pattern of attributes, ours and others', that hold what was said."""
+PROVIDER_ENDINGS: Final = tuple(ending for dialect in DIALECTS for ending in dialect.provider_endings)
 NO_SPANS: Final = tuple(pair for dialect in DIALECTS for pair in dialect.no_spans.items())
 
 UNNAMED: Final = "gen_ai.system"
@@ -189,6 +239,17 @@ def read(attributes: Mapping[str, Any], attribute: str) -> Any:
             if value is not None:
                 break
     return value
+
+
+def provider_of(attributes: Mapping[str, Any]) -> str | None:
+    """Who is asked, in small letters and without which of its APIs that is."""
+    named = read(attributes, semconv.PROVIDER)
+    if named is None:
+        return None
+    provider = str(named).lower()
+    for ending in PROVIDER_ENDINGS:
+        provider = provider.removesuffix(ending)
+    return provider
 
 
 def is_genai(attributes: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from otel_llm.conventions import semconv
-from otel_llm.conventions.dialects import operation_of, read
+from otel_llm.conventions.dialects import operation_of, provider_of, read
 from otel_llm.conventions.token_usage import Usage
 from otel_llm.lifecycle.event import (
     ChainCompleted,
@@ -148,8 +148,7 @@ def _tool(record: Record) -> ToolCall:
 
 def _asked(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Who is asked for what model."""
-    provider = _text(attributes, semconv.PROVIDER)
-    return {"provider": provider and provider.lower(), "model": _text(attributes, semconv.REQUEST_MODEL)}
+    return {"provider": provider_of(attributes), "model": _text(attributes, semconv.REQUEST_MODEL)}
 
 
 def _answered(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,13 +245,24 @@ def _show(connection: DuckDBPyConnection, stored: str) -> set[str]:
     names = {name for (name,) in found}
     for name in map(database.quoted, names):
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {database.quoted(stored)}.main.{name}")
-    for name in (*_NEW, "hidden"):
+    for name in (*_NEW, *_BESIDE):
         connection.execute(f"DROP TABLE IF EXISTS temp.{name}")
     return names
 
 
 _NEW: Final = {"new_spans": rows.SPAN_TYPES, "new_llm_usage": rows.USAGE_TYPES}
 """Of this version's columns: the file may be of an earlier one, and cannot be migrated now."""
+
+
+_BESIDE: Final = {
+    "hidden": {"trace_id": "VARCHAR", "span_id": "VARCHAR"},
+    "new_received_rows": {
+        "trace_id": "VARCHAR",
+        "span_id": "VARCHAR",
+        "row_version": "INTEGER",
+        "started_at": "TIMESTAMPTZ",
+    },
+}
 
 
 def _overlay(connection: DuckDBPyConnection, paths: StorePaths, stored: str) -> None:
@@ -263,9 +274,8 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths, stored: str) -> 
     hidden = shown & batch.TABLES.keys()
     for name in hidden:
         connection.execute(f"DROP VIEW temp.{name}")
-    for table, types in _NEW.items():
+    for table, types in (_NEW | _BESIDE).items():
         connection.execute(rows.create_table(table, types))
-    connection.execute("CREATE TEMP TABLE hidden (trace_id VARCHAR, span_id VARCHAR)")
     batch.prepare(connection)
     snapshot = segments.Snapshot(paths.journal)
     while chunks := ingest.plan(snapshot, offsets):

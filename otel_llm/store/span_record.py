@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -18,7 +19,7 @@ from otel_llm.support import otel_private
 from otel_llm.support.otel_private import SpanFacts
 
 _CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
-_SECRET: Final = re.compile(r"url\.query|http\.(request|response)\.(header|body)\..*")
+_SECRET: Final = re.compile(r"url\.query|ai\.request\.headers\..*|http\.(request|response)\.(header|body)\..*")
 """Attributes that can hold keys. Kept by no mode of content capture."""
 _DROPPED: Final = re.compile(f"{_CONTENT.pattern}|{_SECRET.pattern}")
 _URLS: Final = ("url.full", "http.url", "http.target")
@@ -42,7 +43,7 @@ def recorded(attributes: Attributes, scope: str = "") -> Attributes:
     if is_ours(scope):
         return attributes
     if not settings().capture.in_span:
-        kept = {name: value for name, value in attributes.items() if not _DROPPED.fullmatch(name)}
+        kept = {name: value for name, value in attributes.items() if not _is_dropped(name)}
     else:
         kept = {}
         for name, value in attributes.items():
@@ -66,6 +67,11 @@ def recorded(attributes: Attributes, scope: str = "") -> Attributes:
             kept = {name: value for name, value in kept.items() if not name.startswith(_THEIR_TOKENS)}
             kept[semconv.CACHE_HIT] = True
     return kept
+
+
+@lru_cache(4096)  # few names, again and again
+def _is_dropped(name: str) -> bool:
+    return _DROPPED.fullmatch(name) is not None
 
 
 def _is_cache_hit(answer: str) -> bool:
@@ -128,12 +134,16 @@ def start_record(facts: SpanFacts, attributes: Attributes) -> dict[str, Any]:
 
 
 def error_message(span: ReadableSpan) -> str | None:
-    """What the status of an ended span says, which may quote a prompt: None where content is not captured."""
-    said = span.status.description
+    """What the status of an ended span says, as `recorded_message` has it."""
+    scope = span.instrumentation_scope
+    return recorded_message(span.status.description, "" if scope is None else scope.name)
+
+
+def recorded_message(said: str | None, scope: str) -> str | None:
+    """What is kept of the text of an error, which may quote a prompt: None where content is not captured."""
     if not said or not settings().capture.in_span:
         return None
-    scope = span.instrumentation_scope
-    return said if is_ours("" if scope is None else scope.name) else _redacted(said)
+    return said if is_ours(scope) else _redacted(said)
 
 
 def end_record(

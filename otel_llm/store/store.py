@@ -109,6 +109,12 @@ class Store:
         if self._thread.thread is None:
             self._thread.start()
 
+    def write_whole(self, lines: bytes, records: int) -> None:
+        """Journals that many records, as lines, for who answers for them. Raises OSError where that cannot be."""
+        self.journal.append_whole(lines, records)
+        if self._thread.thread is None:
+            self._thread.start()
+
     def resource_for(self, resource: Any) -> dict[str, Any] | None:
         """What a record must say about its `Resource`: None where the segment's header says it already."""
         if resource is self.resource:

@@ -40,6 +40,8 @@ _TASK: Final = "retention"
 _REACHED: Final = "retention reached"
 _TABLES: Final = ("spans", "llm_usage")
 """In the order in which rows are given up."""
+_BESIDE: Final = {"spans": ("replayed", "pending_exports"), "llm_usage": ("received_rows",)}
+"""Tables that say something of those rows, and go with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,15 +259,11 @@ def _delete(connection: DuckDBPyConnection, table: str, condition: str, rows: in
         ).fetchall()[0]
         unshipped = _count_unshipped(connection, table, youngest) if condition == "true" else 0
         deleted = _delete_until(connection, table, youngest, condition)
-        if table == "spans":
-            for beside in ("replayed", "pending_exports"):
-                still_there = (
-                    f"FROM spans WHERE spans.trace_id = {beside}.trace_id AND spans.span_id = {beside}.span_id"
-                )
-                _delete_until(
-                    connection, beside, youngest, "true" if condition == "true" else f"NOT EXISTS ({still_there})"
-                )
-        else:
+        for beside in _BESIDE[table]:
+            same = f"{table}.trace_id = {beside}.trace_id AND {table}.span_id = {beside}.span_id"
+            gone = "true" if condition == "true" else f"NOT EXISTS (FROM {table} WHERE {same})"
+            _delete_until(connection, beside, youngest, gone)
+        if table == "llm_usage":
             _delete_until(connection, "retracted_calls", youngest, condition)
     spans, calls = (deleted, 0) if table == "spans" else (0, deleted)
     return Removed(spans, calls, unshipped=unshipped)

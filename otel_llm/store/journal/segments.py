@@ -38,6 +38,7 @@ class Chunk:
     header: bytes = b""
     """The segment's header line; empty where it is not intact."""
     ends: list[bytes] = field(default_factory=list)
+    """What has ended, and the rows that have come whole."""
     unfinished: list[bytes] = field(default_factory=list)
     """Start lines of what will never end."""
     acknowledgements: list[bytes] = field(default_factory=list)
@@ -221,7 +222,7 @@ def _sort_lines(block: bytes, chunk: Chunk) -> None:
                 chunk.corrupt.append(line)
             continue
         match record.kind(line):
-            case b"e":
+            case b"e" | b"u":
                 chunk.ends.append(line)
             case b"a":
                 chunk.acknowledgements.append(line)

@@ -2,7 +2,7 @@
 
 Lines are JSON with a checksum (see `record.py`). Their fields:
 
-    header  {"k":"h","v":2,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
+    header  {"k":"h","v":3,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
     start   {"k":"s","t":trace id,"s":span id,"p":parent span id or null,"n":name,"kd":span kind,"st":start ns,
              "a":{attributes},"sc":scope name,"scv":scope version,"f":trace flags,
              "ag":enclosing agent's name,"wf":enclosing workflow's name,"r":{resource, where not the header's},
@@ -11,6 +11,7 @@ Lines are JSON with a checksum (see `record.py`). Their fields:
              "o":OTLP endpoint that the span goes to, where this process notes what has arrived there}
     end     the same and "et":end ns,"sts":status code,"std":status description,
              "e":[{"name","time_unix_nano","attributes"}],"l":[{"trace_id","span_id","attributes"}]
+    row     {"k":"u","t":trace id,"s":span id,"u":{columns of llm_usage}}, which another store has
     arrived {"k":"a","o":OTLP endpoint that has taken spans of this process,"i":their ids: trace id and span id of each, joined}
 
 Ids are lower-case hex, times nanoseconds since 1970. Absent and null mean the same.
@@ -40,8 +41,8 @@ from otel_llm.version import __version__
 
 _logger = logging.getLogger("otel_llm")
 
-FORMAT_VERSION: Final = 2
-"""1 had no "m": each line of a span said everything."""
+FORMAT_VERSION: Final = 3
+"""1 had no "m": each line of a span said everything. 2 had no rows of other stores."""
 _RETRY_SECONDS: Final = 0.25
 
 Fsync = Literal["none", "interval", "always"]
@@ -153,6 +154,30 @@ class Journal:
                 self._busy = False
             if self._waiting or self._starts_missing:  # a failure, or whoever interrupted the write
                 self._catch_up()
+
+    def append_whole(self, lines: bytes, records: int) -> None:
+        """Writes that many records, as lines, in one go, for who answers for them: on disk, where `fsync` is `always`.
+
+        Raises OSError. Nothing is kept in memory then; what has got into the file may come again.
+        """
+        with self._lock:
+            ready = self._open is not None and not (self._waiting or self._starts_missing)
+            if not ready and not self._catch_up(now=True):
+                raise OSError(self.last_error or "the journal is in use")
+            segment = self._open
+            assert segment is not None
+            try:
+                segment.write(lines)
+                if self.fsync == "always":
+                    segment.to_disk()
+            except OSError as error:
+                self._failed(error)
+                raise
+            self._unsynced = self.fsync == "interval"
+            self.records += records
+            self._unwritten.recovered(self.directory)
+            if segment.size >= self.segment_size:
+                self._rotate(segment)
 
     def _append_slowly(self, entry: record.Record, *, is_start: bool) -> None:
         """The way of a record when the file is not simply there to be written to."""

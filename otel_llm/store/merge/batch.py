@@ -45,6 +45,8 @@ class Batch:
     """There are calls in it that go on from a response of another."""
     unreported: bool = False
     """There are calls in it that were billed and told no usage."""
+    received: bool = False
+    """There are rows in it that have come whole, as account records."""
 
 
 TABLES: Final = rows.TABLES | duplicates.TABLES | conversations.TABLES
@@ -130,7 +132,11 @@ def _load(connection: DuckDBPyConnection, paths: StorePaths, lines: Lines) -> Ba
     with _files(paths, blocks) as files:
         longest = max(len(line) for block in blocks for line in block)
         _require(connection.execute(rows.load_lines(files, longest)), sum(map(len, blocks)), "lines", paths)
-    _require(connection.execute("EXECUTE fill_batch"), sum(len(each) for _, each in lines.values()), "records", paths)
+    whole = sum(record.kind(line) == b"u" for _, each in lines.values() for line in each)
+    spans = sum(len(each) for _, each in lines.values()) - whole
+    _require(connection.execute("EXECUTE fill_batch"), spans, "records", paths)
+    if whole:
+        _require(connection.execute("EXECUTE fill_received"), whole, "account records", paths)
     return _measure(connection)
 
 
@@ -206,8 +212,17 @@ def store(connection: DuckDBPyConnection, batch: Batch) -> int:
     What is stored already is left out, but for calls that were given up too early: their end replaces them.
     """
     span = batch.first_us, batch.last_us
-    known = bool(connection.execute(rows.any_known(*span)).fetchall()[0][0])
+    known, beside_records = connection.execute(rows.any_known(*span)).fetchall()[0]
+    if batch.received or beside_records:
+        connection.execute(rows.drop_received("FROM received_rows", *span))
+        connection.execute(
+            rows.leave_to_records(f"{rows.RECEIVED} UNION ALL {rows.received_in('received_rows', *span)}")
+        )
+        connection.execute(f"INSERT INTO received_rows BY NAME {rows.RECEIVED}")
+        known = True
     if known:
+        connection.execute(rows.count_on("llm_usage", *span))
+        connection.execute(rows.drop_replaced("llm_usage", *span))
         connection.execute(rows.next_version("llm_usage", *span))
         for table in ("llm_usage", "spans"):
             connection.execute(rows.drop_interrupted(table, *span))
@@ -245,6 +260,7 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     span = batch.first_us, batch.last_us
     # Stored rows of an earlier version count none.
     both = f"(FROM new_llm_usage UNION ALL BY NAME FROM {stored}.llm_usage)"
+    received = _overlay_received(connection, stored, both, span)
     connection.execute(rows.next_version(both, *span))
     connection.execute(rows.drop_interrupted("new_llm_usage", *span))
     connection.execute(rows.drop_interrupted("new_spans", *span))
@@ -252,7 +268,7 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
     for table in ("llm_usage", "spans"):
         connection.execute(rows.drop_known(f"{stored}.{table}", *span, but_interrupted=True))
     connection.execute(rows.insert_spans("new_spans"))
-    settled = duplicates.settle(connection, batch.first_us, batch.shared, stored)
+    settled = duplicates.settle(connection, batch.first_us, batch.shared, stored, received)
     if batch.unreported:
         # Stored rows of an earlier version have no lengths.
         lately = estimates.lately(connection, f"{stored}.llm_usage")
@@ -263,6 +279,26 @@ def overlay(connection: DuckDBPyConnection, batch: Batch, stored: str) -> None:
         _fill_usage_again(connection)
     conversations.settle(connection, batch.chained, stored)
     connection.execute(rows.insert_usage("new_llm_usage"))
+
+
+def _overlay_received(connection: DuckDBPyConnection, stored: str, both: str, span: tuple[int, int]) -> str:
+    """Has the rows that have come whole take the place of others, `both` stored and new. Returns which they are, as a query."""
+    # A file of an earlier version has no such table.
+    there = connection.execute(
+        "SELECT exists(FROM duckdb_tables() WHERE database_name || '.main' = $1 AND table_name = 'received_rows')",
+        [stored.replace('"', "")],
+    ).fetchall()[0][0]
+    earlier = rows.received_in(f"{stored}.received_rows" if there else "new_received_rows", *span)
+    connection.execute(rows.drop_received(f"{earlier} UNION ALL FROM new_received_rows", *span))
+    connection.execute(rows.leave_to_records(f"{rows.RECEIVED} UNION ALL FROM new_received_rows"))
+    # A span hides the stored row that was made of its beginning; here it would hide one that is whole.
+    connection.execute(rows.leave_to_records(earlier))
+    connection.execute(f"DELETE FROM batch USING ({earlier}) AS stored WHERE has_record AND {rows.same_as('stored')}")
+    connection.execute(f"INSERT INTO new_received_rows BY NAME {rows.RECEIVED}")
+    connection.execute(rows.count_on(both, *span))
+    connection.execute(rows.drop_replaced("new_llm_usage", *span))
+    connection.execute(f"INSERT INTO hidden SELECT trace_id, span_id FROM ({rows.RECEIVED})")
+    return f"(FROM {stored}.received_rows UNION ALL FROM new_received_rows)" if there else "new_received_rows"
 
 
 _prices = PriceBook()
@@ -280,8 +316,10 @@ def price(connection: DuckDBPyConnection, paths: StorePaths | None = None) -> No
 
 
 def _fill_usage(connection: DuckDBPyConnection) -> None:
-    ((units,),) = connection.execute("EXECUTE any_units").fetchall()
+    ((units, given),) = connection.execute("EXECUTE any_units").fetchall()
     connection.execute("EXECUTE fill_usage_with_units" if units else "EXECUTE fill_usage")
+    if given:
+        connection.execute("EXECUTE fill_given")
 
 
 def _price_again(connection: DuckDBPyConnection) -> None:

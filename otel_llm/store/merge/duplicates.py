@@ -7,6 +7,7 @@ Layers of one process, in one trace or not, at once or one after the other:
   or, where one of the two names none, they overlap and agree in service, model, tokens and outcome.
 - A report of LangChain's beside our row of an answer out of LangChain's cache is of that answer, with whatever tokens it was paid
   for once, unless the two name different responses.
+- Rows that have come whole are not told to be the same by how they look: where they come from, that was settled.
 - Ours counts, where it is among them; else the client's rather than the framework's; else the inner one.
 
 Processes, which need know nothing of each other:
@@ -67,7 +68,7 @@ _SEEN: Final = {
     "end_us": "BIGINT",
     "scope": "VARCHAR",
     **{name: USAGE_TYPES[name] for name in _COMPARED},
-    **dict.fromkeys(("failed", "is_result", "is_new", "cache_hit"), "BOOLEAN"),
+    **dict.fromkeys(("failed", "is_result", "is_new", "cache_hit", "is_received"), "BOOLEAN"),
     "level": "TINYINT",
 }
 TABLES: Final = {
@@ -85,11 +86,18 @@ TABLES: Final = {
 """Temporary tables, and the types of their columns."""
 
 
-def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: str | None = None) -> bool:
+def settle(
+    connection: DuckDBPyConnection,
+    first_us: int,
+    shared: bool,
+    stored: str | None = None,
+    received: str = "received_rows",
+) -> bool:
     """Leaves each call to be counted once, in the table `batch` and in `llm_usage`. Returns whether `batch` has changed.
 
     `shared`: the batch has calls that others may have reported too. `stored`: the schema of tables that cannot be written,
-    beside `new_llm_usage`; rows to be left out of those go into the table `hidden`.
+    beside `new_llm_usage`; rows to be left out of those go into the table `hidden`. `received`: what tells the rows that have come
+    whole, of which layers of one process are settled where they come from.
     """
     tables = ["llm_usage"] if stored is None else [f"{stored}.llm_usage", "new_llm_usage"]
     spans = ["spans"] if stored is None else [f"{stored}.spans", "new_spans"]
@@ -101,7 +109,7 @@ def settle(connection: DuckDBPyConnection, first_us: int, shared: bool, stored: 
     older = f"OR response_id IN ({retrieved})" if connection.execute(f"{retrieved} LIMIT 1").fetchall() else ""
     for table in TABLES:
         connection.execute(f"TRUNCATE {table}")
-    connection.execute(_seen(tables, since, older))
+    connection.execute(_seen(tables, since, older, received))
     calls, results = connection.execute("SELECT count(*), count(*) FILTER (WHERE is_result) FROM seen").fetchall()[0]
     if calls < 2:
         return False
@@ -135,7 +143,7 @@ def _may_be_shared(table: str, since: str) -> str:
         AND (operation = {literal(semconv.RETRIEVE)} OR NOT {IS_OURS}))"""
 
 
-def _seen(tables: list[str], since: str, older: str) -> str:
+def _seen(tables: list[str], since: str, older: str, received: str) -> str:
     """The calls of the batch, and those stored that may be the same."""
     columns = f"""trace_id, span_id, parent_span_id, epoch_us(started_at) AS start_us,
         coalesce(epoch_us(started_at) + CAST(duration_ms * 1000 AS BIGINT), {_NEVER}) AS end_us,
@@ -146,14 +154,16 @@ def _seen(tables: list[str], since: str, older: str) -> str:
     told = ", ".join(f"CASE WHEN {REPORTED} THEN {name} END AS {name}" for name in ("input_tokens", "output_tokens"))
     is_hit = f"coalesce(price_source = {literal(CACHE_HIT)}, false)"
     stored = " UNION ALL ".join(
-        f"""SELECT false AS is_new, {is_hit} AS cache_hit, {columns}
+        f"""SELECT false AS is_new, {is_hit} AS cache_hit, (trace_id, span_id) IN
+                (SELECT (trace_id, span_id) FROM {received} AS whole WHERE whole.started_at >= {since}) AS is_received, {columns}
             FROM (SELECT * REPLACE ({told}) FROM {table}) WHERE started_at >= {since} {older}"""
         for table in tables
     )
     return f"""INSERT INTO seen BY NAME
     SELECT *, CASE WHEN starts_with(scope, {literal(semconv.SPAN_SCOPES)}) THEN 2
                    WHEN regexp_matches(scope, {literal(_FRAMEWORKS)}) THEN 0 ELSE 1 END AS level
-    FROM (SELECT true AS is_new, cache_hit, {columns} FROM batch WHERE model_call UNION ALL {stored})"""
+    FROM (SELECT true AS is_new, cache_hit, received_version IS NOT NULL AS is_received, {columns}
+        FROM batch WHERE model_call UNION ALL {stored})"""
 
 
 def _nested(spans: list[str], since: str) -> str:
@@ -182,9 +192,23 @@ def _covered() -> str:
         AND ((nested.span_id, above_id) IN ((a.span_id, b.span_id), (b.span_id, a.span_id))))"""
     side_by_side = f"""a.level < 2 AND a.scope <> b.scope AND (b.level, b.scope) > (a.level, a.scope)
         AND a.start_us <= b.end_us AND b.start_us <= a.end_us AND (a.is_new OR b.is_new) AND NOT {is_nested}"""
+    is_guessed = f"{side_by_side} AND NOT (a.is_received AND b.is_received)"
     same_model = """coalesce(a.request_model = b.request_model, false) OR coalesce(a.response_model = b.response_model, false)
         OR coalesce(a.request_model = b.response_model, false) OR coalesce(a.response_model = b.request_model, false)"""
     which = "SELECT a.trace_id, a.span_id, a.is_new FROM"
+    # In a service that one instrumentation reports nothing is reported twice; equal calls of one are as many as they like.
+    mixed = """coalesce(service_name, '') IN
+        (SELECT coalesce(service_name, '') FROM seen GROUP BY ALL HAVING min(scope) <> max(scope))"""
+    unnamed = f"{mixed} AND response_id IS NULL"
+    looking_alike = "".join(
+        f"""UNION {which} (FROM seen WHERE {one}) AS a JOIN (FROM seen WHERE {other}) AS b
+            ON a.service_name IS NOT DISTINCT FROM b.service_name
+            AND a.input_tokens IS NOT DISTINCT FROM b.input_tokens AND a.output_tokens IS NOT DISTINCT FROM b.output_tokens
+            AND a.failed = b.failed
+        WHERE {is_guessed} AND ({same_model})
+    """
+        for one, other in ((unnamed, mixed), (mixed, unnamed))
+    )
     return f"""INSERT INTO covered BY NAME
     {which} nested JOIN seen AS a USING (trace_id) JOIN seen AS b USING (trace_id)
         WHERE a.level < 2 AND (a.scope <> b.scope OR a.response_id = b.response_id)
@@ -192,14 +216,10 @@ def _covered() -> str:
              OR b.level = 2 AND nested.above_id = b.span_id AND nested.span_id = a.span_id)
     UNION
     {which} seen AS a JOIN seen AS b USING (response_id) WHERE {side_by_side}
-    UNION
-    {which} seen AS a JOIN seen AS b ON a.service_name IS NOT DISTINCT FROM b.service_name
-            AND a.input_tokens IS NOT DISTINCT FROM b.input_tokens AND a.output_tokens IS NOT DISTINCT FROM b.output_tokens
-            AND a.failed = b.failed
-        WHERE {side_by_side} AND (a.response_id IS NULL OR b.response_id IS NULL) AND ({same_model})
+    {looking_alike}
     UNION
     {which} seen AS a JOIN (FROM seen WHERE cache_hit AND level = 2) AS b ON a.service_name IS NOT DISTINCT FROM b.service_name
-        WHERE a.level = 0 AND regexp_matches(a.scope, {literal(_CACHES)}) AND {side_by_side} AND ({same_model})
+        WHERE a.level = 0 AND regexp_matches(a.scope, {literal(_CACHES)}) AND {is_guessed} AND ({same_model})
             AND coalesce(a.response_id = b.response_id, true)
     UNION
     {which} seen AS a JOIN seen AS b USING (response_id, operation)
@@ -226,7 +246,8 @@ def _results(tables: list[str]) -> str:
 def _complete_new() -> str:
     """A call of the batch gets what its result, new or stored, tells."""
     reported = ", ".join(f"{column} = result.{column}" for column in (*_RESULT, "reported_cost_usd"))
-    return f"""UPDATE batch SET {reported}, output_messages = coalesce(result.output_messages, batch.output_messages)
+    return f"""UPDATE batch SET is_given = false, {reported},
+        output_messages = coalesce(result.output_messages, batch.output_messages)
     FROM result WHERE call_is_new AND NOT is_complete
         AND batch.trace_id = call_trace_id AND batch.span_id = call_span_id"""
 
@@ -244,7 +265,7 @@ def _complete_stored(tables: list[str]) -> str:
     return f"""
     INSERT INTO covered SELECT call_trace_id, call_span_id, false FROM result WHERE {takes_over};
     INSERT INTO covered SELECT trace_id, span_id, is_new FROM result WHERE NOT ({takes_over});
-    UPDATE batch SET {columns}, row_version = coalesce(call.row_version, 1) + 1,
+    UPDATE batch SET is_given = false, {columns}, row_version = coalesce(call.row_version, 1) + 1,
         price_slot = epoch_us(call.started_at) * 1000 // {SLOT_NS}
     FROM result, ({rows}) AS call
     WHERE {takes_over} AND {_same("batch", "result")}

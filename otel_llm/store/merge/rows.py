@@ -39,6 +39,7 @@ _LINE: Final = {
     "x": "BIGINT",
     "o": "VARCHAR",
     "w": "VARCHAR",
+    "u": "JSON",
     **dict.fromkeys(semconv.LENGTHS, "VARCHAR"),
 }
 
@@ -132,6 +133,12 @@ def _operation() -> str:
     theirs = " ".join(f"WHEN {literal(name)} THEN {literal(ours)}" for name, ours in dialects.OPERATIONS.items())
     stated = f"coalesce(CASE operation_name {theirs} ELSE operation_name END, {', '.join(known)})"
     return f"CASE WHEN {_is_span()} THEN {stated} END"
+
+
+def _provider() -> str:
+    """Who was asked, as `dialects.provider_of` has it."""
+    endings = "|".join(re.escape(ending) for ending in dialects.PROVIDER_ENDINGS)
+    return f"regexp_replace(lower(provider_name), {literal(f'({endings})$')}, '')"
 
 
 def _is_span() -> str:
@@ -252,7 +259,7 @@ SELECT
     a AS attributes, e AS events, l AS links, resource, sc AS scope_name, scv AS scope_version, f AS trace_flags,
     x IS NULL AND {_model_call()} AS model_call,
     {_first_chunk_ms()} AS time_to_first_chunk_ms,
-    lower(provider_name) AS provider, request_model,
+    {_provider()} AS provider, request_model,
     coalesce(response_model, CASE WHEN asked ->> '$.model' IS NOT NULL AND status <> 'error' THEN named_model END)
         AS response_model,
     response_id,
@@ -282,6 +289,51 @@ SELECT
 FROM judged"""
 
 
+# --- rows that come whole ---------------------------------------------------------------------------------------------
+_OF_THE_LINE: Final = {"trace_id": "t", "span_id": "s"}
+_JSON_TYPES: Final = {"finish_reasons": ["VARCHAR"], "tags": "MAP(VARCHAR,VARCHAR)", "units": "MAP(VARCHAR,VARCHAR)"}
+
+
+def _fill_received() -> str:
+    """A row of `batch` for each account record in `line`: a row of `llm_usage` that another store has, or takes back."""
+    spec = literal(json.dumps({name: _JSON_TYPES.get(name, "VARCHAR") for name in (*USAGE_COLUMNS, "retracted")}))
+    units = f"map(map_keys(v.units), [{_NUMBER.format('one')} FOR one IN map_values(v.units)])"
+    columns = []
+    for name in USAGE_COLUMNS:
+        kind = USAGE_TYPES[name]
+        if name in _OF_THE_LINE:
+            read = _OF_THE_LINE[name]
+        elif name == "units":
+            read = f"CASE WHEN v.units IS NOT NULL THEN {units} END"
+        elif name == "row_version":
+            read = "greatest(coalesce(TRY_CAST(v.row_version AS INTEGER), 1), 1)"
+        elif name == "started_at":
+            read = "coalesce(TRY_CAST(v.started_at AS TIMESTAMPTZ), make_timestamptz(0))"
+        elif kind == "JSON":
+            read = _json(f"v.{name}")
+        elif name in _JSON_TYPES or kind == "VARCHAR":
+            read = f"v.{name}"
+        else:
+            read = f"TRY_CAST(v.{name} AS {kind})"
+        columns.append(f"{read} AS {_TOLD.get(name, name)}")
+    return f"""
+INSERT INTO batch BY NAME
+SELECT * EXCLUDE (retracted), row_version AS received_version, NOT retracted AS model_call, true AS is_given,
+    epoch_us(started_at) * 1000 AS start_ns, epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot,
+    CASE WHEN told_source = {literal(REPORTED_COST)} THEN told_cost_usd END AS reported_cost_usd,
+    CASE WHEN told_source = {literal(LITELLM)} THEN told_cost_usd END AS litellm_cost_usd,
+    coalesce(told_source = {literal(CACHE_HIT)}, false) AS cache_hit,
+    coalesce(told_source = {literal(REFUSED)}, false) AS refused
+FROM (
+    SELECT {", ".join(columns)}, coalesce(TRY_CAST(v.retracted AS BOOLEAN), false) AS retracted
+    FROM (SELECT t, s, from_json(u, {spec}) AS v FROM line WHERE k = 'u' AND t IS NOT NULL AND s IS NOT NULL)
+)"""
+
+
+_TOLD: Final = {"usage_source": "stated_usage_source", "cost_usd": "told_cost_usd", "price_source": "told_source"}
+"""What is computed of a span, and told by an account record: the column of `batch` that has it."""
+
+
 _REFUSALS: Final = "|".join(
     (
         "BadRequest",
@@ -308,24 +360,24 @@ IS_OURS: Final = f"starts_with(coalesce(instrumentation, ''), {literal(semconv.S
 _LEFT: Final = ", ".join(map(literal, (semconv.PARTIAL, semconv.CANCELLED, semconv.INTERRUPTED)))
 UNREPORTED: Final = f"""model_call AND input_tokens IS NULL AND output_tokens IS NULL
     AND coalesce(input_chars, output_chars) IS NOT NULL AND request_model IS NOT NULL AND NOT cache_hit AND NOT refused
-    AND reported_cost_usd IS NULL
+    AND reported_cost_usd IS NULL AND is_given IS NOT TRUE
     AND (status IN ({_LEFT}) OR (status = {literal(semconv.ERROR)} AND time_to_first_chunk_ms IS NOT NULL))"""
 """The condition on the table `batch` for a call that was billed, as far as anybody can tell, and told no usage."""
 
 _MEASURE_BATCH: Final = f"""
-SELECT count(*), count(*) FILTER (WHERE status = 'interrupted'), count(DISTINCT trace_id || span_id),
+SELECT count(*), count(*) FILTER (WHERE status = 'interrupted' AND is_given IS NOT TRUE), count(DISTINCT trace_id || span_id),
     min(start_ns) // 1000, max(start_ns) // 1000,
     coalesce(bool_or({_has("attributes", semconv.UNIT_PREFIX)}), false),
     coalesce(bool_or(model_call AND (operation IN ({literal(semconv.BATCH)}, {literal(semconv.RETRIEVE)})
         OR NOT {IS_OURS})), false),
     count(endpoint) > 0, count(conversation_source) > 0,
-    coalesce(bool_or({UNREPORTED}), false)
+    coalesce(bool_or({UNREPORTED}), false), count(received_version) > 0
 FROM batch
 """
 """Rows, rows that never ended, different spans, the microseconds of the first start and the last, whether there is something
 billed by other things than tokens, whether there are calls that others may have reported too (see `duplicates.py`), whether there
-are spans that go out over OTLP, calls that go on from others (see `conversations.py`), and calls to
-estimate (see `estimates.py`)."""
+are spans that go out over OTLP, calls that go on from others (see `conversations.py`), calls to estimate (see `estimates.py`), and
+rows that have come whole."""
 
 _FILL_UNITS: Final = f"""UPDATE batch SET units = {_below("attributes", semconv.UNIT_PREFIX, _NUMBER)}
     WHERE {_has("attributes", semconv.UNIT_PREFIX)}"""
@@ -334,34 +386,41 @@ _FILL_UNITS: Final = f"""UPDATE batch SET units = {_below("attributes", semconv.
 DROP_REPEATED: Final = """
 DELETE FROM batch WHERE rowid IN (
     SELECT rowid FROM batch
-    QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY status = 'interrupted', end_ns DESC) > 1)
+    QUALIFY row_number() OVER (PARTITION BY trace_id, span_id, received_version IS NULL
+        ORDER BY received_version DESC, status = 'interrupted', end_ns DESC) > 1)
 """
-"""Leaves each span of the batch once, its end before its start."""
+"""Leaves each span of the batch once, its end before its start, and of each row that has come whole the last version."""
 
 
 def _same_span(table: str, first_us: int, last_us: int) -> str:
     """The batch's spans in `table`. The batch's time range is spelled out so that older row groups are not read."""
-    return f"""{table}.trace_id = batch.trace_id AND {table}.span_id = batch.span_id
+    return f"""{same_as(table)}
         AND {table}.started_at BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"""
 
 
 def any_known(first_us: int, last_us: int) -> str:
-    """Whether any span of the batch is stored already. The account keeps calls whose spans retention has removed."""
+    """Whether any span of the batch is stored already, and whether the store has rows that came whole.
+
+    The account keeps calls whose spans retention has removed.
+    """
     identity = "SELECT trace_id, span_id, started_at"
     stored = f"({identity} FROM spans UNION ALL {identity} FROM llm_usage) AS stored"
-    return f"SELECT exists(FROM {stored}, batch WHERE {_same_span('stored', first_us, last_us)})"
+    return f"""SELECT exists(FROM {stored}, batch WHERE {_same_span("stored", first_us, last_us)}),
+        exists(FROM received_rows)"""
 
 
 def next_version(stored: str, first_us: int, last_us: int) -> str:
     """Counts on from what `stored` has as interrupted, where the batch brings its end after all."""
     return f"""UPDATE batch SET row_version = coalesce(stored.row_version, 1) + 1 FROM {stored} AS stored
-        WHERE {_same_span("stored", first_us, last_us)} AND stored.status = 'interrupted' AND batch.status <> 'interrupted'"""
+        WHERE {_same_span("stored", first_us, last_us)} AND stored.status = 'interrupted' AND batch.status <> 'interrupted'
+            AND {_COUNTS}"""
 
 
 def drop_interrupted(table: str, first_us: int, last_us: int) -> str:
     """Removes what was recorded as interrupted from `table`, where the batch brings its end after all."""
     return f"""DELETE FROM {table} USING batch
-        WHERE {_same_span(table, first_us, last_us)} AND {table}.status = 'interrupted' AND batch.status <> 'interrupted'"""
+        WHERE {_same_span(table, first_us, last_us)} AND {table}.status = 'interrupted' AND batch.status <> 'interrupted'
+            AND {_of(table)}"""
 
 
 def drop_known(stored: str, first_us: int, last_us: int, *, but_interrupted: bool = False) -> str:
@@ -370,7 +429,56 @@ def drop_known(stored: str, first_us: int, last_us: int, *, but_interrupted: boo
     `but_interrupted`: an end in the batch counts more than a stored `interrupted`, which could not be removed.
     """
     exception = "AND (stored.status <> 'interrupted' OR batch.status = 'interrupted')" if but_interrupted else ""
-    return f"DELETE FROM batch USING {stored} AS stored WHERE {_same_span('stored', first_us, last_us)} {exception}"
+    return f"""DELETE FROM batch USING {stored} AS stored
+        WHERE {_same_span("stored", first_us, last_us)} AND {_of(stored)} {exception}"""
+
+
+_COUNTS: Final = "batch.received_version IS NULL AND batch.has_record IS NOT TRUE"
+"""The condition on a span of the batch for one whose row is made of it, and has not come whole."""
+
+
+def _of(table: str) -> str:
+    """The condition for what of the batch is on its way into `table`, as spans or made of spans."""
+    return "batch.received_version IS NULL" if table.endswith("spans") else _COUNTS
+
+
+def drop_received(received: str, first_us: int, last_us: int) -> str:
+    """Removes from the batch the rows that have come whole before, in this version or a later one (the query `received`)."""
+    return f"""DELETE FROM batch USING ({received}) AS stored
+        WHERE {_same_span("stored", first_us, last_us)} AND batch.received_version <= stored.row_version"""
+
+
+def same_as(stored: str) -> str:
+    """The condition for the same span, or row, of the batch and of `stored`."""
+    return f"batch.trace_id = {stored}.trace_id AND batch.span_id = {stored}.span_id"
+
+
+def leave_to_records(received: str) -> str:
+    """Marks the spans whose rows come whole, or have come (the query `received`): they are kept for the tree alone."""
+    return f"""UPDATE batch SET has_record = true, model_call = false FROM ({received}) AS stored
+        WHERE batch.received_version IS NULL AND {same_as("stored")}"""
+
+
+def received_in(table: str, first_us: int, last_us: int) -> str:
+    """What the batch may have of `received_rows`, as a query."""
+    return f"FROM {table} WHERE started_at BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"
+
+
+RECEIVED: Final = """SELECT trace_id, span_id, received_version AS row_version, started_at FROM batch
+    WHERE received_version IS NOT NULL"""
+"""What of the batch has come whole, with the columns of `received_rows`."""
+
+
+def count_on(stored: str, first_us: int, last_us: int) -> str:
+    """Gives a row that has come whole a higher version than the one that it takes the place of: `stored` may have changed it."""
+    return f"""UPDATE batch SET row_version = greatest(batch.row_version, coalesce(stored.row_version, 1) + 1)
+        FROM {stored} AS stored WHERE {_same_span("stored", first_us, last_us)} AND batch.received_version IS NOT NULL"""
+
+
+def drop_replaced(table: str, first_us: int, last_us: int) -> str:
+    """Removes the rows of `table` that those which have come whole take the place of."""
+    return f"""DELETE FROM {table} USING batch
+        WHERE {_same_span(table, first_us, last_us)} AND batch.received_version IS NOT NULL"""
 
 
 RETRACT_UNCOUNTED: Final = """INSERT INTO retracted_calls (trace_id, span_id, started_at, row_version)
@@ -380,7 +488,7 @@ RETRACT_UNCOUNTED: Final = """INSERT INTO retracted_calls (trace_id, span_id, st
 
 def insert_spans(table: str) -> str:
     columns = ", ".join(SPAN_COLUMNS)
-    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM batch"
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM batch WHERE received_version IS NULL"
 
 
 INSERT_PENDING: Final = """INSERT INTO pending_exports (trace_id, span_id, endpoint, writer, started_at)
@@ -415,7 +523,8 @@ def insert_prices(rows: int) -> str:
     return f"INSERT INTO price VALUES {', '.join([hole] * rows)}"
 
 
-_PRICE_KEYS: Final = f"SELECT DISTINCT {', '.join(PRICE_KEY)} FROM batch WHERE model_call AND NOT cache_hit"
+_PRICE_KEYS: Final = f"""SELECT DISTINCT {", ".join(PRICE_KEY)} FROM batch
+    WHERE model_call AND NOT cache_hit AND is_given IS NOT TRUE"""
 
 
 _PRICED_AS: Final = {
@@ -461,9 +570,14 @@ SELECT {values} FROM (
         SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)}), {_known()}
         FROM batch LEFT JOIN price ON {join}
             AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
-        WHERE model_call
+        WHERE model_call AND is_given IS NOT TRUE
     )
 )"""
+
+
+_FILL_GIVEN: Final = f"""INSERT INTO usage_batch ({", ".join(USAGE_COLUMNS)})
+    SELECT {", ".join(_TOLD.get(column, column) for column in USAGE_COLUMNS)} FROM batch WHERE model_call AND is_given"""
+"""A row of `usage_batch` for each that has come whole, as it came."""
 
 
 def _billed_units() -> str:
@@ -612,7 +726,13 @@ _BATCH_TYPES: Final = {
     "price_slot": "BIGINT",
     "endpoint": "VARCHAR",
     "writer": "VARCHAR",
+    "received_version": "INTEGER",
+    **dict.fromkeys(("is_given", "has_record"), "BOOLEAN"),
+    "told_cost_usd": "DECIMAL(18, 9)",
+    "told_source": "VARCHAR",
 }
+"""Beside what becomes columns: `received_version` is the version of a row that has come whole (an account record), NULL of a span;
+`is_given`: its cost is the one that it came with; `has_record`: a span whose row comes whole."""
 TABLES: Final = {
     "line": {**_LINE, "filename": "VARCHAR"},
     "batch": _BATCH_TYPES,
@@ -623,12 +743,14 @@ TABLES: Final = {
 
 STATEMENTS: Final = {
     "fill_batch": _fill_batch(),
+    "fill_received": _fill_received(),
     "measure_batch": _MEASURE_BATCH,
     "price_keys": _PRICE_KEYS,
     "fill_units": _FILL_UNITS,
-    "any_units": "SELECT count(units) > 0 FROM batch",
+    "any_units": "SELECT count(units) > 0, count(received_version) > 0 FROM batch",
     "fill_usage": _fill_usage(with_units=False),
     "fill_usage_with_units": _fill_usage(with_units=True),
+    "fill_given": _FILL_GIVEN,
 }
 """Prepared once: planning them takes longer than running them on a small batch."""
 
