@@ -47,6 +47,8 @@ ELSEWHERE = {
     "otelcol-contrib validate": "tests/test_collector_config.py, where OTELCOL_BIN names one",
     "otelcol-contrib --config": "tests/integration/test_collector.py, where OTELCOL_BIN names one",
     "COLLECTOR_HOST=0.0.0.0 otelcol-contrib": "tests/integration/test_collector.py, where OTELCOL_BIN names one",
+    "docker build": "no container engine is here: tests/packaging/test_deploy.py checks what goes into the images",
+    "kubectl": "no cluster is here: tests/packaging/test_deploy.py checks the manifests",
     "curl -s 'http://localhost:16686/": "tests/integration/test_jaeger.py asks the same, where JAEGER_BIN names one",
     "otel-llm replay": "it needs a backend: tests/integration/test_replay.py",
     "git clone": ".ci/run starts from a clone",
