@@ -74,6 +74,7 @@ class ModelCall:
         "last_chunk_ns",
         "model",
         "propagates",
+        "quiet_until_ns",
         "span",
         "started_ns",
         "started_perf_ns",
@@ -115,6 +116,8 @@ class ModelCall:
         """What its answer is read into, while it comes."""
         self._aside: dict[str, Any] = {} if characters is None else {semconv.INPUT_CHARACTERS: characters}
         self._progress_ns = _NEVER
+        self.quiet_until_ns = 0
+        """Until when, by the monotonic clock, nothing is to be done for a chunk but to note its time in `last_chunk_ns`."""
         self._chunk_times: metrics.ChunkTimes | None = None
         self.adopted = threading.Lock()
         self.claimed = threading.Lock()
@@ -200,6 +203,8 @@ class ModelCall:
             seconds = self.attributes[semconv.TIME_TO_FIRST_CHUNK] = (now - self.started_perf_ns) / 1e9
             self.span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, seconds)
             self._tell()
+        if self._chunk_times is None:
+            self.quiet_until_ns = self._progress_ns
 
     def _tell_progress(self, now: int) -> None:
         """Has it on record how much of the answer has come, should the process die: less and less often."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any, Final
 
 from otel_llm.conventions import semconv
@@ -33,6 +34,9 @@ _IMAGE = frozenset({"b64_json", "url", "revised_prompt"})
 _IMAGE_EVENTS = ("image_generation.completed", "image_edit.completed")
 _NOTHING: Mapping[str, Any] = {}
 _NO_UNITS: dict[str, float] = {}
+_OF_CHUNK = itemgetter("choices", "usage", "service_tier")
+_OF_CHOICE = itemgetter("delta", "finish_reason")
+_OF_DELTA = itemgetter("content", "tool_calls")
 _LONGEST_TEXT = 1_000
 """Characters of an id, a name, a reason; whoever sends more sends no such thing."""
 
@@ -96,8 +100,6 @@ class Answer:
 
     def see(self, payload: object) -> None:
         """Takes what is new from an answer, a chunk or an event."""
-        if self.id is not None and self._see_mere_text(payload):
-            return
         found = fields(payload)
         if not found:
             found = _bare(payload)
@@ -112,41 +114,33 @@ class Answer:
         if self.content is not None and found.get("choices") is None:  # each choice is told of as it is read
             self.content.see(kind, found)
 
-    def _see_mere_text(self, chunk: Any) -> bool:
+    def see_mere_text(self, chunk: Any) -> bool:
         """Takes a chunk of a chat that has nothing new but a piece of the text, as nearly all of a stream; False for any other.
 
-        Of the client's own (pydantic) classes, with no field beside those that they name.
+        Of the client's own (pydantic) classes, with no field beside those that they name. Where `is_begun`.
         """
         try:
-            own = chunk.__dict__
-            (choice,) = own["choices"]
-            told = choice.__dict__
-            said = told["delta"].__dict__
-            text = said["content"]
+            (choice,), usage, tier = _OF_CHUNK(chunk.__dict__)
+            said, reason = _OF_CHOICE(choice.__dict__)
+            text, tools = _OF_DELTA(said.__dict__)
             if (
-                type(text) is not str
-                or not text
-                or own["object"] != "chat.completion.chunk"
-                or own["usage"] is not None
-                or own.get("service_tier") not in (None, self.tier)
-                or told["finish_reason"] is not None
-                or said["tool_calls"]
-                or chunk.__pydantic_extra__
-                or choice.__pydantic_extra__
-                or self._finish_reasons
-                or self.content is not None
+                type(text) is str
+                and text
+                and usage is None
+                and reason is None
+                and not (tools or chunk.__pydantic_extra__ or choice.__pydantic_extra__)
+                and (tier is None or tier == self.tier)
             ):
-                return False
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:  # no chunk, or one of several choices or none
+                self.characters += len(text)
+                return True
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # no chunk, or several choices or none
             faults.pass_on(error)
-            return False
-        self.characters += len(text)
-        return True
+        return False
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the first chunk has told whose answer this is, and what it says need not be kept."""
+        return self.id is not None and self.content is None
 
     def _see_object(self, found: Mapping[str, Any]) -> None:
         """An answer that is no event, a chunk of one, or an event that holds its facts as an answer does."""
@@ -283,7 +277,8 @@ class Answer:
     def _see_identity(self, found: Mapping[str, Any]) -> None:
         self.id = _text(found.get("id"))
         self.model = _text(found.get("model")) or self.model
-        self.fingerprint = _text(found.get("system_fingerprint"))
+        if (fingerprint := found.get("system_fingerprint")) is not None:
+            self.fingerprint = _text(fingerprint)
 
     def _see_response(self, found: Mapping[str, Any]) -> None:
         self._see_identity(found)

@@ -176,15 +176,17 @@ class RecordedExchange(Exchange):
     def end(self) -> None:
         """Finishes the call with its answer, or follows the answer until it is complete."""
         self.detach()
-        hides_usage = self._hides_usage  # before it is learned what the answer tells
-        self._learn()
+        asking, hides_usage = self._asking, False
+        if asking is not None:
+            hides_usage = asking.hides_usage  # before it is learned what the answer tells
+            self._learn()
         answer = None
         try:
             answer = self._answer()
             if self._see(self.result, answer, hides_usage=hides_usage):
                 return
-            if answer.refuses_usage and self._asking is not None:
-                self._asking.refused_late(None, in_answer=True)
+            if answer.refuses_usage and asking is not None:
+                asking.refused_late(None, in_answer=True)
         except Exception as fault:
             faults.report("read an OpenAI answer", fault)
         answer = answer or Answer()
@@ -219,14 +221,16 @@ class RecordedExchange(Exchange):
         while isinstance(result, _PROXY):  # another instrumentation between the client and us
             result = result.__wrapped__
         own = getattr(result, "__dict__", {})
-        if private.iterator(result) is not None:
-            follow_stream(result, StreamRecorder(self.call, hides_usage=hides_usage, refused=self._refused))
-            return True
-        response = own.get("http_response")  # the raw responses
-        if response is None and len(own) == 1:  # a binary answer, of speech
-            response = own.get("response")
-        if response is None and private.is_read(result):  # an HTTP response
-            response = result
+        response = None
+        if "usage" not in own:  # as an answer that is parsed and whole has it
+            if private.iterator(result) is not None:
+                follow_stream(result, StreamRecorder(self.call, hides_usage=hides_usage, refused=self._refused))
+                return True
+            response = own.get("http_response")  # the raw responses
+            if response is None and len(own) == 1:  # a binary answer, of speech
+                response = own.get("response")
+            if response is None and private.is_read(result):  # an HTTP response
+                response = result
         if response is None:
             if isinstance(result, str) and self._is_stream:
                 # Asked for behind the client's back, who takes it for text.

@@ -37,6 +37,8 @@ class Observer:
     """Whether `end` has been called; `conclude` sees to it that it is called once."""
     is_followed = False
     """Whether somebody follows its answer."""
+    quiet_until_ns = 0
+    """As of a `ModelCall`."""
     last_chunk_ns: int | None = None
     ended_perf_ns: int | None = None
     """When it ended, by the monotonic clock, where that is not now."""

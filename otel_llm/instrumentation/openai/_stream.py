@@ -34,7 +34,7 @@ _SSE = "text/event-stream"
 class StreamRecorder:
     """Ties a stream to its call."""
 
-    __slots__ = ("_refused", "answer", "call", "hides_usage", "pulling")
+    __slots__ = ("_reads_text", "_refused", "answer", "call", "hides_usage", "pulling")
 
     def __init__(
         self, call: ModelCall | Observer, *, hides_usage: bool = False, refused: Callable[..., None] | None = None
@@ -49,15 +49,23 @@ class StreamRecorder:
         if stream_listeners and self.answer.content is not None and isinstance(call, ModelCall):
             self.answer.content = _told_output(call)
         self.hides_usage = hides_usage
+        self._reads_text = False
         self.pulling = False
         """Whether the client is at work on the next piece: it closes the response itself at the end, which is no early leave."""
 
     def see(self, chunk: object) -> bool:
         """Takes note of a chunk. Returns whether the app may see it."""
         try:
-            answer = self.answer
-            self.call.chunk(answer.model)
-            answer.see(chunk)
+            call, answer = self.call, self.answer
+            now = time.perf_counter_ns()
+            if now < call.quiet_until_ns:
+                call.last_chunk_ns = now
+            else:
+                call.chunk(answer.model)
+            # Nearly all of a stream is text, piece by piece.
+            if not (self._reads_text and answer.see_mere_text(chunk)):
+                answer.see(chunk)
+                self._reads_text = answer.is_begun
             if self.hides_usage:
                 return not _hide_usage(chunk)
         except Exception as fault:
@@ -122,10 +130,10 @@ def _hide_usage(chunk: Any) -> bool:
     """Removes the traces of the usage that we asked for; True where the whole chunk is ours."""
     if isinstance(chunk, dict):  # of a stream that the app has parsed to a type of its own
         return chunk.get("usage") is not None and not chunk.get("choices")
-    usage = getattr(chunk, "usage", None)
-    if usage is not None:
+    if getattr(chunk, "usage", None) is not None:
         return not getattr(chunk, "choices", None)
-    getattr(chunk, "__pydantic_fields_set__", set()).discard("usage")
+    if (told := getattr(chunk, "__pydantic_fields_set__", None)) is not None:
+        told.discard("usage")
     return False
 
 
