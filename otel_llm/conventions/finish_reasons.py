@@ -17,6 +17,7 @@ INCOMPLETE: Final = {"max_output_tokens": "length", "max_tokens": "length"}
 """What limits a Responses answer -> the word of the chat API."""
 _NAMES: Final = ("finish_reason", "stop_reason", "done_reason", "stopReason", "finishReason")
 """OpenAI and Google, Anthropic, Ollama, Bedrock, the JSON of Google's API."""
+_NAME_SET: Final = frozenset(_NAMES)
 
 
 def reason_in(*holders: object, asks_for_tools: bool = False) -> str | None:
@@ -25,13 +26,13 @@ def reason_in(*holders: object, asks_for_tools: bool = False) -> str | None:
     `asks_for_tools`: whether the answer asks for tools, which the state of a Responses answer does not tell.
     """
     for holder in holders:
-        if issubclass(type(holder), Mapping) and (reason := _reason(holder, asks_for_tools)):  # type: ignore[arg-type]
+        if holder and issubclass(type(holder), Mapping) and (reason := _reason(holder, asks_for_tools)):  # type: ignore[arg-type]
             return reason
     return None
 
 
 def _reason(found: Mapping[str, Any], asks_for_tools: bool) -> str | None:
-    for name in _NAMES:
+    for name in () if _NAME_SET.isdisjoint(found) else _NAMES:
         value = found.get(name)
         if value is None:
             continue

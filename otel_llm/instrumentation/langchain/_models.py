@@ -32,6 +32,7 @@ _PARAMETERS = (
     ("n", semconv.REQUEST_CHOICE_COUNT, (int,)),
 )
 """What the parameters of a call tell, in the names that most of LangChain's models have for them."""
+_TOLD_KEYS, _PARAMETER_KEYS = (frozenset(key for key, _, _ in told) for told in (_TOLD, _PARAMETERS))
 
 
 class ModelRun:
@@ -141,8 +142,8 @@ class ModelRequest:
         self.operation = operation
         self.model = _model(metadata, parameters)
         self.attributes: dict[str, Any] = {semconv.PROVIDER: _provider(metadata, serialized)}
-        for source, wanted in ((metadata, _TOLD), (parameters, _PARAMETERS)):
-            for key, name, types in wanted:
+        for source, wanted, keys in ((metadata, _TOLD, _TOLD_KEYS), (parameters, _PARAMETERS, _PARAMETER_KEYS)):
+            for key, name, types in () if keys.isdisjoint(source) else wanted:
                 value = source.get(key)
                 if isinstance(value, types) and not isinstance(value, bool) and abs(value) < 2**63:
                     self.attributes[name] = float(value) if float in types else value
@@ -191,12 +192,12 @@ def _content_wanted() -> bool:
 
 def _model(metadata: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:
     # The parameters first: they hold what is sent, `ls_model_name` what LangSmith shows.
-    for source, keys in ((parameters, _MODEL_KEYS), (metadata, ("ls_model_name",))):
-        for key in keys:
-            value = source.get(key)
-            if isinstance(value, str) and value:
-                return value
-    return None
+    for key in _MODEL_KEYS:
+        value = parameters.get(key)
+        if isinstance(value, str) and value:
+            return value
+    shown = metadata.get("ls_model_name")
+    return shown if isinstance(shown, str) and shown else None
 
 
 def _provider(metadata: Mapping[str, Any], serialized: Mapping[str, Any] | None) -> str:

@@ -91,10 +91,11 @@ class ModelResult:
                 reading = reading or found  # every candidate carries the usage of them all
                 if not came_in_pieces and settings().estimate:
                     self._measure(*_length_of(generation))
-        self.model = self.model or _text(output, _MODEL_KEYS)
-        self.id = self.id or _text(output, ("id",))
-        if not reading and not self.cache_hit:
-            reading = self._read(output)
+        if output:
+            self.model = self.model or _text(output, _MODEL_KEYS)
+            self.id = self.id or _text(output, ("id",))
+            if not reading and not self.cache_hit:
+                reading = self._read(output)
         if reading:
             self._readings.append(reading)
             if (usage := reading.usage) is not None:
@@ -104,7 +105,8 @@ class ModelResult:
         message = getattr(generation, "message", None)
         told = _mapping(getattr(message, "response_metadata", None))
         info = _mapping(getattr(generation, "generation_info", None))
-        self.model = self.model or _text(told, _MODEL_KEYS) or _text(info, _MODEL_KEYS)
+        if told or info:
+            self.model = self.model or _text(told, _MODEL_KEYS) or _text(info, _MODEL_KEYS)
         identity = _text(told, ("id",)) or getattr(message, "id", None)
         if self.id is None and isinstance(identity, str) and not identity.startswith(_LANGCHAIN_IDS):
             self.id = identity
@@ -121,15 +123,20 @@ class ModelResult:
             return None
         if self._asked.get(semconv.PROVIDER) in _SOLD_IN_TIERS:
             self._tier = _text(told, ("service_tier",)) or self._tier
-        elif (tier := _anthropic_tier(_mapping(told.get("usage")))) is not None:
+        elif "usage" in told and (tier := _anthropic_tier(_mapping(told["usage"]))) is not None:
             self._tier = tier
-        reading = self._read_one(reported).completed_by(self._read(told)).completed_by(self._read(info))
-        return reading if reading.units else reading._replace(units=_units(message, told, info))
+        reading = _NOTHING_READ if reported is None else self._read_one(reported)
+        for source in (told, info):
+            if source:
+                reading = reading.completed_by(self._read(source))
+        if not reading.units and (units := _units(message, told, info)):
+            reading = reading._replace(units=units)
+        return reading
 
     def _read(self, source: Mapping[str, Any]) -> Reading:
         """What a provider's own words say, where a package has left them."""
         reading = _NOTHING_READ
-        for key in _USAGE_KEYS:
+        for key in () if _USAGE_SET.isdisjoint(source) else _USAGE_KEYS:
             if told := source.get(key):
                 reading = reading.completed_by(self._read_one(told))
         if not _BESIDE_SET.isdisjoint(source):
@@ -149,7 +156,7 @@ class ModelResult:
         if self.model is not None:
             found[semconv.RESPONSE_MODEL] = self.model
         if self._finish_reasons:
-            found[semconv.FINISH_REASONS] = self._finish_reasons
+            found[semconv.FINISH_REASONS] = tuple(self._finish_reasons)  # as the SDK keeps it
         if self.cache_hit:
             found[semconv.CACHE_HIT] = True
         for reading in self._readings:
@@ -178,6 +185,7 @@ def _is_cache_hit(usage: object) -> bool:
 
 
 _BESIDE_SET = frozenset(_BESIDE)
+_USAGE_SET = frozenset(_USAGE_KEYS)
 _NOTHING_READ = Reading(None)
 
 
@@ -186,7 +194,8 @@ def _units(message: object, told: Mapping[str, Any], info: Mapping[str, Any]) ->
     content = getattr(message, "content", None)
     if type(content) is list and (found := server_tools(map(_mapping, content))):
         return found
-    grounding = _mapping(told.get("grounding_metadata") or info.get("grounding_metadata"))
+    if not (grounding := _mapping(told.get("grounding_metadata") or info.get("grounding_metadata"))):
+        return NO_UNITS
     queries = grounding.get("web_search_queries")
     return {semconv.GROUNDING_QUERIES: float(len(queries))} if isinstance(queries, list) and queries else NO_UNITS
 
@@ -207,4 +216,5 @@ def _text(source: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else _NOTHING
+    # Before the class is asked for in Python.
+    return value if type(value) is dict or isinstance(value, Mapping) else _NOTHING
