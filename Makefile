@@ -4,7 +4,8 @@
 # make outdated  only say what is newer
 # make constraints  have the newest of everything be what is tested: writes constraints.txt
 # make lint     ruff and mypy
-# make bench    the benchmarks (minutes)
+# make bench    what recording costs, beside its peers, and what the command line does (a quarter of an hour)
+# make matrix   which ways to call a model are recorded right, here and by peers (minutes)
 # make soak     the long tests: what `make test` shows in short form, at full length
 # make pictures  draw the pictures of docs/pictures that show a terminal
 # make clean    remove what the others made
@@ -27,9 +28,10 @@ export PIP_BUILD_CONSTRAINT := $(CONSTRAINTS)
 
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
-# The peers that the benchmarks measure are instrumentors too: in an environment of their own they record nothing here.
+# Peers are instrumentors too: in environments of their own they record nothing here.
 BENCH_VENV := $(VENV)-bench
-BENCH := $(BENCH_VENV)/.installed
+MATRIX_VENV := $(BENCH_VENV)/matrix
+MATRIX := $(MATRIX_VENV)/.installed
 
 NEWEST_VENV := $(VENV)-newest
 NEWEST := $(NEWEST_VENV)/constraints.txt
@@ -40,7 +42,7 @@ UV := $(VENV)-uv/bin/uv
 RESOLVE = printf 'hatchling\neditables\n' | $(UV) --quiet pip compile pyproject.toml - --extra dev \
 	--universal --python-version 3.11 --upgrade --strip-extras --no-annotate --custom-compile-command 'make constraints'
 
-.PHONY: demo test test-newest outdated constraints lint bench soak pictures clean
+.PHONY: demo test test-newest outdated constraints lint bench matrix soak pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -69,8 +71,13 @@ lint: $(DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(BENCH)
-	set -e; for file in $(filter-out %/soak.py,$(wildcard benchmarks/[a-z]*.py)); do $(BENCH_VENV)/bin/python $$file; done
+# It makes an environment for each of those whom it compares, in $(BENCH_VENV).
+bench: $(DEV)
+	@$(VENV)/bin/python benchmarks/cost/table.py $(BENCH_ARGS)
+	@$(VENV)/bin/python benchmarks/cli_start.py
+
+matrix: $(MATRIX)
+	set -e; for name in matrix estimates; do $(MATRIX_VENV)/bin/python benchmarks/$$name.py; done
 
 soak: $(DEV)
 	$(VENV)/bin/python benchmarks/soak.py
@@ -81,7 +88,7 @@ pictures: $(DEV)
 clean:
 	rm -rf $(VENV) $(VENV)-uv $(BENCH_VENV) $(NEWEST_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/bin/python $(BENCH_VENV)/bin/python $(NEWEST_VENV)/bin/python:
+$(VENV)/bin/python $(MATRIX_VENV)/bin/python $(NEWEST_VENV)/bin/python:
 	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
 
 # The newest uv itself: an old one may not read what a registry says a year from now.
@@ -98,6 +105,6 @@ $(DEV): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) install --no-compile --editable '.[dev]'
 	@touch $(DEMO) $@
 
-$(BENCH): pyproject.toml $(CONSTRAINTS) | $(BENCH_VENV)/bin/python
-	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,bench]'
+$(MATRIX): pyproject.toml $(CONSTRAINTS) | $(MATRIX_VENV)/bin/python
+	$(MATRIX_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,bench]'
 	@touch $@

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "make lint": ".ci/run",
     ".venv/bin/pytest": "this is it",
     "make bench": "tests/benchmarks",
+    "make matrix": "tests/benchmarks",
     "python3 -m venv": "the environment this test runs in is such an install",
     "pip install": "the environment this test runs in is such an install",
     "docker compose": "tests/test_collector_config.py checks the file",
