@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from otel_llm.account.duckdb_engine import DuckDBEngine
+from otel_llm.account.in_duckdb.duckdb_engine import DuckDBEngine, nothing_recorded
 from otel_llm.account.questions import Account
 
 if TYPE_CHECKING:
@@ -51,14 +51,3 @@ def open_clickhouse(url: ClickHouseURL) -> Iterator[Account]:
         yield Account(ClickHouseEngine(client))
     finally:
         client.close()
-
-
-def nothing_recorded() -> duckdb.DuckDBPyConnection:
-    """The tables of a store, all empty, in memory: a query can be tried before there is anything to ask about."""
-    import duckdb
-
-    from otel_llm.store.file import database
-
-    connection = duckdb.connect(config={"python_enable_replacements": False})
-    database.migrate(connection)
-    return connection

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_llm.account.fence import Fence, FenceError, Limits
+from otel_llm.account.in_duckdb.fence import Fence, FenceError, Limits
 from otel_llm.store.jobs import exclusive
 from otel_llm.store.paths import StorePaths
 

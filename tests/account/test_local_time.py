@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from otel_llm.account.local_time import local
+from otel_llm.account.in_duckdb.local_time import local
 
 ZONES = (
     "UTC",

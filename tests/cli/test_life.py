@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from otel_llm.account.duckdb_engine import DuckDBEngine
+from otel_llm.account.in_duckdb.duckdb_engine import DuckDBEngine
 from otel_llm.store.jobs import exclusive, retention
 from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run

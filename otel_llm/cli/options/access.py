@@ -119,7 +119,7 @@ def reading(store: Place | None) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def connection_of(account: Account) -> duckdb.DuckDBPyConnection:
     """The connection to the DuckDB store that the account is in."""
-    from otel_llm.account.duckdb_engine import DuckDBEngine
+    from otel_llm.account.in_duckdb.duckdb_engine import DuckDBEngine
 
     assert isinstance(account.engine, DuckDBEngine)
     return account.engine.connection

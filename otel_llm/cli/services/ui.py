@@ -107,8 +107,8 @@ def backend_of(path: Path, store: Path | None, token: str | None) -> tuple[Backe
     import duckdb
 
     from otel_llm.account.engine import AccountError
-    from otel_llm.account.fence import Fence, FenceError
-    from otel_llm.account.shared import SharedDuckDBEngine
+    from otel_llm.account.in_duckdb.fence import Fence, FenceError
+    from otel_llm.account.in_duckdb.shared import SharedDuckDBEngine
     from otel_llm.cli.manage.doctor import examine
     from otel_llm.store import StoreError
     from otel_llm.store.journal.follow import JournalFollower

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.account.engine import AccountError, BadCondition, ColumnKind, FileFormat, QueryAnswer, Row, Values
 from otel_llm.account.formulas import FORMULA, PLAIN_NUMBER
-from otel_llm.account.local_time import local
+from otel_llm.account.in_duckdb.local_time import local
 
 if TYPE_CHECKING:
     import duckdb
@@ -157,3 +157,14 @@ def _without_zones(result: duckdb.DuckDBPyRelation, types: Sequence[str]) -> duc
             f"#{position}::VARCHAR" if _ZONE in kind else f"#{position}" for position, kind in enumerate(types, 1)
         )
     )
+
+
+def nothing_recorded() -> duckdb.DuckDBPyConnection:
+    """The tables of a store, all empty, in memory: a query can be tried before there is anything to ask about."""
+    import duckdb
+
+    from otel_llm.store.file import database
+
+    connection = duckdb.connect(config={"python_enable_replacements": False})
+    database.migrate(connection)
+    return connection

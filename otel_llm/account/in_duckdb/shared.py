@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from otel_llm.account.duckdb_engine import DuckDBEngine
 from otel_llm.account.engine import Row
-from otel_llm.account.opening import nothing_recorded
+from otel_llm.account.in_duckdb.duckdb_engine import DuckDBEngine, nothing_recorded
 
 if TYPE_CHECKING:
     import duckdb

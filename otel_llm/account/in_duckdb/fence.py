@@ -100,7 +100,7 @@ class Fence:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "otel_llm.account.fenced", str(self._store)],
+            [sys.executable, "-m", "otel_llm.account.in_duckdb.fenced", str(self._store)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
