@@ -72,10 +72,12 @@ class ClickHouseEngine:
         """The rows of one of our own statements, as JSON has them: there may be more than fit in memory."""
         return itertools.islice(self._told(self.client.rows(sql, values=values, settings=_READ)), 2, None)
 
-    def run(self, sql: str, most: int | None = None) -> QueryAnswer | None:
+    def run(
+        self, sql: str, most: int | None = None, *, settings: Mapping[str, Any] | None = None
+    ) -> QueryAnswer | None:
         if _NOTHING.fullmatch(sql):
             raise AccountError("the SQL is empty; for example: otel-llm sql 'select * from llm_usage limit 5'")
-        found = self._told(self.client.rows(sql, settings=_READ))
+        found = self._told(self.client.rows(sql, settings={**_READ, **(settings or {})}))
         names, types = next(found, None), next(found, None)
         if names is None or types is None:  # a statement without an answer
             return None

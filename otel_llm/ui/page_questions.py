@@ -530,7 +530,7 @@ def messages(value: Any) -> list[Row]:
 _COMPARED: Final = {
     "input_tokens": f"CASE WHEN {REPORTED} THEN input_tokens END",
     "output_tokens": f"CASE WHEN {REPORTED} THEN output_tokens END",
-    "cost_usd": f"CAST(CASE WHEN {REPORTED} THEN cost_usd END AS DOUBLE)",
+    "cost_usd": f"1e0 * CASE WHEN {REPORTED} THEN cost_usd END",
     "duration_ms": "duration_ms",
     "time_to_first_chunk_ms": "time_to_first_chunk_ms",
 }

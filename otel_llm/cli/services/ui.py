@@ -7,25 +7,19 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
-import time
 import webbrowser
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from otel_llm.cli.errors import CommandError
-from otel_llm.cli.options.access import locate
+from otel_llm.cli.options.access import locate, remote
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import write_line
-from otel_llm.settings import settings
 
 if TYPE_CHECKING:
-    from starlette.responses import Response
-
-    from otel_llm.ui.scope import PageScope
+    from otel_llm.cli.options.access import Place
     from otel_llm.ui.views.view import Backend
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
@@ -46,7 +40,7 @@ _EXTRA: Final = "the page needs more: pip install 'otel-llm[ui]'"
 @click.option("--no-token", is_flag=True, help="Let in whoever comes: only behind a proxy that asks who that is.")
 @store_option
 def ui(
-    host: str, port: int, opens: bool, root_path: str, allow_host: Sequence[str], no_token: bool, store: Path | None
+    host: str, port: int, opens: bool, root_path: str, allow_host: Sequence[str], no_token: bool, store: Place | None
 ) -> int:
     """Show the account in a browser: spend, calls as they end, traces, conversations, SQL.
 
@@ -55,6 +49,7 @@ def ui(
       otel-llm ui
       otel-llm ui --port 9000 --no-open
       otel-llm ui --store backup.duckdb
+      otel-llm ui --store clickhouse://reader@warehouse:8123/otel
 
     It reads the store and changes nothing in it, listens on this machine alone, and loads nothing from anywhere else. The
     address that is printed holds a token, new each time, without which nobody gets in. It ends with Ctrl-C.
@@ -62,6 +57,7 @@ def ui(
     try:
         import uvicorn
 
+        from otel_llm.cli.services.page_backend import backend_at
         from otel_llm.ui.views.site import create_app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette", "jinja2", "markupsafe", "anyio"):
@@ -70,11 +66,11 @@ def ui(
     if no_token and host not in _LOOPBACK:
         raise CommandError(f"--no-token lets in whoever reaches {host}: use it on 127.0.0.1, with a proxy in front")
     root = f"/{root_path.strip('/')}" if root_path.strip("/") else ""
-    path = locate(store)
+    place = remote(store) or locate(store)
     listening = _listen(host, port)
     port = listening.getsockname()[1]
     token = None if no_token else secrets.token_urlsafe(24)
-    backend, close = backend_of(path, store, token)
+    backend, close = backend_at(place, token)
     names = {*(_LOOPBACK if host in _LOOPBACK else ()), host, *allow_host}
     # With and without the port: a proxy may leave it out.
     hosts = {_in_url(name) for name in allow_host} | {f"{_in_url(name)}:{port}" for name in names}
@@ -83,7 +79,7 @@ def ui(
     app = create_app(backend, hosts=hosts, cookie=f"otel_llm_{port}", root_path=root)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else _in_url(host)
     url = f"http://{shown}:{port}{root}/{'' if token is None else f'?token={token}'}"
-    write_line(f"The account in {path}: {url}")
+    write_line(f"The account in {place}: {url}")
     if host not in _LOOPBACK:
         write_line("Whoever reads the traffic reads the token too: put TLS in front of it.")
     sys.stdout.flush()
@@ -100,82 +96,6 @@ def ui(
     finally:
         close()
     return 0
-
-
-def backend_of(path: Path, store: Path | None, token: str | None) -> tuple[Backend, Any]:
-    """What the page stands on for one store, and what closes it."""
-    import duckdb
-
-    from otel_llm.account.engine import AccountError
-    from otel_llm.account.in_duckdb.fence import Fence, FenceError
-    from otel_llm.account.in_duckdb.shared import SharedDuckDBEngine
-    from otel_llm.cli.manage.doctor import examine
-    from otel_llm.store import StoreError
-    from otel_llm.store.journal.follow import JournalFollower
-    from otel_llm.store.journal.segments import running_calls
-    from otel_llm.store.paths import StorePaths
-    from otel_llm.ui.live import Live
-    from otel_llm.ui.views.view import Backend
-
-    paths = StorePaths.of(path)
-    engine = SharedDuckDBEngine(path)
-    fence = Fence(path)
-    live = Live(lambda: JournalFollower(paths), engine.has_news)
-
-    def run_sql(text: str) -> dict[str, Any]:
-        begun = time.perf_counter()
-        try:
-            answer = fence.run(text)
-        except FenceError as error:
-            return {"error": str(error)}
-        return {
-            "columns": [*answer.names], "rows": answer.rows, "cut": answer.cut, "ms": 1000 * (time.perf_counter() - begun)
-        }  # fmt: skip
-
-    backend = Backend(
-        engine,
-        str(path),
-        live=live,
-        run_sql=run_sql,
-        health=lambda: examine(store),
-        running=lambda: running_calls(paths.journal),
-        export=lambda scope, kind: _exported(engine, scope, kind),
-        jaeger_url=settings().jaeger_url,
-        token=token,
-        errors=(StoreError, AccountError, duckdb.Error, OSError),
-    )
-
-    def close() -> None:
-        live.close()
-        fence.close()
-        engine.close()
-
-    return backend, close
-
-
-def _exported(engine: Any, scope: PageScope, kind: str) -> Response:
-    """The calls of a scope as a file for the browser to keep."""
-    from starlette.background import BackgroundTask
-    from starlette.responses import FileResponse, PlainTextResponse
-
-    from otel_llm.account.engine import FileFormat, Values
-
-    values = Values()
-    where = scope.condition(engine, values)
-    if kind == "sql":
-        text = where
-        for name, value in reversed(values.items()):
-            text = text.replace(f"${name}", "'" + value.replace("'", "''") + "'")
-        statement = f"SELECT *\nFROM llm_usage\nWHERE {text}\nORDER BY started_at DESC\n"
-        return PlainTextResponse(statement, headers={"content-disposition": 'attachment; filename="calls.sql"'})
-    descriptor, name = tempfile.mkstemp(suffix=f".{kind}", prefix="otel-llm-")
-    os.close(descriptor)
-    try:
-        engine.export("llm_usage", where, values, Path(name), FileFormat(kind), raw=False)
-    except BaseException:
-        Path(name).unlink()
-        raise
-    return FileResponse(name, filename=f"calls.{kind}", background=BackgroundTask(Path(name).unlink))
 
 
 def _listen(host: str, port: int) -> socket.socket:

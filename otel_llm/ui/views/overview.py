@@ -69,9 +69,9 @@ def overview(request: Request, scope: PageScope, backend: Backend) -> PageView:
         "by": by,
         "groups": found.groups,
         "series": [
-            {"begin": begin, "end": end, "key": key, **row}
+            {"begin": begin, "end": end, **row, "value": value}
             for begin, end, cell in found.steps
-            for key, row in cell.items()
+            for value, row in sorted(cell.items(), key=lambda item: str(item[0]))
         ],
     }
     return PageView("overview.html", context, data)

@@ -1,0 +1,134 @@
+"""What the browser page stands on: a DuckDB store, or a ClickHouse."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+from starlette.background import BackgroundTask
+from starlette.responses import FileResponse, PlainTextResponse, Response
+
+from otel_llm.account.engine import AccountError, Engine, FileFormat, Values
+from otel_llm.account.in_duckdb.fence import Fence, FenceError, Limits
+from otel_llm.account.in_duckdb.shared import SharedDuckDBEngine
+from otel_llm.cli.errors import one_line
+from otel_llm.cli.manage.doctor import examine
+from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+from otel_llm.settings import settings
+from otel_llm.store import StoreError
+from otel_llm.store.journal.follow import JournalFollower
+from otel_llm.store.journal.segments import running_calls
+from otel_llm.store.paths import StorePaths
+from otel_llm.ui.live import Live
+from otel_llm.ui.scope import PageScope
+from otel_llm.ui.views.view import Backend
+
+_LIMITS: Final = Limits()
+_ERRORS: Final = (StoreError, AccountError, duckdb.Error, OSError)
+
+
+def backend_at(place: Path | ClickHouseURL, token: str | None) -> tuple[Backend, Callable[[], None]]:
+    """What the page stands on at that place, and what closes it."""
+    return _of_store(place, token) if isinstance(place, Path) else _of_clickhouse(place, token)
+
+
+def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None]]:
+    paths = StorePaths.of(path)
+    engine = SharedDuckDBEngine(path)
+    fence = Fence(path, _LIMITS)
+    live = Live(lambda: JournalFollower(paths), engine.has_news)
+
+    def run_sql(text: str) -> dict[str, Any]:
+        begun = time.perf_counter()
+        try:
+            answer = fence.run(text)
+        except FenceError as error:
+            return {"error": str(error)}
+        return {"columns": [*answer.names], "rows": answer.rows, "cut": answer.cut, "ms": _since(begun)}
+
+    def close() -> None:
+        live.close()
+        fence.close()
+        engine.close()
+
+    backend = Backend(
+        engine,
+        str(path),
+        live=live,
+        run_sql=run_sql,
+        health=lambda: examine(path),
+        running=lambda: running_calls(paths.journal),
+        export=lambda scope, kind: _exported(engine, scope, kind),
+        jaeger_url=settings().jaeger_url,
+        token=token,
+        errors=_ERRORS,
+    )
+    return backend, close
+
+
+def _of_clickhouse(url: ClickHouseURL, token: str | None) -> tuple[Backend, Callable[[], None]]:
+    from otel_llm.account.shared_clickhouse import ArrivalFollower, SharedClickHouseEngine
+
+    engine = SharedClickHouseEngine(url)
+    live = Live(lambda: ArrivalFollower(engine), lambda: None)
+
+    def run_sql(text: str) -> dict[str, Any]:
+        begun = time.perf_counter()
+        try:
+            answer = engine.run_fenced(text, seconds=_LIMITS.seconds, rows=_LIMITS.rows, memory_mb=_LIMITS.memory_mb)
+            rows = [] if answer is None else [list(row) for row in answer.rows]
+        except AccountError as error:
+            return {"error": one_line(error)}
+        return {
+            "columns": [] if answer is None else [*answer.names],
+            "rows": rows[: _LIMITS.rows],
+            "cut": len(rows) > _LIMITS.rows,
+            "ms": _since(begun),
+        }
+
+    def close() -> None:
+        live.close()
+        engine.close()
+
+    backend = Backend(
+        engine,
+        str(url),
+        live=live,
+        run_sql=run_sql,
+        health=lambda: examine(url),
+        export=lambda scope, kind: _exported(engine, scope, kind),
+        jaeger_url=settings().jaeger_url,
+        token=token,
+        errors=_ERRORS,
+    )
+    return backend, close
+
+
+def _since(begun: float) -> float:
+    return 1000 * (time.perf_counter() - begun)
+
+
+def _exported(engine: Engine, scope: PageScope, kind: str) -> Response:
+    """The calls of a scope as a file for the browser to keep."""
+    values = Values()
+    where = scope.condition(engine, values)
+    if kind == "sql":
+        literals = {engine.value(name): "'" + value.replace("'", "''") + "'" for name, value in values.items()}
+        written = re.sub(r"\$v\d+|\{v\d+:String\}", lambda found: literals[found[0]], where)
+        statement = f"SELECT *\nFROM llm_usage\nWHERE {written}\nORDER BY started_at DESC\n"
+        return PlainTextResponse(statement, headers={"content-disposition": 'attachment; filename="calls.sql"'})
+    descriptor, name = tempfile.mkstemp(suffix=f".{kind}", prefix="otel-llm-")
+    os.close(descriptor)
+    file = Path(name)
+    try:
+        engine.export("llm_usage", where, values, file, FileFormat(kind), raw=False)
+    except BaseException:
+        file.unlink()
+        raise
+    return FileResponse(file, filename=f"calls.{kind}", background=BackgroundTask(file.unlink))
