@@ -7,7 +7,7 @@
 # make bench    what recording costs, beside its peers, and what the command line does (a quarter of an hour)
 # make matrix   which ways to call a model are recorded right, here and by peers (minutes)
 # make soak     the long tests: what `make test` shows in short form, at full length
-# make pictures  draw the pictures of docs/pictures that show a terminal
+# make pictures  draw the pictures of docs/pictures that show a terminal or the browser page
 # make clean    remove what the others made
 #
 # Everything happens in .venv, made with $(PYTHON). The stamp files in it say what is installed, so that a second run
@@ -84,6 +84,7 @@ soak: $(DEV)
 
 pictures: $(DEV)
 	$(VENV)/bin/python docs/pictures/make.py
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python docs/pictures/pages.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-uv $(BENCH_VENV) $(NEWEST_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "make test": "this is it",
     "make lint": ".ci/run",
     ".venv/bin/pytest": "this is it",
+    "otel-llm ui": "tests/ui",
     "make bench": "tests/benchmarks",
     "make matrix": "tests/benchmarks",
     "python3 -m venv": "the environment this test runs in is such an install",

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "tail": ("read.tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
     "prices": ("manage.prices", "Show what models cost per million tokens, and where the price comes from."),
     "reprice": ("manage.reprice", "Price calls again whose price was not known."),
+    "report": ("read.report", "Write the overview of a period as one file: HTML, or Markdown for a chat."),
     "export": ("read.export", "Write a table to a Parquet, CSV or JSON file."),
     "replay": ("manage.replay", "Send stored spans to Jaeger or any OTLP backend again."),
     "ship": ("manage.ship", "Send the account to another machine, for ever or once."),

@@ -20,7 +20,8 @@ class BarPart:
     series: int
     amount: float
     title: str
-    href: str
+    href: str | None
+    """Where it leads; None for nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +63,25 @@ def stacked(bars: Sequence[ChartBar], show: Callable[[float], str], *, name: str
             height = max((_HEIGHT - _TOP - _BOTTOM) * part.amount / scale, 0.75)
             base -= height
             drawn.append(
-                # By keys one gets at the same by the table below: hundreds of stops would be in the way.
-                Markup('<a href="{}" tabindex="-1" aria-label="{}"><title>{}</title>').format(
-                    part.href, part.title.replace("\n", ", "), part.title
-                )
-                + Markup('<rect class="c{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"/></a>').format(
-                    part.series, x + width * 0.08, base, max(width * 0.84, 0.5), height
+                _linked(
+                    part,
+                    Markup('<rect class="c{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"/>').format(
+                        part.series, x + width * 0.08, base, max(width * 0.84, 0.5), height
+                    ),
                 )
             )
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>').format(
         _WIDTH, _HEIGHT, name, Markup("").join(drawn)
     )
+
+
+def _linked(part: BarPart, drawn: Markup) -> Markup:
+    """By keys one gets at the same by the table below a chart: hundreds of stops would be in the way."""
+    title = Markup("<title>{}</title>").format(part.title)
+    if part.href is None:
+        return Markup("<g>{}{}</g>").format(title, drawn)
+    label = part.title.replace("\n", ", ")
+    return Markup('<a href="{}" tabindex="-1" aria-label="{}">{}{}</a>').format(part.href, label, title, drawn)
 
 
 def nice(top: float) -> float:
