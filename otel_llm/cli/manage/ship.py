@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from otel_llm.cli.errors import CommandError, one_line
-from otel_llm.cli.options.access import locate, maintaining
+from otel_llm.cli.options.access import Place, locate, maintaining
 from otel_llm.cli.options.common import store_option
 from otel_llm.cli.screen.output import counted, write_line
 from otel_llm.settings import settings
@@ -28,7 +27,8 @@ _INTERVAL: Final = 0.8
 @click.command()
 @click.option(
     "--to", "urls", metavar="URL", multiple=True,
-    help="Where to, in place of $OTEL_LLM_SHIP_TO: http://collector:4318, grpc://collector:4317. May be given more than once.",
+    help="Where to, in place of $OTEL_LLM_SHIP_TO: http://collector:4318, grpc://collector:4317, clickhouse://user@host/database. "
+    "May be given more than once.",
 )  # fmt: skip
 @click.option("--once", is_flag=True, help="Send what there is now, and end.")
 @click.option("--spans", is_flag=True, help="Send spans too. $OTEL_LLM_SHIP_SPANS says the same.")
@@ -37,19 +37,20 @@ _INTERVAL: Final = 0.8
 )  # fmt: skip
 @click.option("--forget", is_flag=True, help="Ship there no more: what has not arrived keeps nothing in the store.")
 @store_option
-def ship(urls: Sequence[str], once: bool, spans: bool, grace: float, forget: bool, store: Path | None) -> None:
-    """Send the account to another machine, as it is committed: to an OTLP endpoint, each call as a log record.
+def ship(urls: Sequence[str], once: bool, spans: bool, grace: float, forget: bool, store: Place | None) -> None:
+    """Send the account to another machine, as it is committed: to an OTLP endpoint, each call as a log record, or to ClickHouse.
 
     \b
     Examples:
       otel-llm ship --to http://collector:4318
+      otel-llm ship --to clickhouses://ship@warehouse/llm --spans
       otel-llm ship --to grpc://collector:4317 --once
       otel-llm ship --to http://old-collector:4318 --forget
 
     How far each destination has got is kept in the store, so that it can be begun again at any time. A row that changes, by a late
     end or a new price, goes again with a higher row_version. What has not arrived stays in the store, however long that takes.
     Headers come from OTEL_LLM_SHIP_HEADERS, or those of OTEL_EXPORTER_OTLP_HEADERS that are for the same host; certificates, the
-    timeout and the compression from OTEL_EXPORTER_OTLP_*.
+    timeout and the compression from OTEL_EXPORTER_OTLP_*; ClickHouse's password from CLICKHOUSE_PASSWORD.
     """
     chosen = [*(urls or settings().ship_to)]
     if not chosen:

@@ -53,7 +53,8 @@ class ClickHouseClient:
 
     def __init__(self, url: ClickHouseURL, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
         self.url = url
-        self._answer_seconds = answer_seconds
+        self.answer_seconds = answer_seconds
+        """How long to wait for an answer, at most."""
         self._connection: http.client.HTTPConnection | None = None
         self._unread: http.client.HTTPResponse | None = None
         """The answer that has not been read to its end: nothing else goes over the connection before that."""
@@ -159,9 +160,9 @@ class ClickHouseClient:
             else:
                 connection = http.client.HTTPConnection(self.url.host, self.url.port, timeout=_CONNECT_SECONDS)
             connection.connect()
-            assert connection.sock is not None
-            connection.sock.settimeout(self._answer_seconds)
             self._connection = connection
+        if connection.sock is not None:  # else it is opened anew, as after an answer that closed it
+            connection.sock.settimeout(self.answer_seconds)
         connection.request("POST", target, body, dict(headers))
         self._unread = response = connection.getresponse()
         return response

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.settings import settings
 from otel_llm.store.file import exits
-from otel_llm.store.file.interrupts import off_main_thread
 from otel_llm.support import faults, forks, importing, masking
 
 if TYPE_CHECKING:
@@ -52,10 +51,14 @@ class BackgroundShipping:
             self._is_registered = True
             exits.register(self._finish)  # after the store's own, so that all is merged by then
         if self._store.merges_for_all and not self._threads and not self._stopping.is_set():
-            for shipper in self._made():
+            self._begin(self._made())
+
+    def _begin(self, shippers: Sequence[Shipper]) -> None:
+        if not self._threads:
+            for shipper in shippers:
                 thread = threading.Thread(target=self._run, args=(shipper,), name="otel-llm-ship", daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
 
     def _made(self) -> list[Shipper]:
         if self._shippers is None:
@@ -88,14 +91,17 @@ class BackgroundShipping:
             return
         shippers = self._made()
         for shipper in shippers:
-            shipper.finish(_EXIT_SECONDS)
+            shipper.finish(_EXIT_SECONDS, tries_again=False)  # nobody's end waits for an outage
         self._stopping.set()
-        if self._threads:
-            for thread in self._threads:
-                thread.join(_EXIT_SECONDS)
-        else:
+        try:
+            self._begin(shippers)
+        except RuntimeError:  # the interpreter is shutting down
             for shipper in shippers:
-                off_main_thread(partial(self._run, shipper))()
+                self._run(shipper)
+        # No longer than that: a name that nobody resolves heeds no limit of a request.
+        deadline = time.monotonic() + _EXIT_SECONDS
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 _inherited: list[Any] = []

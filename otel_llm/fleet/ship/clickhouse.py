@@ -22,6 +22,7 @@ _TOO_MANY: Final = 252
 _MALFORMED: Final = frozenset((6, 26, 27, 38, 41, 53, 69, 72, 117, 131, 407, 467))
 """ClickHouse's numbers for data that it cannot read: it will not be able to when it comes again."""
 _TOO_LARGE: Final = 413
+_SECONDS: Final = 60.0
 
 
 class ClickHouseDestination:
@@ -32,6 +33,7 @@ class ClickHouseDestination:
 
     def __init__(self, url: ClickHouseURL) -> None:
         self._client = ClickHouseClient(url)
+        self.timeout = _SECONDS
 
     @property
     def name(self) -> str:
@@ -40,6 +42,7 @@ class ClickHouseDestination:
     def send(self, block: Block) -> Receipt:
         columns = _COLUMNS[block.source]
         data = b"\n".join(orjson.dumps(_sent(row)) for row in block.rows)
+        self._client.answer_seconds = self.timeout
         sql = f"INSERT INTO {block.source} ({', '.join(columns)}) FORMAT JSONEachRow"
         try:
             self._client.execute(sql, data, settings=_SETTINGS)

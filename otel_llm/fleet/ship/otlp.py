@@ -196,16 +196,16 @@ class _Http:
 
         if self._session is None:
             self._session = requests.Session()
-            self._session.verify = self._certificates.of_authority or True
-            if self._certificates.own:
-                own, key = self._certificates.own, self._certificates.key
-                self._session.cert = (own, key) if key else own
+        own, key = self._certificates.own, self._certificates.key
         try:
             answer = self._session.post(
                 self._url + _PATHS[source],
                 data=gzip.compress(body, 1) if self._compressed else body,
                 headers=self._headers,
                 timeout=timeout,
+                # Of each request: what is a session's, variables of requests itself would replace.
+                verify=self._certificates.of_authority or None,
+                cert=(own, key) if own and key else own or None,
                 allow_redirects=False,  # a POST would become a GET
             )
         except (requests.RequestException, OSError) as error:

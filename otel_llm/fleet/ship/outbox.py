@@ -37,7 +37,7 @@ _TABLES: Final[Mapping[Source, tuple[str, ...]]] = {"llm_usage": ("llm_usage", "
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Where a destination is."""
 
     commit_number: int
@@ -50,15 +50,17 @@ class Parcel:
     """A block of rows, where its destination is before it, and where when it has arrived."""
 
     block: Block
-    before: Place
+    before: Position
     commit_number: int
+    is_full: bool
+    """There are more rows than go into one block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
     """What is to be written down of a parcel."""
 
-    before: Place
+    before: Position
     commit_number: int
     sent: int
     refused: int
@@ -96,20 +98,20 @@ class Outbox:
         """
         with exclusive.alone(self._paths, timeout) as connection:
             with database.transaction(connection):
-                place = self._place(connection)
-                if arrived is not None and arrived.before == place:  # else somebody has put another store here
+                position = self._position(connection)
+                if arrived is not None and arrived.before == position:  # else somebody has put another store here
                     self._write_down(connection, arrived)
-                    place = replace(place, commit_number=arrived.commit_number)
+                    position = replace(position, commit_number=arrived.commit_number)
                 _number(connection, self.source)
-            return _read(connection, self.source, place, most_rows, most_bytes)
+            return _read(connection, self.source, position, most_rows, most_bytes)
 
-    def _place(self, connection: DuckDBPyConnection) -> Place:
+    def _position(self, connection: DuckDBPyConnection) -> Position:
         query = "SELECT commit_number, begun_at::VARCHAR FROM shipments WHERE destination = ? AND source = ?"
         row = connection.execute(query, self._of).fetchone()
         if row is None:
             connection.execute("INSERT INTO shipments VALUES (?, ?, 0, 0, 0, 0, now(), NULL)", self._of)
             row = connection.execute(query, self._of).fetchall()[0]
-        return Place(*row)
+        return Position(*row)
 
     def _write_down(self, connection: DuckDBPyConnection, arrived: Arrived) -> None:
         connection.execute(
@@ -136,17 +138,18 @@ def _number(connection: DuckDBPyConnection, source: Source) -> None:
 
 
 def _read(
-    connection: DuckDBPyConnection, source: Source, place: Place, most_rows: int, most_bytes: int
+    connection: DuckDBPyConnection, source: Source, position: Position, most_rows: int, most_bytes: int
 ) -> Parcel | None:
-    """The rows behind `place`, as many as may be in one block; the first whatever its size."""
+    """The rows behind `position`, as many as may be in one block; the first whatever its size."""
     within = "commit_number > $after AND commit_number <= $last"
-    bounds: dict[str, Any] = {"after": place.commit_number, "last": 2**63 - 1}
+    bounds: dict[str, Any] = {"after": position.commit_number, "last": 2**63 - 1}
     numbers = _union(source, "commit_number", within)
     bounds["last"] = _only(
         connection, f"SELECT max(c) FROM (FROM ({numbers}) AS n(c) ORDER BY c LIMIT {most_rows})", bounds
     )
     if bounds["last"] is None:
         return None
+    last = bounds["last"]
     size = f"{_NARROW_BYTES} + " + " + ".join(f"coalesce(strlen({column}), 0)" for column in _WIDE[source])
     sizes = _union(source, f"commit_number, {size} AS size", within, f"commit_number, {_NARROW_BYTES} AS size")
     bounds["last"] = _only(
@@ -167,7 +170,8 @@ def _read(
     )
     names = [*columns, RETRACTED] if source == "llm_usage" else [*columns]
     found = connection.execute(f"SELECT {', '.join(names)} FROM ({rows}) ORDER BY commit_number", bounds).fetchall()
-    return Parcel(Block(source, [dict(zip(names, row, strict=True)) for row in found]), place, bounds["last"])
+    block = Block(source, [dict(zip(names, row, strict=True)) for row in found])
+    return Parcel(block, position, bounds["last"], is_full=bounds["last"] < last or len(found) >= most_rows)
 
 
 def _union(source: Source, columns: str, condition: str, of_retracted: str | None = None) -> str:

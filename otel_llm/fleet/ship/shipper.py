@@ -65,6 +65,7 @@ class Shipper:
         self._has_taken_any = False
         self._back_off = 0.0
         self._ends_at: float | None = None
+        self._tries_again = True
         self._note = ShippingNote(destination.name, os.getpid())
 
     # --- one look -----------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class Shipper:
             self.shipped.sent += rows - receipt.refused
             self.shipped.refused += receipt.refused
             self._recovered()
-            if rows < self.destination.most_rows / 2:
+            if not parcel.is_full:
                 self._tell(behind_since=None)
                 return False  # what has come meanwhile goes with the next look
         return False
@@ -181,13 +182,14 @@ class Shipper:
             wait = self._look(lambda: stopping.is_set() and self._is_over(), before_look)
             if not stopping.is_set():
                 stopping.wait(wait or LOOK_SECONDS)
-            elif wait == 0 or self._is_over():
+            elif wait == 0 or self._is_over() or (self._back_off and not self._tries_again):
                 return
             else:
                 time.sleep(min(wait, 0.1))
 
-    def finish(self, seconds: float) -> None:
-        """Has it send what is left when it is stopped, but for so long at most."""
+    def finish(self, seconds: float, *, tries_again: bool = True) -> None:
+        """Has it send what is left when it is stopped, but for so long at most, and only once where it does not try again."""
+        self._tries_again = tries_again
         self._ends_at = time.monotonic() + seconds
         self.destination.timeout = min(self.destination.timeout, max(seconds, 0.1))
 

@@ -17,8 +17,12 @@ from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
 from otel_llm.fleet.ship.clickhouse import ClickHouseDestination
 from otel_llm.fleet.ship.destination import Block, Destination, Never, NotNow
 from otel_llm.fleet.wire_row import RETRACTED, SPAN_COLUMNS, USAGE_COLUMNS, Row
+from otel_llm.store.jobs import exclusive, repricing
+from otel_llm.store.paths import StorePaths
 from tests.fleet import clickhouse_server
 from tests.fleet.rows import bare_call, full_call, full_span
+from tests.fleet.ship.conftest import drain, shipper_to
+from tests.fleet.ship.conftest import stored as stored_here
 
 
 @pytest.fixture
@@ -180,3 +184,19 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(
     connection.sock.shutdown(socket.SHUT_RDWR)
     destination.send(Block("llm_usage", [bare_call(2)]))
     assert len(stored(url)) == 2
+
+
+def test_a_store_is_shipped_there(url: ClickHouseURL, calls: Any, paths: StorePaths) -> None:
+    """In blocks, twice over, with a new price in between: as many rows and as much money as in the store."""
+    calls(25)
+    shipper = shipper_to(paths, str(url), "llm_usage", "spans")
+    shipper.destination.most_rows = 10  # type: ignore[misc]
+    drain(shipper)
+    with exclusive.alone(paths) as connection:
+        connection.execute("UPDATE llm_usage SET cost_usd = NULL, price_source = 'no price'")
+        assert repricing.reprice(connection, repricing.Choice()).changed == 25
+        connection.execute("UPDATE shipments SET commit_number = 0")  # as if nothing had been written down
+    drain(shipper)
+    assert stored(url) == [as_there(row) for _, row in sorted(stored_here(paths).items())]
+    assert {row["row_version"] for row in stored(url)} == {2}
+    assert len(stored(url, "spans")) == 25
