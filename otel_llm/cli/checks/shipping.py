@@ -50,15 +50,16 @@ def shipping(store: Place | None) -> Section:
 def _check_urls(section: Section) -> None:
     from otel_llm.fleet.ship.urls import destination_at
 
+    names = []
     for url in settings().ship_to:
         try:
-            name = destination_at(url).name
+            names.append(destination_at(url).name)
         except ValueError as error:
             section.problem(
                 f"OTEL_LLM_SHIP_TO: {masking.text(error)}", "correct it, or unset it: nothing is shipped there"
             )
-        else:
-            section.facts.setdefault("to", name)
+    if names:
+        section.facts["to"] = ", ".join(names)
 
 
 def _told(lag: Lag) -> str:

@@ -73,7 +73,7 @@ class BackgroundShipping:
                     _logger.warning("OTEL_LLM_SHIP_TO: %s; nothing is shipped there", masking.text(error))
                     continue
                 sources: Any = ("llm_usage", "spans") if settings().ship_spans else ("llm_usage",)
-                self._shippers.append(Shipper(lambda: self._store.paths, destination, sources))
+                self._shippers.append(Shipper(lambda: self._store.paths, destination, sources, is_thrifty=True))
         return self._shippers
 
     @importing.whole()

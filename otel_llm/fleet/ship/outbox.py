@@ -10,14 +10,17 @@ The store is held while rows are read and never while they are on their way.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_llm.fleet.ship.destination import Block, Source
 from otel_llm.fleet.wire_row import RETRACTED, SPAN_COLUMNS, USAGE_COLUMNS, Kind, select_list
+from otel_llm.store.errors import StoreBusy
 from otel_llm.store.file import database
 from otel_llm.store.jobs import exclusive
+from otel_llm.store.journal import locks
 from otel_llm.store.paths import StorePaths
 
 if TYPE_CHECKING:
@@ -83,6 +86,18 @@ class Lag:
     sent_at: datetime | None
 
 
+Version = tuple[int, int]
+
+
+def version_of(paths: StorePaths) -> Version | None:
+    """Another after whatever was written to the database; None where there is none."""
+    try:
+        stat = paths.database.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
 class Outbox:
     """The rows of one table for one destination."""
 
@@ -90,13 +105,15 @@ class Outbox:
         self._paths = paths
         self._of = [destination, source]
         self.source = source
+        self.version: Version | None = None
+        """What the database was when the last `take` had ended: all that it had then was seen."""
 
     def take(self, most_rows: int, most_bytes: int, arrived: Arrived | None, *, timeout: float) -> Parcel | None:
         """What comes next, if there is anything; writes down what has `arrived`.
 
         `timeout` is in seconds. Raises StoreBusy, StoreError; `arrived` is not written down then.
         """
-        with exclusive.alone(self._paths, timeout) as connection:
+        with exclusive.alone(self._paths, timeout, after=self._note_version) as connection:
             with database.transaction(connection):
                 position = self._position(connection)
                 if arrived is not None and arrived.before == position:  # else somebody has put another store here
@@ -104,6 +121,9 @@ class Outbox:
                     position = replace(position, commit_number=arrived.commit_number)
                 _number(connection, self.source)
             return _read(connection, self.source, position, most_rows, most_bytes)
+
+    def _note_version(self) -> None:
+        self.version = version_of(self._paths)
 
     def _position(self, connection: DuckDBPyConnection) -> Position:
         query = "SELECT commit_number, begun_at::VARCHAR FROM shipments WHERE destination = ? AND source = ?"
@@ -189,14 +209,18 @@ def _only(connection: DuckDBPyConnection, query: str, values: Mapping[str, Any])
 
 
 def forget(paths: StorePaths, destination: str) -> bool:
-    """Has the store know of a destination no more; whether it did. Raises StoreBusy, StoreError."""
+    """Has the store know of a destination no more; whether it did. Raises StoreBusy where it is shipped to now, StoreError."""
+    lock = paths.shipping(destination)
+    with suppress(FileNotFoundError):
+        if locks.is_held(lock):
+            raise StoreBusy(f"a process ships to {destination}: end it first")
     with exclusive.alone(paths) as connection:
         ((known,),) = connection.execute(
             "SELECT count(*) FROM shipments WHERE destination = ?", [destination]
         ).fetchall()
         if known:
             connection.execute("DELETE FROM shipments WHERE destination = ?", [destination])
-    paths.shipping(destination).unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
     return bool(known)
 
 

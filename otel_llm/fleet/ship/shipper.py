@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from otel_llm.fleet.ship import shipping_note
 from otel_llm.fleet.ship.destination import Block, Destination, Never, NotNow, Receipt, Source
-from otel_llm.fleet.ship.outbox import Arrived, Outbox, Parcel
+from otel_llm.fleet.ship.outbox import Arrived, Outbox, Parcel, Version, version_of
 from otel_llm.fleet.ship.shipping_note import ShippingNote
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.journal import locks
@@ -30,6 +30,12 @@ _FIRST_BACK_OFF: Final = 1.0
 _LONGEST_BACK_OFF: Final = 60.0
 _LONGEST_ASKED: Final = 600.0
 """Seconds that a destination may ask to wait."""
+_WRITE_DOWN_SECONDS: Final = 5.0
+"""What has arrived is written down after so long, where nothing new comes to write it down with."""
+_SHARE: Final = 0.01
+_LONGEST_PAUSE: Final = 5.0
+_MOST_ROWS: Final = 5_000
+"""Rows in memory, whatever a destination would take. While they are read, merges and forks wait."""
 _BUSY_SECONDS: Final = 2.0
 """How long a look waits for whoever has the store."""
 
@@ -50,18 +56,29 @@ class Shipped:
 class Shipper:
     """Ships the tables `sources` of the store at `paths()`. Everything but `finish` is for one thread."""
 
-    def __init__(self, paths: Callable[[], StorePaths], destination: Destination, sources: Sequence[Source]) -> None:
+    def __init__(
+        self,
+        paths: Callable[[], StorePaths],
+        destination: Destination,
+        sources: Sequence[Source],
+        *,
+        is_thrifty: bool = False,
+    ) -> None:
         self._paths = paths
         self.destination = destination
         self._sources = sources
+        self._is_thrifty = is_thrifty
         self.shipped = Shipped()
         self._lock: io.FileIO | None = None
         self._parcels: dict[Source, Parcel] = {}
         """What was taken from the store and has not arrived: at most one block of each table is in memory."""
         self._arrived: dict[Source, Arrived] = {}
         """What has arrived and is not written down."""
-        self._seen: tuple[int, int] | None = None
-        """The version of the database in which there was nothing new."""
+        self._arrived_at = 0.0
+        self._seen: dict[Source, Version | None] = {}
+        """The version of the database in which there was nothing more."""
+        self._cost = 0.0
+        """Seconds of a processor that the last look into the store took."""
         self._has_taken_any = False
         self._back_off = 0.0
         self._ends_at: float | None = None
@@ -95,56 +112,63 @@ class Shipper:
             lock.close()
         self.destination.close()
 
-    def ship(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+    def ship(self, stopped: Callable[[], bool] = lambda: False, *, patience: float = 0.0) -> bool:
         """Sends what there is until there is nothing more; whether that is so, and is written down.
 
-        Raises NotNow, StoreBusy, StoreError; what has arrived by then is not sent again.
+        What has arrived is written down with what is taken next, and after `patience` seconds where nothing is. Raises NotNow,
+        StoreBusy, StoreError; what has arrived by then is not sent again.
         """
-        version = _version(self._paths())
-        if version is None or (version == self._seen and not self._parcels and not self._arrived):
+        version = version_of(self._paths())
+        if version is None:
             return True
-        complete = True
-        for source in self._sources:
-            complete = self._ship(source, stopped) and complete
-        if complete:
-            self._seen = version
-            self._tell(behind_since=None)
-        return complete
+        complete = [self._ship(source, version, stopped, patience) for source in self._sources]
+        return all(complete)
 
-    def _ship(self, source: Source, stopped: Callable[[], bool]) -> bool:
+    def _ship(self, source: Source, version: Version, stopped: Callable[[], bool], patience: float) -> bool:
         outbox = Outbox(self._paths(), self.destination.name, source)
+        if version == self._seen.get(source) and source not in self._parcels:
+            if source not in self._arrived:
+                return True
+            if time.monotonic() - self._arrived_at < patience:
+                return False
         while not stopped():
             parcel = self._parcels.get(source)
             if parcel is None:
-                parcel = outbox.take(
-                    self.destination.most_rows,
-                    self.destination.most_bytes,
-                    self._arrived.get(source),
-                    timeout=_BUSY_SECONDS,
-                )
-                self._arrived.pop(source, None)
+                parcel = self._take(outbox)
                 if parcel is None:
+                    self._tell(behind_since=None)
                     return True
-                self._parcels[source] = parcel
-                self._tell(behind_since=self._note.behind_since or time.time())
             rows = len(parcel.block.rows)
             receipt = self._deliver(parcel.block)
             if rows and receipt.refused == rows > 1:
-                del self._parcels[source]  # the next one may have a row among them that it takes
+                del self._parcels[source], self._seen[source]  # the next one may have a row among them that it takes
                 raise NotNow(f"it refuses each of {rows:,} rows: {receipt.reason}")
             if receipt.refused:
                 self._tell_refused(source, receipt)
-            self._arrived[source] = Arrived(
-                parcel.before, parcel.commit_number, rows - receipt.refused, receipt.refused
-            )
+            sent = rows - receipt.refused
+            self._arrived[source] = Arrived(parcel.before, parcel.commit_number, sent, receipt.refused)
+            self._arrived_at = time.monotonic()
             del self._parcels[source]
-            self.shipped.sent += rows - receipt.refused
+            self.shipped.sent += sent
             self.shipped.refused += receipt.refused
             self._recovered()
             if not parcel.is_full:
                 self._tell(behind_since=None)
                 return False  # what has come meanwhile goes with the next look
         return False
+
+    def _take(self, outbox: Outbox) -> Parcel | None:
+        source = outbox.source
+        most_rows = min(self.destination.most_rows, _MOST_ROWS)
+        began = time.thread_time()
+        parcel = outbox.take(most_rows, self.destination.most_bytes, self._arrived.get(source), timeout=_BUSY_SECONDS)
+        self._cost = time.thread_time() - began
+        self._arrived.pop(source, None)
+        self._seen[source] = outbox.version if parcel is None or not parcel.is_full else None
+        if parcel is not None:
+            self._parcels[source] = parcel
+            self._tell(behind_since=self._note.behind_since or time.time())
+        return parcel
 
     def _deliver(self, block: Block) -> Receipt:
         """Sends a block, and where that is refused its halves, down to the rows that are to blame."""
@@ -179,9 +203,9 @@ class Shipper:
     def run(self, stopping: threading.Event, before_look: Callable[[], object] = lambda: None) -> None:
         """Looks, ships and waits until `stopping` is set, and then goes on for as long as `finish` has given it."""
         while True:
-            wait = self._look(lambda: stopping.is_set() and self._is_over(), before_look)
+            wait = self._look(stopping, before_look)
             if not stopping.is_set():
-                stopping.wait(wait or LOOK_SECONDS)
+                stopping.wait(max(wait, self._pause()))
             elif wait == 0 or self._is_over() or (self._back_off and not self._tries_again):
                 return
             else:
@@ -196,11 +220,18 @@ class Shipper:
     def _is_over(self) -> bool:
         return self._ends_at is None or time.monotonic() >= self._ends_at
 
-    def _look(self, stopped: Callable[[], bool], before_look: Callable[[], object]) -> float:
+    def _pause(self) -> float:
+        """Seconds between two looks: in an app's own process such that they take a hundredth of a core, as merges do."""
+        return min(max(self._cost / _SHARE, LOOK_SECONDS), _LONGEST_PAUSE) if self._is_thrifty else LOOK_SECONDS
+
+    def _look(self, stopping: threading.Event, before_look: Callable[[], object]) -> float:
         """Ships what there is, if it can; returns the seconds until the next look, 0 where all is done. Raises nothing."""
+        patience = 0.0 if stopping.is_set() else _WRITE_DOWN_SECONDS
         try:
             before_look()
-            return 0.0 if not self.is_ours() or self.ship(stopped) else LOOK_SECONDS
+            if not self.is_ours() or self.ship(lambda: stopping.is_set() and self._is_over(), patience=patience):
+                return 0.0
+            return LOOK_SECONDS
         except NotNow as error:
             return self._failed(str(error), error.retry_after)
         except StoreBusy as error:
@@ -242,12 +273,3 @@ class Shipper:
             if self._lock is not None:
                 with suppress(OSError, ValueError):  # it was closed, by a fork
                     shipping_note.write(self._lock, changed)
-
-
-def _version(paths: StorePaths) -> tuple[int, int] | None:
-    """Another after each merge; None where there is no database."""
-    try:
-        stat = os.stat(paths.database)
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns

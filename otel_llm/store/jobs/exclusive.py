@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -24,15 +24,20 @@ PATIENCE: Final = 10.0
 
 
 @contextmanager
-def alone(paths: StorePaths, timeout: float = PATIENCE) -> Iterator[DuckDBPyConnection]:
+def alone(
+    paths: StorePaths, timeout: float = PATIENCE, *, after: Callable[[], object] = lambda: None
+) -> Iterator[DuckDBPyConnection]:
     """A read-write connection to the store, migrated, under the merge lock. Others' merges are put off meanwhile.
 
-    Raises StoreBusy where another process has the store for longer than `timeout` seconds, StoreError where it cannot be
-    used or where a statement in the block fails.
+    `after` is called when what was written is in the store, and nobody else has written anything since. Raises StoreBusy where
+    another process has the store for longer than `timeout` seconds, StoreError where it cannot be used or where a statement in the
+    block fails.
     """
     deadline = time.monotonic() + timeout
-    with unmerged(paths, timeout), ExitStack() as stack:
-        yield _attach_when_free(stack, paths, deadline)
+    with unmerged(paths, timeout):
+        with ExitStack() as stack:
+            yield _attach_when_free(stack, paths, deadline)
+        after()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 
 from otel_llm.fleet.usage_log_record import row_of
 from otel_llm.store.paths import StorePaths
-from tests.conftest import Rows, Run
+from tests.conftest import SCRIPTS, Rows, Run
 from tests.fleet.ship.conftest import account, stored, url_of
 from tests.integration.otlp_receiver import OtlpReceiver, Protocol
 from tests.store.conftest import query, until
@@ -62,7 +63,7 @@ def process(*command: str, store: Path, **more: str) -> Iterator[subprocess.Pope
 
 
 def ship(*arguments: str, store: Path) -> Any:
-    return process("otel-llm", "ship", *arguments, store=store)
+    return process(str(SCRIPTS / "otel-llm"), "ship", *arguments, store=store)
 
 
 def drained(url: str, store: Path) -> None:
@@ -95,8 +96,8 @@ def test_kills_and_outages(tmp_path: Path, paths: StorePaths, protocol: Protocol
     receivers = [receiver]
     url = url_of(receiver, protocol)
     with (
-        process("python", str(script), str(paths.journal), str(done), store=paths.database) as one,
-        process("python", str(script), str(paths.journal), str(done), store=paths.database) as other,
+        process(sys.executable, str(script), str(paths.journal), str(done), store=paths.database) as one,
+        process(sys.executable, str(script), str(paths.journal), str(done), store=paths.database) as other,
     ):
         assert one.stdout and other.stdout
         assert one.stdout.readline() == other.stdout.readline() == "up\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 import grpc
@@ -383,24 +384,28 @@ def test_nothing_is_opened_where_nothing_is_new(
 ) -> None:
     calls(1)
     drain(shipper)
-    assert shipper.ship()  # has seen that the last change was its own
     monkeypatch.setattr(exclusive, "alone", lambda *_: pytest.fail("the store was opened"))
     assert shipper.ship()
 
 
 def test_a_failure_is_said_once(
-    calls: Calls, shipper: Shipper, receiver: OtlpReceiver, caplog: pytest.LogCaptureFixture
+    calls: Calls,
+    shipper: Shipper,
+    receiver: OtlpReceiver,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls(1)
     receiver.reply = lambda path, body: Reply(503, grpc.StatusCode.UNAVAILABLE, "down")
-    waits = [shipper._look(lambda: False, lambda: None) for _ in range(9)]
+    waits = [shipper._look(Event(), lambda: None) for _ in range(9)]
     assert all(wait > 0 for wait in waits)
     assert waits[0] < 1.3 and waits[3] > 5 and max(waits) <= shipping._LONGEST_BACK_OFF * 1.25
     assert caplog.text.count("does not take what is shipped") == 1
     assert shipper.shipped.failures == 9
     receiver.reply = lambda path, body: None
-    assert shipper._look(lambda: False, lambda: None) > 0
-    assert shipper._look(lambda: False, lambda: None) == 0
+    assert shipper._look(Event(), lambda: None) > 0  # until it is written down
+    monkeypatch.setattr(shipping, "_WRITE_DOWN_SECONDS", 0.0)
+    assert shipper._look(Event(), lambda: None) == 0
     assert caplog.text.count("takes what is shipped again") == 1
     assert [record.levelno for record in caplog.records if record.name == "otel_llm"] == [logging.WARNING] * 2
 
@@ -410,7 +415,7 @@ def test_memory_holds_one_block(calls: Calls, shipper: Shipper, receiver: OtlpRe
     shipper.destination.most_rows = 10  # type: ignore[misc]
     for _ in range(5):
         calls(10)
-        shipper._look(lambda: False, lambda: None)
+        shipper._look(Event(), lambda: None)
         assert sum(len(parcel.block.rows) for parcel in shipper._parcels.values()) == 10
 
 
