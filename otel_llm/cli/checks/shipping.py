@@ -80,7 +80,7 @@ def _check(section: Section, destination: str, lags: list[Lag], note: ShippingNo
     elif note is not None and note.failing_since is not None:
         section.problem(
             f"{destination} does not take what process {note.pid} ships: {one_line(note.reason or '')}",
-            f"see to it there; {counted(waiting, 'row')} stay in the store until it does",
+            f"see to it there; {counted(waiting, 'row')} {'stays' if waiting == 1 else 'stay'} in the store until it does",
         )
     elif waiting and note is not None and note.behind_since and time.time() - note.behind_since > _LATE_SECONDS:
         section.remark(

@@ -190,7 +190,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(
 def test_a_store_is_shipped_there(url: ClickHouseURL, calls: Any, paths: StorePaths) -> None:
     """In blocks, twice over, with a new price in between: as many rows and as much money as in the store."""
     calls(25)
-    shipper = shipper_to(paths, str(url), "llm_usage", "spans")
+    shipper = shipper_to(paths, str(url))
     shipper.destination.most_rows = 10  # type: ignore[misc]
     drain(shipper)
     with exclusive.alone(paths) as connection:
@@ -204,4 +204,3 @@ def test_a_store_is_shipped_there(url: ClickHouseURL, calls: Any, paths: StorePa
     )
     assert there == here
     assert {row["row_version"] for row in stored(url)} == {2}
-    assert len(stored(url, "spans")) == 25
