@@ -52,6 +52,7 @@ ELSEWHERE = {
     "docker build": "no container engine is here: tests/packaging/test_deploy.py checks what goes into the images",
     "kubectl": "no cluster is here: tests/packaging/test_deploy.py checks the manifests",
     "curl -s 'http://localhost:16686/": "tests/integration/test_jaeger.py asks the same, where JAEGER_BIN names one",
+    "OTEL_LLM_SERVE_TOKEN=a-long-random-text otel-llm serve": "it goes on for ever: tests/fleet/test_ship_to_serve.py",
     "otel-llm ship --to http://account": "it needs a receiver: tests/fleet/ship/test_processes.py",
     "otel-llm replay": "it needs a backend: tests/integration/test_replay.py",
     "git clone": ".ci/run starts from a clone",

@@ -32,6 +32,8 @@ _LONGEST_ASKED: Final = 600.0
 """Seconds that a destination may ask to wait."""
 _WRITE_DOWN_SECONDS: Final = 5.0
 """What has arrived is written down after so long, where nothing new comes to write it down with."""
+_DOES_NOT_TAKE: Final = "does not take what is shipped"
+_CANNOT_SHIP: Final = "cannot be shipped to"
 _SHARE: Final = 0.01
 _LONGEST_PAUSE: Final = 5.0
 _MOST_ROWS: Final = 5_000
@@ -233,21 +235,21 @@ class Shipper:
                 return 0.0
             return LOOK_SECONDS
         except NotNow as error:
-            return self._failed(str(error), error.retry_after)
+            return self._failed(str(error), error.retry_after, _DOES_NOT_TAKE)
         except StoreBusy as error:
             self.shipped.last_error = str(error)
             return LOOK_SECONDS
         except (StoreError, OSError) as error:
-            return self._failed(str(error), None)
+            return self._failed(str(error))
         except Exception as error:  # a fault of ours must not end it
             _logger.debug("shipping failed", exc_info=True)
-            return self._failed(f"{type(error).__name__}: {error}", None)
+            return self._failed(f"{type(error).__name__}: {error}")
 
-    def _failed(self, reason: str, retry_after: float | None) -> float:
+    def _failed(self, reason: str, retry_after: float | None = None, how: str = _CANNOT_SHIP) -> float:
         """Says so once until it works again; returns how long to wait."""
         if not self._back_off:
             _logger.warning(
-                "%s does not take what is shipped: %s; it stays in the store and is sent when it does",
+                f"%s {how}: %s; what is to go there stays in the store, and is sent when that is mended",
                 self.destination.name,
                 reason,
             )
