@@ -12,6 +12,8 @@ Scenarios:
     costs   what a record costs the app's thread, what a row costs the merge, beside the OTLP exporter with the same spans
     calls   one process makes very many calls, sync, async and by LangChain, of which many are refused, lost, left, dropped or
             cancelled: every call has its row, and nothing of it stays in the process
+    serve   senders are killed and restarted at random moments while they send spans and account records to `otel-llm serve`, which
+            is killed and restarted too: nothing that was answered is lost, and nothing counts twice
 
 Each prints its figures, and its *faults*: what must never be. The exit code is 1 where there is one. Figures of time and size are
 of the machine as much as of the code; no fault depends on them.
@@ -40,6 +42,7 @@ import os
 import random
 import re
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -48,7 +51,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -1015,6 +1018,222 @@ def _lost_connection() -> tuple[type[Exception], ...]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# serve
+# ---------------------------------------------------------------------------------------------------------------------
+
+_SENT_AT_ONCE = 20
+"""Calls in a request."""
+
+
+def serve(directory: Path, *, senders: int, kills: int) -> Report:
+    """Kills senders and the receiver at random moments, each of which begins again where it was."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        grpc_port, http_port = _free_ports(2)
+        server = stack.enter_context(_Receiver(directory, grpc_port, http_port))
+
+        def start(number: int) -> _Worker:
+            return stack.enter_context(
+                _Worker(_FRESH, directory, _keep_sending, directory, number, grpc_port, http_port)
+            )
+
+        running = {number: start(number) for number in range(senders)}
+        for worker in running.values():
+            worker.hear()
+        for kill in range(kills):
+            time.sleep(random.uniform(0, 0.5))
+            if kill % 4 == 3:
+                server.kill()
+                server.start()
+                continue
+            victim = random.choice(list(running))
+            running[victim].kill()
+            running[victim] = start(victim)
+            running[victim].hear()  # it sends by now: else a short life would be spent on imports alone
+        for worker in running.values():
+            worker.tell("enough")
+        for worker in running.values():
+            worker.hear()
+        took = time.monotonic() - began
+        server.stop()
+    report = Report({"senders": senders, "kills": kills, "seconds": round(took, 1)})
+    _judge_sent(report, directory, senders)
+    return report
+
+
+def _judge_sent(report: Report, directory: Path, senders: int) -> None:
+    answered = {number: int((directory / f"answered-{number}").read_text()) for number in range(senders)}
+    expected = {}
+    for number, requests in answered.items():
+        for call in range(requests * _SENT_AT_ONCE):
+            expected[f"{number + 1:016x}{call + 1:016x}"] = _sent_as(call)
+    tokens = "trace_id, input_tokens, module, row_version"
+    rows = _query(directory, f"SELECT {tokens} FROM llm_usage")
+    found = {trace: (count, module is not None, version) for trace, count, module, version in rows}
+    figures = report.figures
+    figures["requests that were answered"] = sum(answered.values())
+    figures["calls in them"] = len(expected)
+    report.none_of("  lost", expected.keys() - found.keys())
+    report.none_of("  recorded twice", {row: n for row, n in Counter(row[0] for row in rows).items() if n > 1})
+    wrong = {}
+    for trace in expected.keys() & found.keys():
+        sent = expected[trace]
+        told = found[trace]
+        # A span that came first makes a row of its own, which the account record then follows.
+        versions = (1, 2) if sent == {"span", "record"} else (2,) if sent == {"record", "again"} else (1,)
+        if told[:2] != (int(trace[16:], 16), "record" in sent) or told[2] not in versions:
+            wrong[trace] = told
+    report.none_of("  with a wrong row", wrong)
+    report.none_of("rows of no known call", found.keys() - expected.keys())
+    spans = _query(directory, "SELECT count(*), count(DISTINCT trace_id) FROM spans")[0]
+    figures["spans"] = spans[0]
+    with_span = sum("span" in sent for sent in expected.values())
+    report.none_of("  lost or twice", [spans] if spans != (with_span, with_span) else [])
+    report.none_of("lines on stderr", _stderr_lines(directory))
+
+
+def _sent_as(call: int) -> frozenset[str]:
+    """How a call is sent: as a span, as an account record (once more in another version), or as both."""
+    if call % 5 == 0:
+        return frozenset(("span", "record"))
+    if call % 5 == 1:
+        return frozenset(("record", "again"))
+    return frozenset(("span",)) if call % 5 == 2 else frozenset(("record",))
+
+
+def _keep_sending(pipe: Connection, directory: Path, number: int, grpc_port: int, http_port: int) -> None:
+    """Sends requests, over gRPC or HTTP by turns, each until it is answered, and notes how many were; until told to end."""
+    told = _when_told(pipe)
+    note = directory / f"answered-{number}"
+    done = int(note.read_text()) if note.exists() else 0
+    pipe.send("sending")
+    with _connection(grpc_port, http_port) as send:
+        while not told.is_set():
+            calls = range(done * _SENT_AT_ONCE, (done + 1) * _SENT_AT_ONCE)
+            for method, body in _requests(number, calls):
+                while not send(done % 2 == 0, method, body):
+                    time.sleep(0.05)
+            done += 1
+            # By a rename: who is killed in the middle has not noted it, and sends the request again.
+            fresh = note.with_suffix(".new")
+            fresh.write_text(str(done))
+            fresh.rename(note)
+    pipe.send("done")
+
+
+def _requests(number: int, calls: Iterable[int]) -> Iterator[tuple[str, bytes]]:
+    """The spans and the account records of some calls, as OTLP."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    from otel_llm.fleet import usage_log_record
+    from otel_llm.fleet.wire_row import RETRACTED, USAGE_COLUMNS
+
+    spans = ExportTraceServiceRequest()
+    of_scope = spans.resource_spans.add().scope_spans.add()
+    of_scope.scope.name = "soak"
+    rows = []
+    for call in calls:
+        identity = {"trace_id": f"{number + 1:016x}{call + 1:016x}", "span_id": f"{call + 1:016x}"}
+        start_ns = 1_795_953_600 * 10**9 + call * 10**9
+        sent = _sent_as(call)
+        if "span" in sent:
+            span = of_scope.spans.add(start_time_unix_nano=start_ns, end_time_unix_nano=start_ns + 10**6, name="chat m")
+            span.trace_id, span.span_id = (bytes.fromhex(identity[name]) for name in ("trace_id", "span_id"))
+            for name, text in {
+                "operation.name": "chat",
+                "request.model": "m",
+                "response.id": identity["trace_id"],
+            }.items():
+                span.attributes.add(key=f"gen_ai.{name}").value.string_value = text
+            span.attributes.add(key="gen_ai.usage.input_tokens").value.int_value = call + 1
+        if "record" in sent:
+            moment = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(start_ns // 10**9))
+            told = {
+                "started_at": moment,
+                "input_tokens": call + 1,
+                "module": "soak",
+                "response_id": identity["trace_id"],
+            }
+            row = dict.fromkeys(USAGE_COLUMNS) | {RETRACTED: False} | identity | told
+            versions = (2, 1, 2) if "again" in sent else (1,)  # the earlier one may come late
+            rows += [row | {"row_version": version} for version in versions]
+    yield "traces", spans.SerializeToString()
+    yield "logs", usage_log_record.request(rows).SerializeToString()
+
+
+@contextlib.contextmanager
+def _connection(grpc_port: int, http_port: int) -> Iterator[Callable[[bool, str, bytes], bool]]:
+    """A function that sends a request, over gRPC or else HTTP, and says whether it was answered with a yes."""
+    import grpc
+    import httpx
+
+    names = {"traces": "trace.v1.TraceService", "logs": "logs.v1.LogsService"}
+    headers = {"Content-Type": "application/x-protobuf"}
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, httpx.Client(timeout=60) as client:
+
+        def send(over_grpc: bool, signal: str, body: bytes) -> bool:
+            try:
+                if over_grpc:
+                    method = f"/opentelemetry.proto.collector.{names[signal]}/Export"
+                    return not channel.unary_unary(method)(body, timeout=60)
+                answer = client.post(f"http://127.0.0.1:{http_port}/v1/{signal}", content=body, headers=headers)
+                return answer.status_code == 200 and not answer.content
+            except (grpc.RpcError, httpx.HTTPError):
+                return False
+
+        yield send
+
+
+class _Receiver:
+    """`otel-llm serve`, at the same ports each time that it starts."""
+
+    def __init__(self, directory: Path, grpc_port: int, http_port: int) -> None:
+        self._directory = directory
+        at = ["--grpc", f"127.0.0.1:{grpc_port}", "--http", f"127.0.0.1:{http_port}"]
+        self._command = [str(Path(sysconfig.get_path("scripts")) / "otel-llm"), "serve", *at]
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        settings = {"OTEL_LLM_STORE": str(_store(self._directory)), "OTEL_LLM_FLUSH_INTERVAL": "100ms"}
+        with _stderr(self._directory).open("ab") as stderr:
+            self._process = subprocess.Popen(
+                self._command, env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise RuntimeError(_stderr(self._directory).read_text(errors="replace")[-2000:])
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self._process.kill()
+        self._process.communicate()
+
+    def stop(self) -> None:
+        """As systemd does it."""
+        self._process.terminate()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+def _free_ports(number: int) -> list[int]:
+    """Ports that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1025,6 +1244,7 @@ SCENARIOS: dict[str, tuple[Callable[..., Report], dict[str, int], dict[str, int]
     "rows": (rows, {"size": 1_000_000}, {"size": 5_000}),
     "costs": (costs, {"size": 50_000}, {"size": 2_000}),
     "calls": (calls, {"size": 100_000}, {"size": 2_000}),
+    "serve": (serve, {"senders": 20, "kills": 200}, {"senders": 3, "kills": 8}),
 }
 
 

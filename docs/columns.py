@@ -17,6 +17,7 @@ INSIDES = (
     "journal_segments",
     "maintenance",
     "pending_exports",
+    "received_rows",
     "replayed",
     "retracted_calls",
     "schema_version",

@@ -36,6 +36,7 @@ ROOMS = (
     "fleet",
     "fleet.clickhouse",
     "fleet.ship",
+    "fleet.serve",
     "lifecycle",
     "instrumentation",
     "instrumentation.engine",

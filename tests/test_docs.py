@@ -137,7 +137,7 @@ def test_the_page_of_columns_is_as_the_store_says() -> None:
 
 def test_every_field_of_the_journal_is_told() -> None:
     rows = re.findall(
-        r"^\| ((?:`\w+`(?:, )?)+) \| (?:all|(?:`[hsea]`(?:, )?)+) \|", _tables("docs/journal-format.md"), re.M
+        r"^\| ((?:`\w+`(?:, )?)+) \| (?:all|(?:`[hseau]`(?:, )?)+) \|", _tables("docs/journal-format.md"), re.M
     )
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     header = Journal(Path("unused"))._header()

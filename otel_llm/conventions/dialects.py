@@ -107,6 +107,7 @@ OPENINFERENCE: Final = Dialect(
 
 OPENLLMETRY: Final = Dialect(
     names={
+        semconv.PROVIDER: ("llm.vendor",),  # go-openllmetry
         semconv.REQUEST_MODEL: ("llm.request.model",),
         semconv.RESPONSE_MODEL: ("llm.response.model",),
         semconv.REQUEST_STREAM: ("llm.is_streaming", "gen_ai.is_streaming"),
@@ -135,7 +136,12 @@ OPENLLMETRY: Final = Dialect(
     },
     operations={"execute_task": semconv.STEP},
     first_chunk_events=("gen_ai.content.completion.chunk", "llm.content.completion.chunk"),
-    content=(r"traceloop\.entity\.(input|output)", r"gen_ai\.task\.(input|output)"),
+    content=(
+        r"traceloop\.entity\.(input|output)",
+        r"gen_ai\.task\.(input|output)",
+        r"llm\.request\.functions(\..*)?",
+        "logprobs",  # which has the tokens of the answer
+    ),
 )
 
 LOGFIRE: Final = Dialect(
@@ -190,7 +196,12 @@ VERCEL: Final = Dialect(
     provider_endings=(".chat", ".responses", ".messages", ".completion", ".embedding", ".text-embedding"),
 )
 
-DIALECTS: Final = (OPENTELEMETRY, OPENINFERENCE, OPENLLMETRY, LOGFIRE, VERCEL)
+SPRING_AI: Final = Dialect(
+    # The chat client, around one or several calls of models (docs.spring.io/spring-ai/reference/observability).
+    operations={"framework": semconv.STEP},
+)
+
+DIALECTS: Final = (OPENTELEMETRY, OPENINFERENCE, OPENLLMETRY, LOGFIRE, VERCEL, SPRING_AI)
 """Where two say the same of one span in words of their own, the first counts."""
 
 # --- the same by what is looked for -----------------------------------------------------------------------------------

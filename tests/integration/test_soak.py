@@ -16,7 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("scenario", ["kill", "many", "rows", "costs", "calls"])
+@pytest.mark.parametrize("scenario", ["kill", "many", "rows", "costs", "calls", "serve"])
 def test_no_fault_is_found(scenario: str) -> None:
     done = run("--short", "--only", scenario, "--json")
     assert done.stderr == ""
@@ -28,6 +28,8 @@ def test_no_fault_is_found(scenario: str) -> None:
         # The kills met calls, or they have shown nothing.
         assert report["figures"]["calls in flight at a kill"] > 0
         assert report["figures"]["calls that ended"] > 0
+    if scenario == "serve":
+        assert report["figures"]["calls in them"] > 0
 
 
 def test_a_fault_is_the_exit_code_and_is_printed() -> None:

@@ -223,6 +223,12 @@ COMMENT ON COLUMN shipments.removed IS 'Rows that the limit of size has removed 
 COMMENT ON COLUMN shipments.begun_at IS 'When the first was to be sent there.';
 COMMENT ON COLUMN shipments.sent_at IS 'When the last arrived.';
 
+COMMENT ON TABLE received_rows IS 'Rows of llm_usage that have come whole, from another store.';
+COMMENT ON COLUMN received_rows.trace_id IS 'The trace of the call.';
+COMMENT ON COLUMN received_rows.span_id IS 'The span of the call.';
+COMMENT ON COLUMN received_rows.row_version IS 'The row_version that the row had there.';
+COMMENT ON COLUMN received_rows.started_at IS 'When the call began.';
+
 COMMENT ON TABLE maintenance IS 'When work that is due now and then was last done.';
 COMMENT ON COLUMN maintenance.task IS 'Which work.';
 COMMENT ON COLUMN maintenance.done_at IS 'When.';
