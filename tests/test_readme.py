@@ -7,6 +7,7 @@
 - A command that ends in ` &` runs in the background, with a model that takes its time, until its block ends. Where the
   document says what it prints, the next command waits for that; else that one is asked again until it prints what it should.
 - An `export` holds for the rest of its block. The port of a server that a document starts is another one here, a free one.
+- The ClickHouse at `ch.example` is that of the tests; where they have none, the document is skipped.
 - A ```toml or ```yaml block is parsed; ```sql runs on the document's store.
 - A command that cannot run here (it needs Docker or the registry) stands in `ELSEWHERE`, with who runs it instead.
 """
@@ -55,6 +56,8 @@ ELSEWHERE = {
     "OTEL_LLM_SERVE_TOKEN=a-long-random-text otel-llm serve": "it goes on for ever: tests/fleet/test_ship_to_serve.py",
     "otel-llm ship --to http://account": "it needs a receiver: tests/fleet/ship/test_processes.py",
     "otel-llm replay": "it needs a backend: tests/integration/test_replay.py",
+    "clickhouse-client": "tests/fleet/clickhouse_server.py reads the same files",
+    "otel-llm ship --to clickhouse": "tests/fleet/ship/test_clickhouse.py",
     "git clone": ".ci/run starts from a clone",
 }
 
@@ -63,6 +66,10 @@ class Block(NamedTuple):
     language: str
     text: str
     line: int
+
+
+_THERE = re.compile(r"clickhouses://\w+@ch\.example:8443/otel")
+"""The ClickHouse of the documents. Here it is that of the tests."""
 
 
 def blocks(document: Path) -> Iterator[Block]:
@@ -99,8 +106,11 @@ def environment(folder: Path, openai_server) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_document(document: Path, folder: Path, environment: dict[str, str]) -> None:
+def test_document(document: Path, folder: Path, environment: dict[str, str], request: pytest.FixtureRequest) -> None:
     for block in blocks(document):
+        if _THERE.search(block.text):
+            there = request.getfixturevalue("clickhouse")
+            block = block._replace(text=_THERE.sub(lambda _, url=there: url, block.text))
         where = f"{document.name}:{block.line}"
         match block.language:
             case "python":

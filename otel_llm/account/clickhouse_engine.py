@@ -25,6 +25,7 @@ _READ: Final[Mapping[str, Any]] = {
     "output_format_json_quote_64bit_integers": 0,
     "output_format_json_quote_decimals": 1,  # all digits
     "output_format_json_quote_denormals": 1,
+    "output_format_decimal_trailing_zeros": 1,  # as DuckDB has them
     "output_format_json_escape_forward_slashes": 0,
     "cancel_http_readonly_queries_on_client_close": 1,
 }

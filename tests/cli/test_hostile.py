@@ -17,7 +17,7 @@ import pytest
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
-from tests.cli.conftest import Fill, Run
+from tests.cli.conftest import Fill, Run, both_engines
 
 # A title, a cleared screen, a C1 sequence, text that runs backwards, a line overwritten.
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b2J\u202ednal\u2028\r\nover\x1b[1A"
@@ -105,6 +105,7 @@ def test_numbers_and_times_that_are_none(fill: Fill, run: Run) -> None:
 FORMULAS = ["=1+1", "+1+1", "-2+3|cmd", "@SUM(A1)", "\t=1+1", "\r=1+1", "＝1+1", "=HYPERLINK(\"http://x\",\"y\")"]  # fmt: skip
 
 
+@both_engines
 @pytest.mark.parametrize(
     "command",
     [

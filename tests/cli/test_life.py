@@ -14,7 +14,7 @@ import pytest
 from otel_llm.account.in_duckdb.duckdb_engine import DuckDBEngine
 from otel_llm.store.jobs import exclusive, retention
 from otel_llm.store.paths import StorePaths
-from tests.cli.conftest import Fill, Run
+from tests.cli.conftest import Fill, Run, both_engines
 from tests.cli.test_sql import CALL
 from tests.store.jobs.test_retention import fill as fill_many
 
@@ -43,6 +43,7 @@ def test_parquet_keeps_rows_and_types(fill: Fill, run: Run, tmp_path: Path) -> N
     assert duckdb.sql(text.format(f"'{file}'")).fetchall() == rows(store, text.format("llm_usage"))
 
 
+@both_engines
 def test_csv_is_for_any_reader(fill: Fill, run: Run, tmp_path: Path) -> None:
     fill(CALL)
     assert run("export", str(tmp_path / "usage.csv")).code == 0
@@ -54,6 +55,7 @@ def test_csv_is_for_any_reader(fill: Fill, run: Run, tmp_path: Path) -> None:
     assert json.loads(row["input_messages"]) == [{"role": "user"}]
 
 
+@both_engines
 def test_json_and_json_lines(fill: Fill, run: Run, tmp_path: Path) -> None:
     fill(CALL, CALL)
     for name in ("usage.json", "usage.jsonl"):
@@ -78,6 +80,7 @@ def test_every_table_in_every_format(table: str, kind: str, fill: Fill, run: Run
         assert result.out.startswith(f"Wrote {'1 row' if some else '0 rows'} of {table} to ")
 
 
+@both_engines
 def test_the_period(fill: Fill, run: Run, tmp_path: Path) -> None:
     fill(OLD, NEW)
     run("export", str(tmp_path / "new.csv"), "--since", "7d")

@@ -135,15 +135,15 @@ def test_a_log_record_becomes_the_row_that_it_was(client: ClickHouseClient) -> N
 
 
 def test_a_batch_that_the_collector_sends_again_counts_once(client: ClickHouseClient) -> None:
-    first = [bare_call(1, cost_usd="0.5"), bare_call(2, cost_usd="0.5")]
+    first = [bare_call(1, cost_usd="0.500000000"), bare_call(2, cost_usd="0.500000000")]
     by_collector(client, *map(exported, first))
     by_collector(
         client,
-        exported(bare_call(1, cost_usd="0.75", row_version=2)),
+        exported(bare_call(1, cost_usd="0.750000000", row_version=2)),
         exported(bare_call(2, row_version=2, retracted=True)),
     )
     by_collector(client, *map(exported, first))
-    assert [(row["trace_id"][-1], row["cost_usd"]) for row in stored(client.url)] == [("1", "0.75")]
+    assert [(row["trace_id"][-1], row["cost_usd"]) for row in stored(client.url)] == [("1", "0.750000000")]
 
 
 def test_other_log_records_and_bad_ones_hold_nothing_up(client: ClickHouseClient) -> None:

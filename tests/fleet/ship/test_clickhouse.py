@@ -67,14 +67,14 @@ def test_each_column_arrives_as_it_is(destination: Destination, url: ClickHouseU
 
 
 def test_what_comes_again_counts_once_and_the_newest_counts(destination: Destination, url: ClickHouseURL) -> None:
-    first = [bare_call(number, cost_usd="0.5") for number in range(3)]
-    second = [bare_call(1, cost_usd="0.75", row_version=2)]
+    first = [bare_call(number, cost_usd="0.500000000") for number in range(3)]
+    second = [bare_call(1, cost_usd="0.750000000", row_version=2)]
     for rows in (first, first, second, first):  # a batch may come again after what followed it
         destination.send(Block("llm_usage", rows))
-    assert [row["cost_usd"] for row in stored(url)] == ["0.5", "0.75", "0.5"]
+    assert [row["cost_usd"] for row in stored(url)] == ["0.500000000", "0.750000000", "0.500000000"]
     destination.send(Block("llm_usage", [bare_call(2, row_version=2, retracted=True)]))
     destination.send(Block("llm_usage", first))
-    assert [row["cost_usd"] for row in stored(url)] == ["0.5", "0.75"]
+    assert [row["cost_usd"] for row in stored(url)] == ["0.500000000", "0.750000000"]
     # The same by a view, for whoever asks without our settings.
     plain = ClickHouseClient(url)
     assert [*plain.rows("SELECT count(), sum(cost_usd) FROM llm_usage_final")][2] == [2, 1.25]
