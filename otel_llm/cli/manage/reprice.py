@@ -64,8 +64,8 @@ def reprice(since: str | None, model: str | None, everything: bool, dry_run: boo
 
 
 def _there(url: ClickHouseURL, choice: Choice, *, dry_run: bool) -> Repriced:
-    from otel_llm.account import clickhouse_repricing
     from otel_llm.account.engine import AccountError
+    from otel_llm.cli.manage import clickhouse_repricing
     from otel_llm.store import StoreError
 
     try:
