@@ -92,6 +92,7 @@ def test_an_export_is_as_that_of_a_store(fill: Fill, run: Run, store_path: Path,
                 for file in (one, other)
             )
         for row, expected in zip(here, there, strict=True):
+            del expected["commit_number"]  # which means something in its own store alone
             # Times are written otherwise, JSON is text there, and what is NULL in a store may be empty.
             for name in ("started_at", "input_messages"):
                 assert (row.pop(name) is None) == (expected.pop(name) is None)

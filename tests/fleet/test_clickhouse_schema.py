@@ -59,9 +59,9 @@ def test_the_columns_are_those_of_the_store(table: str, columns: Mapping[str, Ki
 
 
 def test_the_views_have_the_columns_of_those_in_the_store(client: ClickHouseClient) -> None:
-    from otel_llm.account.opening import _nothing_recorded
+    from otel_llm.account.opening import nothing_recorded
 
-    store = _nothing_recorded()
+    store = nothing_recorded()
     for view in ("llm_daily", "llm_conversations"):
         names, *_ = client.rows(f"SELECT * FROM {view} LIMIT 0")
         assert names == [column[0] for column in store.execute(f"FROM {view}").description or ()]
