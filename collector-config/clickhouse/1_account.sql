@@ -72,6 +72,26 @@ PARTITION BY toYYYYMM(started_at, 'UTC')
 ORDER BY (toStartOfHour(started_at, 'UTC'), trace_id, span_id);
 -- Without a TTL: an account is kept. ALTER TABLE otel.llm_usage DROP PARTITION 202611 takes a month away.
 
+-- What runs, for `otel-llm ps`: each machine that ships tells it again every 10 seconds. What was not told for longer has ended.
+CREATE TABLE IF NOT EXISTS otel.llm_running
+(
+    host       LowCardinality(String),
+    pid        Nullable(Int64),
+    started_at DateTime64(6, 'UTC'),
+    seconds    Float64, -- for so long by then, by the clock of the machine
+    name       LowCardinality(Nullable(String)),
+    operation  LowCardinality(Nullable(String)),
+    model      LowCardinality(Nullable(String)),
+    user_id    Nullable(String),
+    module     LowCardinality(Nullable(String)),
+    trace_id   String,
+    span_id    String,
+    seen_at    DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplacingMergeTree(seen_at)
+ORDER BY (trace_id, span_id)
+TTL toDateTime(seen_at, 'UTC') + INTERVAL 1 HOUR;
+
 -- Whole spans, for the tree of a trace: of those that were sent again the last counts.
 CREATE TABLE IF NOT EXISTS otel.spans
 (

@@ -31,6 +31,22 @@ _READ: Final[Mapping[str, Any]] = {
 }
 _WHOLE: Final[Mapping[str, Any]] = {**_READ, "wait_end_of_query": 1}
 """For answers of a few rows: an error is told before the first of them."""
+RUNNING: Final = (
+    "host",
+    "pid",
+    "started_at",
+    "seconds",
+    "name",
+    "operation",
+    "model",
+    "user",
+    "module",
+    "trace_id",
+    "span_id",
+)
+"""The columns of what runs."""
+_LATELY_SECONDS: Final = 25
+"""What has not been told of for longer has ended, or its machine has: they tell every 10 seconds."""
 _TABLES: Final = ("llm_usage", "spans", "llm_conversations", "llm_daily")
 _FORMATS: Final[Mapping[FileFormat, tuple[str, Mapping[str, Any]]]] = {
     FileFormat.parquet: ("Parquet", {"output_format_parquet_compression_method": "zstd"}),
@@ -147,6 +163,17 @@ class ClickHouseEngine:
             "UNION DISTINCT SELECT name FROM system.columns WHERE database = currentDatabase()"
         )
         return [name for (name,) in found]
+
+    def running(self) -> list[Row]:
+        """What runs, with the columns `RUNNING`, the oldest first: what was told lately, without the calls that have ended."""
+        lately = f"seen_at > now64(3) - INTERVAL {_LATELY_SECONDS} SECOND"
+        return self.ask(
+            f"""SELECT host, pid, started_at, round(seconds + dateDiff('millisecond', seen_at, now64(3)) / 1000, 1), name,
+                operation, model, user_id, module, trace_id, span_id
+            FROM llm_running WHERE {lately} AND (trace_id, span_id) NOT IN (
+                SELECT trace_id, span_id FROM llm_usage WHERE trace_id IN (SELECT trace_id FROM llm_running WHERE {lately}))
+            ORDER BY seconds DESC, span_id"""
+        )
 
     def version(self) -> str:
         """The server's."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import time
+from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,10 +16,17 @@ import pytest
 
 from otel_llm.fleet.clickhouse.http_client import ClickHouseClient
 from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+from otel_llm.fleet.ship.clickhouse import ClickHouseDestination
+from otel_llm.fleet.ship.destination import Block
+from otel_llm.fleet.ship.running_calls import RunningTeller
 from otel_llm.settings import reload, settings
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run
+from tests.cli.test_ps import START
 from tests.cli.test_sql import CALL
 from tests.cli.test_usage import UNTOLD
+from tests.fleet.rows import bare_call
 
 pytestmark = pytest.mark.parametrize("engine", ["clickhouse"], indirect=True)
 
@@ -177,6 +188,60 @@ def test_what_is_about_a_store_says_so(command: tuple[str, ...], run: Run) -> No
     result = run(*command)
     assert result.code == 2
     assert "is a ClickHouse, and this is about a DuckDB store: name one with --store PATH" in result.err
+
+
+def test_what_runs_on_all_machines(run: Run, engine: str, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("ps").out == f"Nothing is running on the machines that ship to {engine}.\n"
+    assert run("ps", "--json").out == "[]\n"
+    paths, began = StorePaths.of(store_path), time.time_ns() - 90 * 10**9
+    destination = ClickHouseDestination(ClickHouseURL.parse(engine))
+    journal = Journal(paths.journal)
+    journal.append({**START, "st": began}, start_of=1)
+    journal.append({**START, "s": "c" * 16, "st": began + 10**9}, start_of=2)
+    monkeypatch.setattr("socket.gethostname", lambda: "pod-7")
+    RunningTeller(destination).tell(paths)
+    RunningTeller(destination).tell(paths)  # again, some seconds later
+    destination.send(Block("llm_usage", [bare_call(trace_id=START["t"], span_id="c" * 16)]))  # one has ended meanwhile
+    journal.close()
+    (row,) = json.loads(run("ps", "--json").out)
+    assert (
+        row.pop("seconds") >= 90
+        and abs(datetime.fromisoformat(row.pop("started_at")).timestamp() - began / 1e9) < 0.001
+    )
+    assert row == {
+        "host": "pod-7", "pid": os.getpid(), "name": "chat gpt-5-mini", "operation": "chat", "model": "gpt-5-mini",
+        "user": "alice", "module": "search", "trace_id": "a" * 32, "span_id": "b" * 16,
+    }  # fmt: skip
+    assert run("ps").out.splitlines()[-1].split()[:2] == ["pod-7", str(os.getpid())]
+    client = ClickHouseClient(ClickHouseURL.parse(engine))
+    client.execute(
+        "INSERT INTO llm_running SELECT * REPLACE (now64(3) + 1 AS seen_at) FROM llm_running"
+    )  # which is no harm
+    client.execute("TRUNCATE TABLE llm_running")
+    client.execute(
+        "INSERT INTO llm_running (trace_id, span_id, seen_at) VALUES ('d', 'd', now64(3) - INTERVAL 1 MINUTE)"
+    )
+    assert run("ps", "--json").out == "[]\n"  # its machine is gone
+    destination.close()
+
+
+def test_what_cannot_be_told_now_is_told_later(engine: str, store_path: Path) -> None:
+    paths = StorePaths.of(store_path)
+    journal = Journal(paths.journal)
+    journal.append({**START, "st": time.time_ns()}, start_of=1)
+    for nobody in (object(), ClickHouseDestination(ClickHouseURL("127.0.0.1", 1))):
+        RunningTeller(nobody).tell(paths)
+    asked: list[int] = []
+
+    class Shows:
+        def show_running(self, calls: Sequence[object]) -> None:
+            asked.append(len(calls))
+
+    teller = RunningTeller(Shows())
+    for _ in range(3):
+        teller.tell(paths)
+    assert asked == [1]  # to look takes something
+    journal.close()
 
 
 def test_its_place_is_its_url(run: Run, engine: str) -> None:

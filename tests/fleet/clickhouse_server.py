@@ -164,7 +164,7 @@ def empty(url: str) -> None:
     from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
 
     client = ClickHouseClient(ClickHouseURL.parse(url))
-    for table in ("llm_usage", "spans", "otel_logs", "otel_traces"):
+    for table in ("llm_usage", "spans", "llm_running", "otel_logs", "otel_traces"):
         client.execute(f"TRUNCATE TABLE {table}")
     client.close()
 

@@ -81,11 +81,11 @@ def test_the_variant_for_a_cluster_is_made_of_the_same_files() -> None:
     made = runpy.run_path(str(directory / "cluster.py"))["cluster_sql"]()
     assert (directory / "cluster.sql").read_text(encoding="utf-8") == f"{made}\n", "run admin/cluster.py again"
     tables = [one for one in clickhouse_server.statements() if one.startswith("CREATE TABLE")]
-    assert made.count("ENGINE = Replicated") == made.count("ENGINE = Distributed") == len(tables) == 5
+    assert made.count("ENGINE = Replicated") == made.count("ENGINE = Distributed") == len(tables) == 6
 
 
 def test_a_row_of_the_account_has_no_end_and_a_span_has() -> None:
-    account, spans = (one for one in clickhouse_server.statements("1_account.sql") if one.startswith("CREATE TABLE"))
+    account, _, spans = (one for one in clickhouse_server.statements("1_account.sql") if one.startswith("CREATE TABLE"))
     assert "TTL" not in account and "TTL toDateTime(started_at" in spans
 
 

@@ -71,6 +71,28 @@ ORDER BY (toStartOfHour(started_at, 'UTC'), trace_id, span_id);
 CREATE TABLE IF NOT EXISTS otel.llm_usage ON CLUSTER '{cluster}' AS otel.llm_usage_local
 ENGINE = Distributed('{cluster}', otel, llm_usage_local, cityHash64(trace_id));
 
+CREATE TABLE IF NOT EXISTS otel.llm_running_local ON CLUSTER '{cluster}'
+(
+    host       LowCardinality(String),
+    pid        Nullable(Int64),
+    started_at DateTime64(6, 'UTC'),
+    seconds    Float64, -- for so long by then, by the clock of the machine
+    name       LowCardinality(Nullable(String)),
+    operation  LowCardinality(Nullable(String)),
+    model      LowCardinality(Nullable(String)),
+    user_id    Nullable(String),
+    module     LowCardinality(Nullable(String)),
+    trace_id   String,
+    span_id    String,
+    seen_at    DateTime64(3, 'UTC') DEFAULT now64(3)
+)
+ENGINE = ReplicatedReplacingMergeTree(seen_at)
+ORDER BY (trace_id, span_id)
+TTL toDateTime(seen_at, 'UTC') + INTERVAL 1 HOUR;
+
+CREATE TABLE IF NOT EXISTS otel.llm_running ON CLUSTER '{cluster}' AS otel.llm_running_local
+ENGINE = Distributed('{cluster}', otel, llm_running_local, cityHash64(trace_id));
+
 CREATE TABLE IF NOT EXISTS otel.spans_local ON CLUSTER '{cluster}'
 (
     trace_id       String,

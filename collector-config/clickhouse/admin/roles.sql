@@ -8,6 +8,7 @@
 CREATE ROLE IF NOT EXISTS otel_llm_insert;
 GRANT INSERT ON otel.llm_usage TO otel_llm_insert;
 GRANT INSERT ON otel.spans TO otel_llm_insert;
+GRANT INSERT ON otel.llm_running TO otel_llm_insert;
 
 -- For a Collector. The view llm_usage_from_logs inserts by its definer's right, not by that of who sends.
 CREATE ROLE IF NOT EXISTS otel_collector;

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from otel_llm.cli.errors import one_line
-from otel_llm.cli.options.access import locate
+from otel_llm.cli.options.access import Place, asking, locate, remote
 from otel_llm.cli.options.common import output_options, store_option
 from otel_llm.cli.screen.output import Column, Format, text, write_data, write_line, write_table
 from otel_llm.conventions import semconv
@@ -35,7 +34,7 @@ _SHOWN = ("pid", "started_at", "seconds", "name", "user", "module", "trace_id")
 @click.command()
 @output_options
 @store_option
-def ps(output: Format, store: Path | None) -> None:
+def ps(output: Format, store: Place | None) -> None:
     """List the model calls that are running, in every process.
 
     \b
@@ -46,7 +45,12 @@ def ps(output: Format, store: Path | None) -> None:
     A call is listed from its request to the end of its answer, streams included, together with the agents, tools and
     workflows around it that are still at work. seconds is how long it has been running. Below them stands who ships the account
     elsewhere, and how far behind that is.
+
+    In a ClickHouse those of all machines that ship to it are listed, as they were some 10 seconds ago.
     """
+    if remote(store) is not None:
+        _of_all_machines(output, store)
+        return
     from otel_llm.store.journal.segments import running_calls
     from otel_llm.store.paths import StorePaths
 
@@ -60,6 +64,21 @@ def ps(output: Format, store: Path | None) -> None:
         write_line(f"Nothing is running that writes to {path}.")
     for line in _shipping(StorePaths.of(path)):
         write_line(line)
+
+
+def _of_all_machines(output: Format, store: Place | None) -> None:
+    from otel_llm.account.clickhouse_engine import RUNNING, ClickHouseEngine
+
+    with asking(store) as account:
+        assert isinstance(account.engine, ClickHouseEngine)
+        at = RUNNING.index("started_at")
+        rows = [(*row[:at], datetime.fromisoformat(row[at]), *row[at + 1 :]) for row in account.engine.running()]
+    if write_data(output, RUNNING, rows):
+        return
+    if rows:
+        _print(rows, RUNNING, ("host", *_SHOWN))
+    else:
+        write_line(f"Nothing is running on the machines that ship to {account.place}.")
 
 
 def _shipping(paths: StorePaths) -> list[str]:
@@ -103,10 +122,10 @@ def _row(start: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _print(rows: Sequence[Sequence[Any]]) -> None:
+def _print(rows: Sequence[Sequence[Any]], names: Sequence[str] = _COLUMNS, shown: Sequence[str] = _SHOWN) -> None:
     def clock(value: object) -> str:
         return f"{value:%H:%M:%S}" if isinstance(value, datetime) else text(value)
 
     show = {"started_at": clock}
-    columns = [Column(name, number=name in ("pid", "seconds"), show=show.get(name, text)) for name in _SHOWN]
-    write_table(columns, [[row[_COLUMNS.index(name)] for name in _SHOWN] for row in rows])
+    columns = [Column(name, number=name in ("pid", "seconds"), show=show.get(name, text)) for name in shown]
+    write_table(columns, [[row[names.index(name)] for name in shown] for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -40,15 +41,21 @@ class ClickHouseDestination:
         return str(self._client.url)
 
     def send(self, block: Block) -> Receipt:
-        columns = _COLUMNS[block.source]
-        data = b"\n".join(orjson.dumps(_sent(row)) for row in block.rows)
+        self._insert(block.source, _COLUMNS[block.source], map(_sent, block.rows))
+        return Receipt()
+
+    def show_running(self, calls: Sequence[Mapping[str, Any]]) -> None:
+        """Calls that run, for `otel-llm ps`: each as of now."""
+        self._insert("llm_running", [*calls[0]], calls)
+
+    def _insert(self, table: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        data = b"\n".join(map(orjson.dumps, rows))
         self._client.answer_seconds = self.timeout
-        sql = f"INSERT INTO {block.source} ({', '.join(columns)}) FORMAT JSONEachRow"
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) FORMAT JSONEachRow"
         try:
             self._client.execute(sql, data, settings=_SETTINGS)
         except ClickHouseError as error:
             raise _verdict(error) from error
-        return Receipt()
 
     def close(self) -> None:
         self._client.close()

@@ -16,6 +16,7 @@ from typing import Any, Final
 from otel_llm.fleet.ship import shipping_note
 from otel_llm.fleet.ship.destination import Block, Destination, Never, NotNow, Receipt, Source
 from otel_llm.fleet.ship.outbox import Arrived, Outbox, Parcel, Version, version_of
+from otel_llm.fleet.ship.running_calls import RunningTeller
 from otel_llm.fleet.ship.shipping_note import ShippingNote
 from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.journal import locks
@@ -86,6 +87,7 @@ class Shipper:
         self._ends_at: float | None = None
         self._tries_again = True
         self._note = ShippingNote(destination.name, os.getpid())
+        self._running = RunningTeller(destination)
 
     # --- one look -----------------------------------------------------------------------------------------------------
 
@@ -231,9 +233,11 @@ class Shipper:
         patience = 0.0 if stopping.is_set() else _WRITE_DOWN_SECONDS
         try:
             before_look()
-            if not self.is_ours() or self.ship(lambda: stopping.is_set() and self._is_over(), patience=patience):
+            if not self.is_ours():
                 return 0.0
-            return LOOK_SECONDS
+            is_done = self.ship(lambda: stopping.is_set() and self._is_over(), patience=patience)
+            self._running.tell(self._paths())
+            return 0.0 if is_done else LOOK_SECONDS
         except NotNow as error:
             return self._failed(str(error), error.retry_after, _DOES_NOT_TAKE)
         except StoreBusy as error:
