@@ -13,7 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from otel_llm.account.clickhouse_engine import ClickHouseEngine
 from otel_llm.fleet.clickhouse.http_client import ClickHouseClient
 from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
-from otel_llm.fleet.usage_log_record import log_record
+from otel_llm.fleet.usage_log_record import SCOPE, log_record
 from otel_llm.fleet.wire_row import RETRACTED, SPAN_COLUMNS, USAGE_COLUMNS, Kind, Row
 from tests.fleet import clickhouse_server
 from tests.fleet.rows import bare_call, full_call
@@ -144,6 +144,16 @@ def test_a_batch_that_the_collector_sends_again_counts_once(client: ClickHouseCl
     )
     by_collector(client, *map(exported, first))
     assert [(row["trace_id"][-1], row["cost_usd"]) for row in stored(client.url)] == [("1", "0.750000000")]
+
+
+def test_a_record_whose_name_the_collector_left_out_counts_too(client: ClickHouseClient) -> None:
+    """One that started without ClickHouse does not know that there is a column for it."""
+    unnamed = [exported(row) | {"EventName": "", "ScopeName": SCOPE} for row in (full_call(1), bare_call(2))]
+    of_another = exported(bare_call(3)) | {"EventName": "", "ScopeName": "app"}
+    not_a_row = exported(bare_call(4)) | {"EventName": "", "ScopeName": SCOPE}
+    del not_a_row["LogAttributes"]["row_version"]
+    by_collector(client, *unnamed, of_another, not_a_row)
+    assert stored(client.url) == [as_there(row) for row in (full_call(1), bare_call(2))]
 
 
 def test_other_log_records_and_bad_ones_hold_nothing_up(client: ClickHouseClient) -> None:

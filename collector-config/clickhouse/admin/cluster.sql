@@ -328,4 +328,5 @@ SELECT
     toInt64OrNull(LogAttributes['reasoning_chars']) AS reasoning_chars,
     if(LogAttributes['retracted'] = 'true', 1, 0) AS retracted
 FROM otel.otel_logs_local
-WHERE EventName = 'otel_llm.usage' AND parseDateTime64BestEffortOrNull(LogAttributes['started_at'], 6, 'UTC') IS NOT NULL;
+WHERE (EventName = 'otel_llm.usage' OR (EventName = '' AND ScopeName = 'otel_llm' AND mapContains(LogAttributes, 'row_version')))
+  AND parseDateTime64BestEffortOrNull(LogAttributes['started_at'], 6, 'UTC') IS NOT NULL;
