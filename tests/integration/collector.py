@@ -47,7 +47,7 @@ class Collector:
         """`changes` are settings, each as `path::to::it: value`; `environment` is what the files read."""
         directory.mkdir(exist_ok=True)
         self.directory = directory
-        self._grpc, self._http, self._health, self._own, self.metrics_port = free_ports(5)
+        self._grpc, self._http, self._health, self.own_port, self.metrics_port = free_ports(5)
         self._files = [DIRECTORY / file for file in files]
         self._changes = [
             f"receivers::otlp::protocols::grpc::endpoint: localhost:{self._grpc}",
@@ -59,7 +59,7 @@ class Collector:
             self._changes += [
                 f"extensions::health_check::endpoint: localhost:{self._health}",
                 "service::telemetry::metrics::readers: [{pull: {exporter: {prometheus: "
-                f"{{host: localhost, port: {self._own}}}}}}}}}]",
+                f"{{host: localhost, port: {self.own_port}}}}}}}}}]",
             ]
         if "gateway.yaml" in names:
             self._changes.append(f"exporters::prometheus::endpoint: localhost:{self.metrics_port}")

@@ -303,7 +303,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
 def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[ReceivedSpan]:
     for resource_spans in request.resource_spans:
-        resource = _attributes(resource_spans.resource.attributes)
+        resource = attributes_of(resource_spans.resource.attributes)
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 yield ReceivedSpan(
@@ -315,11 +315,11 @@ def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[
                     kind=Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_"),
                     start_ns=span.start_time_unix_nano,
                     end_ns=span.end_time_unix_nano,
-                    attributes=_attributes(span.attributes),
+                    attributes=attributes_of(span.attributes),
                     status_code=Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_"),
                     status_message=span.status.message,
                     events=[
-                        ReceivedEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
+                        ReceivedEvent(event.name, event.time_unix_nano, attributes_of(event.attributes))
                         for event in span.events
                     ],
                     resource=resource,
@@ -328,7 +328,8 @@ def _decode(request: ExportTraceServiceRequest, protocol: Protocol) -> Iterable[
                 )
 
 
-def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    """Attributes as Python has such values."""
     return {pair.key: _value(pair.value) for pair in pairs}
 
 
@@ -339,6 +340,6 @@ def _value(value: AnyValue) -> Any:
         case "array_value":
             return [_value(item) for item in value.array_value.values]
         case "kvlist_value":
-            return _attributes(value.kvlist_value.values)
+            return attributes_of(value.kvlist_value.values)
         case kind:
             return getattr(value, kind)

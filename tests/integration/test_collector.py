@@ -80,15 +80,23 @@ def spans_of(
     return request
 
 
-def span(attributes: Mapping[str, Any] | None = None, *, failed: bool = True, trace: bytes | None = None) -> Span:
+def span(
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    failed: bool = True,
+    trace: bytes | None = None,
+    name: str = "chat gpt-4o-mini",
+    kind: str = "SPAN_KIND_CLIENT",
+    seconds: float = 1,
+) -> Span:
     """A root span that has ended. One that `failed` is kept by the sampling, whatever else is true of it."""
     now = time.time_ns()
     return Span(
         trace_id=trace or secrets.token_bytes(16),
         span_id=secrets.token_bytes(8),
-        name="chat gpt-4o-mini",
-        kind=Span.SPAN_KIND_CLIENT,
-        start_time_unix_nano=now - 10**9,
+        name=name,
+        kind=Span.SpanKind.Value(kind),
+        start_time_unix_nano=now - round(seconds * 10**9),
         end_time_unix_nano=now,
         attributes=pairs(attributes or {}),
         status=Status(code=Status.STATUS_CODE_ERROR if failed else Status.STATUS_CODE_UNSET),
@@ -476,3 +484,16 @@ def test_a_killed_gateway_and_an_absent_destination_lose_no_call(tmp_path: Path)
             arrived += [each.span_id for each in destination.logs]
     # At least once; counted once by its trace and span.
     assert set(arrived) == everything
+
+
+# --- a laptop --------------------------------------------------------------------------------------------------------
+
+
+def test_the_collector_of_a_laptop_hands_on_what_it_gets(tmp_path: Path, jaeger: OtlpReceiver) -> None:
+    sent = span({"gen_ai.request.model": "gpt-4o-mini", "user.id": EMAIL}, failed=False)
+    with Collector(tmp_path, "dev.yaml", **to(jaeger=jaeger)) as collector:
+        send(collector.endpoint("http/protobuf"), spans_of(sent))
+        eventually(lambda: jaeger.spans, "no span arrives")
+    (received,) = jaeger.spans
+    assert received.trace_id == sent.trace_id.hex()
+    assert received.attributes == {"gen_ai.request.model": "gpt-4o-mini", "user.id": EMAIL}

@@ -25,7 +25,10 @@ import pytest
 import yaml
 
 from tests.conftest import EXAMPLES, ROOT, LocalOpenAI
+from tests.integration.collector import Collector, needs_collector
+from tests.integration.otlp_receiver import OtlpReceiver
 from tests.integration.ports import free_ports
+from tests.integration.test_collector import send, span, spans_of
 
 PROMETHEUS = shutil.which("prometheus")
 DIRECTORY = ROOT / "collector-config"
@@ -405,3 +408,50 @@ def test_the_panels_on_the_gateways_metrics_have_data(tmp_path: Path) -> None:
             assert prometheus.get(f"label/{label}/values", **{"match[]": metric}) == [
                 {"service_name": "weather", "gen_ai_request_model": "gpt-4o-mini"}[label]
             ]
+
+
+@needs_collector
+def test_a_real_gateway_gives_the_panels_what_they_ask_for(tmp_path: Path) -> None:
+    """The same spans, as spans: what a Collector makes of them is what stands above."""
+    dimensions = yaml.safe_load((DIRECTORY / "gateway.yaml").read_text("utf-8"))["connectors"]["span_metrics"][
+        "dimensions"
+    ]
+    attributes = {dimension["name"].replace(".", "_"): dimension["name"] for dimension in dimensions}
+    made = [
+        span(
+            {attributes[label]: value for label, value in labels.items() if label in attributes},
+            name=name,
+            kind=labels["span_kind"],
+            seconds=seconds,
+            failed=labels["status_code"] == "STATUS_CODE_ERROR",
+        )
+        for name, labels, count, seconds in SPANS
+        for _ in range(count)
+    ]
+    queries = [(title, filled(query)) for title, query in panels() if "gen_ai_client_" not in query]
+    flush = "connectors::span_metrics::metrics_flush_interval: 100ms"
+    with OtlpReceiver() as jaeger:
+        environment = {"JAEGER_ENDPOINT": jaeger.endpoint("grpc").removeprefix("http://"), "JAEGER_INSECURE": "true"}
+        with (
+            Collector(tmp_path / "gateway", "gateway.yaml", changes=(flush,), **environment) as gateway,
+            Prometheus(tmp_path, {"model-calls": gateway.metrics_port, "gateway": gateway.own_port}) as prometheus,
+        ):
+            calls = "sum(traces_span_metrics_calls_total)"
+            for times in (1, 2):
+                send(gateway.endpoint("http/protobuf"), spans_of(*made, service="weather"))
+                prometheus.wait_for(
+                    calls, lambda found, times=times: [value for _, value in found] == [len(made) * times]
+                )  # type: ignore[misc]
+            for title, query in queries:
+                if "traces_span_metrics" in query:
+                    prometheus.wait_for(query, all_positive)
+                    found = dict(map(told_apart, prometheus.ask(since_the_start(query))))
+                    ratio = re.search(r"histogram_quantile|\) / sum", query)
+                    wanted = {key: value * (1 if ratio else 2) for key, value in EXPECTED[title].items()}
+                    assert found == pytest.approx(wanted, abs=1e-4), title
+            # The Collector's own, by the names that this version has.
+            received, sent = (query for title, query in queries if title == "Spans in and out")
+            prometheus.wait_for(received, all_positive)
+            prometheus.wait_for(sent.replace("[1m]", "[5m]"), bool)
+            (waiting,) = (query for title, query in queries if title == "Spans that wait")
+            assert [labels["exporter"] for labels, _ in prometheus.wait_for(waiting, bool)] == ["otlp_grpc/jaeger"]

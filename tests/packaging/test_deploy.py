@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from otel_llm import __version__
+from otel_llm.cli import app
 from tests.conftest import ROOT, LocalOpenAI, Rows, Run
 from tests.integration.otlp_receiver import OtlpReceiver
 from tests.integration.ports import free_ports
@@ -120,6 +122,21 @@ def test_who_shares_a_store_is_one_user_with_time_to_end() -> None:
             if "--grace" in arguments:
                 grace = int(arguments[arguments.index("--grace") + 1])
                 assert grace < pod["terminationGracePeriodSeconds"]
+
+
+def test_commands_and_settings_are_ours() -> None:
+    known = set(re.findall(r"OTEL_LLM_\w+", (ROOT / "otel_llm" / "settings.py").read_text("utf-8")))
+    found = 0
+    for container in (it for workload in workloads() for it in containers(workload)):
+        if container["image"].startswith(f"{OURS}:"):
+            name, *arguments = container["args"]
+            command = app.otel_llm.get_command(click.Context(app.otel_llm), name)
+            assert command is not None, name
+            command.make_context(name, arguments)  # exits where an option is none of its own
+            found += 1
+        names = {variable["name"] for variable in container.get("env", ())}
+        assert {name for name in names if name.startswith("OTEL_LLM_")} <= known
+    assert found == 3
 
 
 def test_images_are_named_without_a_place_and_hold_no_version_of_yesterday() -> None:
