@@ -391,6 +391,23 @@ def test_other_machines_need_tls_and_a_token(tmp_path: Path, certificate: Path, 
     assert {each.attributes["token"] for each in jaeger.spans} == {"first-token", "second-token"}
 
 
+def test_with_an_authority_for_applications_they_need_its_certificate_too(
+    tmp_path: Path, certificate: Path, jaeger: OtlpReceiver
+) -> None:
+    (tmp_path / "tls").symlink_to(certificate)
+    authority = str(certificate / "gateway.pem")
+    without, having = (ssl.create_default_context(cafile=authority) for _ in range(2))
+    having.load_cert_chain(authority, certificate / "gateway.key")
+    with Collector(
+        tmp_path, "gateway.yaml", "tls.yaml", changes=(SOON,), COLLECTOR_CLIENT_CA=authority, **to(jaeger=jaeger)
+    ) as gateway:
+        encrypted = gateway.endpoint("http/protobuf").replace("http:", "https:")
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            send(encrypted, spans_of(span()), token="first-token", context=without)
+        send(encrypted, spans_of(span()), token="first-token", context=having)
+        eventually(lambda: jaeger.spans, "no span arrives")
+
+
 @pytest.mark.parametrize("missing", ["gateway.pem", "gateway.key", "tokens"])
 def test_without_its_certificate_or_tokens_the_gateway_does_not_start(
     missing: str, tmp_path: Path, certificate: Path
@@ -422,6 +439,28 @@ def test_of_several_gateways_each_sees_whole_traces(tmp_path: Path) -> None:
     assert not by_gateway[0] & by_gateway[1]
     assert len(one.spans) + len(other.spans) == 200
     assert one.headers[0]["authorization"] == "Bearer t0ken"
+
+
+def test_what_is_for_a_gateway_that_is_away_waits_for_it(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    soon = "exporters::load_balancing::retry_on_failure: {initial_interval: 10ms, max_interval: 100ms}"
+    with OtlpReceiver(all_signals=True) as one:
+        gateways = f"[{one.endpoint('grpc').removeprefix('http://')}, '127.0.0.1:{port}']"
+        environment = {"GATEWAYS": gateways, "GATEWAYS_INSECURE": "true"}
+        front = Collector(tmp_path, "several-gateways.yaml", changes=(soon,), **environment)
+        with front:
+            sent = [record() for _ in range(60)]
+            send(front.endpoint("http/protobuf"), *(records_of(each) for each in sent))
+            eventually(lambda: one.logs, "nothing arrives where there is a gateway")
+            front.kill()
+            front.start()
+            with OtlpReceiver(all_signals=True, ports=(port, 0)) as other:
+                everything = {each.span_id for each in sent}
+                eventually(
+                    lambda: everything == {each.span_id for receiver in (one, other) for each in receiver.logs},
+                    "not every record arrives",
+                )
+                assert other.logs
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
