@@ -1,7 +1,8 @@
 """A ClickHouse for tests: its engine, chdb, behind a few lines of HTTP that stand for the server. In a process of its own.
 
-`python clickhouse_server.py '{"ship": {"password": "secret", "may": "INSERT"}}'` prints its port. Beside those there is `default`,
-without a password. The tables are those of collector-config/clickhouse, in a directory that goes when the process ends.
+`python clickhouse_server.py '{"ship": {"password": "secret", "may": "INSERT"}}'` prints its port; an address and a port may follow.
+Beside those users there is `default`, without a password. The tables are those of collector-config/clickhouse, in a directory that
+goes when the process ends.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Refused(Exception):
 class StandIn(ThreadingHTTPServer):
     """One engine, one statement at a time."""
 
-    def __init__(self, users: Mapping[str, Mapping[str, str]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, users: Mapping[str, Mapping[str, str]], address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        super().__init__(address, _Handler)
         from chdb.session import Session
 
         self.users = {"default": {"password": ""}, **users}
@@ -171,7 +172,8 @@ def empty(url: str) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     users: dict[str, Any] = json.loads(arguments[0]) if arguments else {}
-    with StandIn(users) as stand_in:
+    address = (arguments[1], int(arguments[2])) if arguments[1:] else ("127.0.0.1", 0)
+    with StandIn(users, address) as stand_in:
         print(stand_in.server_address[1], flush=True)
         stand_in.serve_forever()
 
