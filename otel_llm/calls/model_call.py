@@ -309,13 +309,15 @@ class ModelCall:
         """Metrics and events, after the account: it must not wait for them."""
         if tracing.is_suppressed(self.span):
             return  # whoever suppresses ours sends its own
+        configured = settings()
         try:
-            if metrics.wanted():
+            if configured.metrics != "none" and metrics.wanted():
                 first = None if self.first_chunk_ns is None else (self.first_chunk_ns - self.started_perf_ns) / 1e9
                 seconds = (end_ns - self.started_ns) / 1e9
                 at = set_span_in_context(self.span)
                 metrics.record(self.attributes, ending.usage, ending.error_type, seconds, first, at)
-            if settings().capture.in_event and (self.event_content or ending.error is not None):
+            in_event = configured.captures_content and configured.capture.in_event
+            if in_event and (self.event_content or ending.error is not None):
                 from otel_llm.content import capture
                 from otel_llm.signals import events
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opentelemetry import context as otel
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.sdk.trace import SpanProcessor, SynchronousMultiSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSampler
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import (
@@ -32,7 +33,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace import Span as ApiSpan
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, Span, TracerProvider
     from opentelemetry.sdk.trace.sampling import Sampler
 
 SEEN: Final = {"1.40.0": frozenset({"_dict", "_handle_fork", "_tracers"}), "1.45.2": frozenset[str]()}
@@ -215,18 +216,57 @@ _OF_ALL: Final = frozenset(
 ) | {"_trace_config", "_record_exception", "_set_status_on_exception"}
 
 
+class _Processors:
+    """Those of a provider, of which each is told what it does something about: at a start, before an end, at an end."""
+
+    __slots__ = ("_before_end", "_known", "_of_provider", "_starts", "on_end")
+
+    def __init__(self, of_provider: Any) -> None:
+        self._of_provider = of_provider
+        self._known: tuple[Any, ...] | None = None
+        self._starts: list[Any] = []
+        self._before_end: list[Any] = []
+        self.on_end = of_provider.on_end
+
+    def _look(self) -> None:
+        self._known = known = self._of_provider._span_processors
+        others = [each for each in known if type(each).__module__ != _EXPORT]
+        nothing = getattr(SpanProcessor, "_on_ending", None)
+        self._starts = others
+        self._before_end = [each for each in others if getattr(type(each), "_on_ending", nothing) is not nothing]
+
+    def on_start(self, span: Any, parent_context: otel.Context | None = None) -> None:
+        if self._known is not self._of_provider._span_processors:
+            self._look()
+        for each in self._starts:
+            each.on_start(span, parent_context=parent_context)
+
+    def _on_ending(self, span: Any) -> None:
+        if self._known is not self._of_provider._span_processors:
+            self._look()
+        for each in self._before_end:
+            each._on_ending(span)
+
+
+_EXPORT: Final = "opentelemetry.sdk.trace.export"
+"""Where the SDK's own processors are. They hear of a span at its end: what else they have does nothing."""
+
+
 class SpanMaker:
     """Makes the spans of a tracer of the SDK's in a third of the time that this takes: by the pattern of one that it has made.
 
     What the SDK asks for each is asked here too: its id generator, its sampler, its metrics, its configuration.
     """
 
-    __slots__ = ("_class", "_decide", "_shared", "_tracer")
+    __slots__ = ("_class", "_decide", "_processors", "_shared", "_tracer")
 
     def __init__(self, tracer: Any, pattern: Any) -> None:
         self._tracer = tracer
         self._class: Any = type(pattern)
         self._shared = {name: value for name, value in vars(pattern).items() if name in _OF_ALL}
+        self._processors = told = tracer.span_processor
+        if type(told) is SynchronousMultiSpanProcessor:
+            self._shared["_span_processor"] = _Processors(told)
         self._decide = getattr(tracer.sampler, "decide", None) or partial(decision_of, tracer.sampler)
 
     def make(
@@ -236,7 +276,7 @@ class SpanMaker:
         tracer, shared = self._tracer, self._shared
         if (
             tracer.sampler is not shared["_sampler"]
-            or tracer.span_processor is not shared["_span_processor"]
+            or tracer.span_processor is not self._processors
             or tracer.resource is not shared["_resource"]
             or not tracer._is_enabled()
         ):

@@ -227,11 +227,44 @@ def test_spans_are_made_as_the_sdk_makes_them(sampler: Sampler, limits: SpanLimi
 
 def shown(span: Any) -> list[object]:
     own = vars(span)
-    apart = {"_lock", "_attributes", "_events", "_links", "_status", "_record_end_metrics"}
+    apart = {"_lock", "_attributes", "_events", "_links", "_status", "_record_end_metrics", "_span_processor"}
     same = [(name, own[name]) for name in sorted(own.keys() - apart)]
     held = [(dict(span.attributes), span.dropped_attributes, list(span.events), list(span.links))]
     kept = (span.status.status_code, type(own["_lock"]), callable(own["_record_end_metrics"]))
     return [*same, *held, kept, own["_attributes"].max_value_len]
+
+
+class OfTheApp(Watcher):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending: list[Any] = []
+        self.ended: list[Any] = []
+
+    def _on_ending(self, span: Any) -> None:
+        self.ending.append(span)
+
+    def on_end(self, span: Any) -> None:
+        self.ended.append(span.name)
+
+
+def test_each_processor_is_told_of_the_spans_that_are_made(provider: TracerProvider) -> None:
+    exporter, early, late = InMemorySpanExporter(), OfTheApp(), OfTheApp()
+    for processor in (SimpleSpanProcessor(exporter), early):
+        provider.add_span_processor(processor)
+    tracer: Any = provider.get_tracer("test")
+    maker = otel_private.span_maker(tracer, tracer.start_span("pattern"))
+    assert maker is not None
+    before, after = (maker.make(name, otel.Context(), SpanKind.CLIENT, {}, None) for name in ("before", "after"))
+    maker.begin(before, otel.Context())
+    before.end()
+    provider.add_span_processor(late)
+    maker.begin(after, otel.Context())
+    after.end()
+    assert [span.name for span, _ in early.begun] == ["pattern", "before", "after"]
+    has_ending = hasattr(SpanProcessor, "_on_ending")
+    assert early.ending == [before, after] * has_ending and late.ending == [after] * has_ending
+    assert early.ended == ["before", "after"] and late.ended == ["after"]
+    assert [span.name for span in exporter.get_finished_spans()] == ["before", "after"]
 
 
 def test_who_makes_no_spans_like_another(provider: TracerProvider) -> None:

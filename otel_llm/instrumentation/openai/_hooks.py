@@ -94,8 +94,9 @@ class ClientHooks:
         except Exception as fault:  # a value of the app's that is not what it seems: it costs its own, not the call
             faults.report("read the parameters of a request", fault)
             known = {semconv.PROVIDER: server.provider}
-        length = _length_of(endpoint.operation, body) if settings().estimate else None
-        if settings().captures_content:
+        configured = settings()
+        length = _length_of(endpoint.operation, body) if configured.estimate else None
+        if configured.captures_content:
             known |= request_content(endpoint.operation, body, getattr(options, "files", None))
         asking = None
         if stream and len(args) > 1:
@@ -103,7 +104,7 @@ class ClientHooks:
                 asking = _asking.asking(client, endpoint, server, options, body, model)
             except Exception as fault:
                 faults.report("ask a stream for its usage", fault)
-        propagates = _propagates(server)
+        propagates = server.address in configured.propagate_to
         # From here on there is a span, which only the return ends.
         call = hand_over.claim(endpoint.operation)
         if call is None:
