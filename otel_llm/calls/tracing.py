@@ -145,7 +145,7 @@ class Tracer:
             told = Given(attributes, links, aside)
             return self._open(opened, suppressed, name, context, kind, told, start_time)
         except BaseException:  # a signal handler may raise at any line, and nobody has these spans yet
-            for span in opened:
+            for span in dict.fromkeys(opened):
                 if span is trace.get_current_span(context):
                     continue
                 span.set_attribute(semconv.STATUS, semconv.CANCELLED)
@@ -176,8 +176,7 @@ class Tracer:
                     self._maker = otel_private.span_maker(self._tracer, span)
                     opened.append(span)
                 else:
-                    opened.append(span)
-                    maker.begin(span, at)
+                    maker.begin(span, at, opened)
                 if told.span_id is not None:
                     return opened[0]
             except Exception as fault:  # a provider of the app's, or a span processor

@@ -219,33 +219,32 @@ _OF_ALL: Final = frozenset(
 class _Processors:
     """Those of a provider, of which each is told what it does something about: at a start, before an end, at an end."""
 
-    __slots__ = ("_before_end", "_known", "_of_provider", "_starts", "on_end")
+    __slots__ = ("_known", "_of_provider", "_on_ending", "_starts", "on_end")
 
     def __init__(self, of_provider: Any) -> None:
         self._of_provider = of_provider
         self._known: tuple[Any, ...] | None = None
         self._starts: list[Any] = []
-        self._before_end: list[Any] = []
+        self._on_ending: Callable[[Any], object] = id
         self.on_end = of_provider.on_end
 
     def _look(self) -> None:
-        self._known = known = self._of_provider._span_processors
+        known = self._of_provider._span_processors
         others = [each for each in known if type(each).__module__ != _EXPORT]
         nothing = getattr(SpanProcessor, "_on_ending", None)
         self._starts = others
-        self._before_end = [each for each in others if getattr(type(each), "_on_ending", nothing) is not nothing]
+        is_told = any(getattr(type(each), "_on_ending", nothing) is not nothing for each in others)
+        # No function of ours: what comes up in the midst of an end keeps it from the processors.
+        self._on_ending = self._of_provider._on_ending if is_told else id
+        self._known = known  # last: what comes up before must not keep them from being known
 
-    def on_start(self, span: Any, parent_context: otel.Context | None = None) -> None:
+    def begin(self, span: Any, context: otel.Context, told: list[Any]) -> None:
         if self._known is not self._of_provider._span_processors:
             self._look()
+        note: Any = told.append
         for each in self._starts:
-            each.on_start(span, parent_context=parent_context)
-
-    def _on_ending(self, span: Any) -> None:
-        if self._known is not self._of_provider._span_processors:
-            self._look()
-        for each in self._before_end:
-            each._on_ending(span)
+            # In one line: what comes up between two lines must not leave open what somebody knows, nor end what nobody does.
+            each.on_start(note(span) or span, parent_context=context)
 
 
 _EXPORT: Final = "opentelemetry.sdk.trace.export"
@@ -258,15 +257,15 @@ class SpanMaker:
     What the SDK asks for each is asked here too: its id generator, its sampler, its metrics, its configuration.
     """
 
-    __slots__ = ("_class", "_decide", "_processors", "_shared", "_tracer")
+    __slots__ = ("_class", "_decide", "_processors", "_shared", "_told", "_tracer")
 
     def __init__(self, tracer: Any, pattern: Any) -> None:
         self._tracer = tracer
         self._class: Any = type(pattern)
         self._shared = {name: value for name, value in vars(pattern).items() if name in _OF_ALL}
-        self._processors = told = tracer.span_processor
-        if type(told) is SynchronousMultiSpanProcessor:
-            self._shared["_span_processor"] = _Processors(told)
+        self._processors = tracer.span_processor
+        self._told = _Processors(tracer.span_processor)
+        self._shared["_span_processor"] = self._told
         self._decide = getattr(tracer.sampler, "decide", None) or partial(decision_of, tracer.sampler)
 
     def make(
@@ -321,10 +320,12 @@ class SpanMaker:
         set_attributes(span, attributes)
         return span
 
-    def begin(self, span: Any, context: otel.Context) -> None:
-        """Tells the processors of it."""
+    def begin(self, span: Any, context: otel.Context, told: list[Any]) -> None:
+        """Tells the processors of it, and puts it into `told` as soon as one of them knows."""
         if type(span) is self._class:
-            span._span_processor.on_start(span, parent_context=context)
+            self._told.begin(span, context, told)
+        if not told:
+            told.append(span)
 
 
 _UNSET: Final = Status(StatusCode.UNSET)
@@ -334,6 +335,8 @@ def span_maker(tracer: Any, pattern: Any) -> SpanMaker | None:
     """What makes further spans like one that a tracer has made; None where the SDK is not as we know it, or it is another's."""
     real = getattr(tracer, "_tracer", tracer)
     if type(real).__module__ != _SDK or type(pattern).__module__ != _SDK or "start_span" in vars(real):
+        return None
+    if type(real.span_processor) is not SynchronousMultiSpanProcessor:
         return None
     if vars(pattern).keys() != _OF_EACH | _OF_ALL or real.instrumentation_info is not pattern._instrumentation_info:
         return None

@@ -217,7 +217,8 @@ def test_spans_are_made_as_the_sdk_makes_them(sampler: Sampler, limits: SpanLimi
         ours = maker.make("a", context, SpanKind.CLIENT, attributes, 1)
         assert type(ours) is type(theirs) and len(watcher.begun) == told
         assert ours.get_span_context() == theirs.get_span_context()
-        maker.begin(ours, context)
+        maker.begin(ours, context, knows := [])
+        assert knows == [ours]
         if theirs.is_recording():
             assert watcher.begun[-1] == (ours, context)
             assert shown(ours) == shown(theirs)
@@ -255,10 +256,10 @@ def test_each_processor_is_told_of_the_spans_that_are_made(provider: TracerProvi
     maker = otel_private.span_maker(tracer, tracer.start_span("pattern"))
     assert maker is not None
     before, after = (maker.make(name, otel.Context(), SpanKind.CLIENT, {}, None) for name in ("before", "after"))
-    maker.begin(before, otel.Context())
+    maker.begin(before, otel.Context(), [])
     before.end()
     provider.add_span_processor(late)
-    maker.begin(after, otel.Context())
+    maker.begin(after, otel.Context(), [])
     after.end()
     assert [span.name for span, _ in early.begun] == ["pattern", "before", "after"]
     has_ending = hasattr(SpanProcessor, "_on_ending")

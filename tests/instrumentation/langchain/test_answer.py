@@ -91,7 +91,7 @@ def test_ollama() -> None:
     told = {"prompt_eval_count": 4, "eval_count": 6, "done_reason": "stop", "model": "llama"}
     answer = _seen(LLMResult(generations=[[Generation(text="a", generation_info=told)]]))
     assert answer.usage == Usage(4, 6)
-    assert answer.attributes() == {semconv.RESPONSE_MODEL: "llama", semconv.FINISH_REASONS: ["stop"]}
+    assert answer.attributes() == {semconv.RESPONSE_MODEL: "llama", semconv.FINISH_REASONS: ("stop",)}
 
 
 @pytest.mark.parametrize(
