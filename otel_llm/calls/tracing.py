@@ -167,14 +167,9 @@ class Tracer:
             try:
                 at = otel.Context({**context, _GIVEN: told})
                 maker = self._maker
-                if (
-                    maker is None
-                    or links
-                    or (span := self._made(maker, name, at, kind, attributes, start_time)) is None
-                ):
-                    span = self._start(name, at, kind, attributes, links, start_time=start_time)
-                    self._maker = otel_private.span_maker(self._tracer, span)
-                    opened.append(span)
+                if maker is None or (span := self._made(maker, name, at, kind, told, start_time)) is None:
+                    opened.append(self._start(name, at, kind, attributes, links, start_time=start_time))
+                    self._maker = otel_private.span_maker(self._tracer, opened[0])
                 else:
                     maker.begin(span, at, opened)
                 if told.span_id is not None:
@@ -200,16 +195,16 @@ class Tracer:
         name: str,
         at: otel.Context,
         kind: SpanKind,
-        attributes: Mapping[str, Any],
+        told: Given,
         start_time: int | None,
     ) -> Any:
         """A span that nobody has been told of; None where the SDK has to make it."""
         try:
-            return maker.make(name, at, kind, attributes, start_time)
-        except (
-            Exception
-        ) as error:  # an SDK that is not as we know it after all, or a sampler of the app's, which is asked again
-            faults.pass_on(error)
+            return maker.make(name, at, kind, told.attributes, told.links, start_time)
+        except Exception as error:
+            faults.pass_on(
+                error
+            )  # else an SDK that is not as we know it, or a sampler of the app's, which is asked again
             return None
 
 

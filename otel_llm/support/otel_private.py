@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from operator import attrgetter
@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSample
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import (
     INVALID_SPAN,
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -269,7 +270,13 @@ class SpanMaker:
         self._decide = getattr(tracer.sampler, "decide", None) or partial(decision_of, tracer.sampler)
 
     def make(
-        self, name: str, context: otel.Context, kind: SpanKind, attributes: Mapping[str, Any], start_time: int | None
+        self,
+        name: str,
+        context: otel.Context,
+        kind: SpanKind,
+        attributes: Mapping[str, Any],
+        links: Sequence[Link],
+        start_time: int | None,
     ) -> Any:
         """A span that has begun, of which no processor knows; None where the SDK has to make it. Changes nothing."""
         tracer, shared = self._tracer, self._shared
@@ -288,7 +295,7 @@ class SpanMaker:
         trace_id: int = ids.generate_trace_id() if above is None else above.trace_id
         decision, state = self._decide(above), None if above is None else above.trace_state
         if decision is None:
-            sampled = tracer.sampler.should_sample(context, trace_id, name, kind, attributes, ())
+            sampled = tracer.sampler.should_sample(context, trace_id, name, kind, attributes, links)
             decision, state, attributes = sampled.decision, sampled.trace_state, sampled.attributes
         flags = TraceFlags.SAMPLED if decision is Decision.RECORD_AND_SAMPLE else 0
         if _RANDOM and (ids.is_trace_id_random() if above is None else above.trace_flags & _RANDOM):
@@ -317,6 +324,8 @@ class SpanMaker:
             _links=BoundedList(limits.max_links),
             _record_end_metrics=counted,
         )
+        if links:
+            span._links = span._new_links(links)
         set_attributes(span, attributes)
         return span
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,10 +212,11 @@ def test_spans_are_made_as_the_sdk_makes_them(sampler: Sampler, limits: SpanLimi
     maker = otel_private.span_maker(tracer, pattern)
     assert maker is not None
     attributes = {"gen_ai.operation.name": "chat", "text": "abcdefgh", "number": 1, "texts": ["a"]}
-    for context in PARENTS:
-        theirs = tracer.start_span("a", context, SpanKind.CLIENT, attributes, start_time=1)
+    linked = [trace.Link(trace.SpanContext(2**125, 3, is_remote=False), {"id": "a"})]
+    for context, links in product(PARENTS, ((), linked)):
+        theirs = tracer.start_span("a", context, SpanKind.CLIENT, attributes, links, start_time=1)
         told = len(watcher.begun)
-        ours = maker.make("a", context, SpanKind.CLIENT, attributes, 1)
+        ours = maker.make("a", context, SpanKind.CLIENT, attributes, links, 1)
         assert type(ours) is type(theirs) and len(watcher.begun) == told
         assert ours.get_span_context() == theirs.get_span_context()
         maker.begin(ours, context, knows := [])
@@ -230,7 +232,14 @@ def shown(span: Any) -> list[object]:
     own = vars(span)
     apart = {"_lock", "_attributes", "_events", "_links", "_status", "_record_end_metrics", "_span_processor"}
     same = [(name, own[name]) for name in sorted(own.keys() - apart)]
-    held = [(dict(span.attributes), span.dropped_attributes, list(span.events), list(span.links))]
+    held = [
+        (
+            dict(span.attributes),
+            span.dropped_attributes,
+            list(span.events),
+            [(link.context, dict(link.attributes)) for link in span.links],
+        )
+    ]
     kept = (span.status.status_code, type(own["_lock"]), callable(own["_record_end_metrics"]))
     return [*same, *held, kept, own["_attributes"].max_value_len]
 
@@ -255,7 +264,7 @@ def test_each_processor_is_told_of_the_spans_that_are_made(provider: TracerProvi
     tracer: Any = provider.get_tracer("test")
     maker = otel_private.span_maker(tracer, tracer.start_span("pattern"))
     assert maker is not None
-    before, after = (maker.make(name, otel.Context(), SpanKind.CLIENT, {}, None) for name in ("before", "after"))
+    before, after = (maker.make(name, otel.Context(), SpanKind.CLIENT, {}, (), None) for name in ("before", "after"))
     maker.begin(before, otel.Context(), [])
     before.end()
     provider.add_span_processor(late)
@@ -272,7 +281,7 @@ def test_who_makes_no_spans_like_another(provider: TracerProvider) -> None:
     tracer: Any = provider.get_tracer("test")
     span: Any = tracer.start_span("a")
     maker = otel_private.span_maker(tracer, span)
-    assert maker is not None and maker.make("b", otel.Context(), SpanKind.CLIENT, {}, None) is not None
+    assert maker is not None and maker.make("b", otel.Context(), SpanKind.CLIENT, {}, (), None) is not None
     assert otel_private.span_maker(object(), span) is None
     assert otel_private.span_maker(trace.NoOpTracer(), span) is None
     assert otel_private.span_maker(tracer, NonRecordingSpan(INVALID_SPAN_CONTEXT)) is None
@@ -281,7 +290,7 @@ def test_who_makes_no_spans_like_another(provider: TracerProvider) -> None:
     for field in ("sampler", "resource", "span_processor"):
         before = getattr(tracer, field)
         setattr(tracer, field, object())
-        assert maker.make("b", otel.Context(), SpanKind.CLIENT, {}, None) is None
+        assert maker.make("b", otel.Context(), SpanKind.CLIENT, {}, (), None) is None
         setattr(tracer, field, before)
     tracer.start_span = tracer.start_span  # somebody has replaced it
     assert otel_private.span_maker(tracer, tracer.start_span("a")) is None
