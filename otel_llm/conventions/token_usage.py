@@ -90,9 +90,11 @@ def fields(payload: object) -> Mapping[str, Any]:
     Any value may stand where one is expected: a class, an object that answers for every attribute or raises for each. Those have
     none.
     """
+    kind = type(payload)  # not `__class__`, which an object may lie about
+    if kind is dict:
+        return payload  # type: ignore[return-value]
     if payload is None:
         return _NOTHING
-    kind = type(payload)  # not `__class__`, which an object may lie about
     if issubclass(kind, dict):
         return payload  # type: ignore[return-value]
     if kind.__dictoffset__:
@@ -102,8 +104,11 @@ def fields(payload: object) -> Mapping[str, Any]:
         except Exception as error:
             faults.pass_on(error)
             return _NOTHING
-        if type(own) is dict and (own or extra):  # a class has a proxy, which is none
-            return {**extra, **own} if type(extra) is dict and extra else own
+        if type(own) is dict:  # a class has a proxy, which is none
+            if extra:
+                return {**extra, **own} if type(extra) is dict else own
+            if own:
+                return own
     return payload if issubclass(kind, Mapping) else _NOTHING  # type: ignore[return-value]
 
 

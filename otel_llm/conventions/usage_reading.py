@@ -35,7 +35,7 @@ _CITATIONS: Final = SLOTS["citations"]
 _UNKNOWN: Final[list[int | None]] = [None] * len(SLOTS)
 _NOTHING_APART: Final[list[int | None]] = [None] * (len(SLOTS) - _TOTAL - 1)
 _NO_COUNTS: Final = _UNKNOWN[:_FIELDS]
-_SMALL: Final = 2**62
+_BITS: Final = 62
 _NUMBERS: Final = (int, float)
 _LISTS: Final = (list, tuple)
 _TICKS: Final = 10**10
@@ -136,7 +136,7 @@ def _walk(found: Mapping[str, Any], tree: Mapping[str, Any], counts: list[int | 
             continue
         if type(node) is int:
             before = counts[node]
-            if type(value) is int and 0 <= value < _SMALL:
+            if type(value) is int and not value >> _BITS:  # neither negative, nor too large
                 if before is None or value > before:
                     counts[node] = value
             elif before is None:
