@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from otel_llm.conventions.token_usage import MAX_TOKENS, TOKEN_COLUMNS
-from otel_llm.prices import library, lists, own
+from otel_llm.prices import lists, own
 from otel_llm.prices.billing import OVERRIDE, SLOT_NS
 from otel_llm.prices.lists import PriceLists
 from otel_llm.prices.rates import Quote, Rate
+from otel_llm.prices.remembered import RememberedQuotes
 from otel_llm.support import faults
 
 _logger = logging.getLogger("otel_llm")
@@ -28,6 +29,7 @@ class PriceBook:
 
     overrides: Path | None = None
     lists: PriceLists = field(default_factory=PriceLists)
+    library: RememberedQuotes = field(default_factory=RememberedQuotes)
     _table: tuple[own.Entry, ...] = ()
     _table_read: object = field(default=None)
 
@@ -45,6 +47,7 @@ class PriceBook:
             if not quote.rates:
                 unknown = [None] * (len(TOKEN_COLUMNS) + 2)
                 rows.append((*key, -1, MAX_TOKENS, *unknown, quote.source))
+        self.library.save()
         return rows
 
     def quote(
@@ -68,7 +71,7 @@ class PriceBook:
         imported = self.lists.quote(provider, models, tier)
         for model in models:
             try:
-                found = library.quote(provider, model, tier, at_ns)
+                found = self.library.quote(provider, model, tier, at_ns)
             except (Exception, SystemExit) as error:
                 faults.report("look up a price", error)
                 return Quote(f"price look-up failed: {type(error).__name__}")

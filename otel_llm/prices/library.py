@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
@@ -171,6 +171,26 @@ def _rate(prices: Mapping[str, Decimal], seller: str, above: int, up_to: int) ->
     }
     per_call = prices.get("requests_kcount", Decimal(0)) / 1_000
     return Rate(complete(stated), per_unit, per_call, above, up_to)
+
+
+def holds(provider: str | None, model: str, at_ns: int) -> tuple[int, int] | None:
+    """From when until before when a quote for `at_ns` holds, in nanoseconds since 1970; None for one that changes within a day."""
+    from genai_prices import data, data_snapshot
+    from genai_prices.types import StartDateConstraint
+
+    if data_snapshot.get_snapshot().providers is not data.providers:
+        return None  # the app has others, which come and go
+    days: list[date] = []
+    if (found := find(provider, model)) is not None:
+        prices = found[1].prices if isinstance(found[1].prices, list) else []
+        for priced in (*prices, *(getattr(found[1], "price_variants", None) or ())):
+            if isinstance(priced.constraint, StartDateConstraint):
+                days.append(priced.constraint.start_date)
+            elif priced.constraint is not None:
+                return None
+    changes = [int(datetime.combine(day, time(), UTC).timestamp()) * 10**9 for day in days]
+    first = max((change for change in changes if change <= at_ns), default=0)
+    return first, min((change for change in changes if change > at_ns), default=2**63 - 1)
 
 
 def dates(provider: str | None, model: str) -> tuple[str | None, tuple[date, ...]]:

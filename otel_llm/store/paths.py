@@ -92,6 +92,11 @@ class StorePaths:
         return self.journal / "stream-usage.json"
 
     @property
+    def quotes(self) -> Path:
+        """What genai-prices has said of the models in use: see `otel_llm.prices.remembered`."""
+        return self.journal / "prices.json"
+
+    @property
     def prices(self) -> Path:
         """The directory of price lists that were imported."""
         return _beside(self.database, ".prices")

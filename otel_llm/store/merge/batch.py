@@ -309,6 +309,7 @@ def price(connection: DuckDBPyConnection, paths: StorePaths | None = None) -> No
     _prices.overrides = settings().prices
     if paths is not None:
         _prices.lists.folder = paths.prices
+        _prices.library.path = paths.quotes
     prices = _prices.rows(connection.execute("EXECUTE price_keys").fetchall())
     if prices:
         connection.execute(rows.insert_prices(len(prices)), [value for price in prices for value in price])
