@@ -39,6 +39,12 @@ _OTHER_SIGNALS: Final = (
     (OTEL_LOGS_EXPORTER, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, OTEL_EXPORTER_OTLP_LOGS_PROTOCOL),
 )
 _STORE: Final = "duckdb"
+_NONE: Final = (OTEL_METRICS_EXPORTER, OTEL_LOGS_EXPORTER)
+_OF_SPANS: Final = (
+    "OTEL_LLM_", "OTEL_INSTRUMENTATION_", "OTEL_SEMCONV_", "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_LOG_LEVEL",
+    "OTEL_BSP_", "OTEL_SPAN_", "OTEL_EVENT_", "OTEL_LINK_", "OTEL_ATTRIBUTE_", "OTEL_SDK_DISABLED", "OTEL_PROPAGATORS",
+)  # fmt: skip
+"""How those variables begin that say nothing of exporters, or that the tracer provider and its processor read themselves."""
 
 
 class Distro(BaseDistro):  # type: ignore[misc]
@@ -64,7 +70,25 @@ class Distro(BaseDistro):  # type: ignore[misc]
 def set_up_sdk() -> None:
     """Sets the SDK up from the environment, for where no configurator has."""
     set_defaults()
-    _configure(otel_private.set_up_sdk)
+    _configure(_set_up_store_alone if _asks_for_the_store_alone() else otel_private.set_up_sdk)
+
+
+def _asks_for_the_store_alone() -> bool:
+    """Whether no variable asks for more than spans in the store: then metrics, logs and their configuration need no import."""
+    asked = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")}
+    return asked.pop(OTEL_TRACES_EXPORTER, "") == _STORE and all(
+        name.startswith(_OF_SPANS) or (name in _NONE and value.lower() in ("", "none")) for name, value in asked.items()
+    )
+
+
+def _set_up_store_alone() -> None:
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from otel_llm.store.exporter import DuckDBSpanExporter
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(DuckDBSpanExporter()))
+    trace.set_tracer_provider(provider)
 
 
 def _guard_configurators() -> None:
