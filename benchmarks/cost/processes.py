@@ -15,7 +15,7 @@ from typing import Any
 
 import provider
 from figures import Spread, spread
-from subjects import BARE, OFFICIAL, STORE, SUBJECTS
+from subjects import BARE, OFFICIAL, OFFICIAL_OPENAI, STORE, SUBJECTS
 
 HERE = Path(__file__).resolve().parent
 _FOREIGN = ("OTEL_", "OPENAI_", "AZURE_", "TRACELOOP_", "LANGSMITH_", "LANGCHAIN_", "PYTHON")
@@ -141,8 +141,8 @@ def apps(pythons: Pythons, number: int, *, settle: float, seconds: float) -> dic
     """What one app and `number` of them cost in the background, and take of memory, by subject. All run at once."""
     groups = [
         Apps(BARE, 1, TOGETHER),
-        *(Apps(subject, 1, ALONE) for subject in (OFFICIAL, STORE)),
-        *(Apps(subject, number, TOGETHER) for subject in (OFFICIAL, STORE)),
+        *(Apps(subject, 1, ALONE) for subject in (OFFICIAL_OPENAI, STORE)),
+        *(Apps(subject, number, TOGETHER) for subject in (OFFICIAL_OPENAI, STORE)),
     ]
     with tempfile.TemporaryDirectory() as folder:
         running = [

@@ -157,6 +157,14 @@ def _official(telemetry: Telemetry, directory: Path) -> Undo:
     return _both(telemetry, OpenAIInstrumentor, LangChainInstrumentor)
 
 
+def _official_openai(telemetry: Telemetry, directory: Path) -> Undo:
+    from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
+
+    instrumentor = OpenAIInstrumentor()
+    instrumentor.instrument(**telemetry.providers())
+    return instrumentor.uninstrument  # type: ignore[no-any-return]
+
+
 def _openinference(telemetry: Telemetry, directory: Path) -> Undo:
     from openinference.instrumentation import TraceConfig
     from openinference.instrumentation.langchain import LangChainInstrumentor
@@ -216,6 +224,8 @@ _OPENLLMETRY = ("opentelemetry-instrumentation-openai", "opentelemetry-instrumen
 _OURS = ("otel-llm",)
 
 BARE, SPAN, OFFICIAL, OURS, STORE = "bare client", "bare SDK span", "official", "otel-llm", "otel-llm + store"
+OFFICIAL_OPENAI = "official, OpenAI alone"
+"""For apps that have no LangChain, which the other instrumentor imports."""
 SUBJECTS = {
     subject.name: subject
     for subject in (
@@ -226,6 +236,7 @@ SUBJECTS = {
         Subject("OpenLLMetry", "openllmetry", _openllmetry, _OPENLLMETRY, {"TRACELOOP_TRACE_CONTENT": "false"}),
         Subject(OURS, "otel-llm", _otel_llm, _OURS),
         Subject(STORE, "otel-llm", _otel_llm_store, _OURS),
+        Subject(OFFICIAL_OPENAI, "official", _official_openai, _OFFICIAL[:1]),
         Subject(f"{OFFICIAL}, content", "official", _official, _OFFICIAL, _CAPTURE),
         Subject(f"{STORE}, content", "otel-llm", _otel_llm_store, _OURS, _CAPTURE),
         Subject(f"{OFFICIAL}, metrics", "official", _official, _OFFICIAL, with_metrics=True),

@@ -37,7 +37,7 @@ import calls
 import environments
 import processes
 from figures import Spread, spread
-from subjects import BARE, ENVIRONMENTS, OFFICIAL, OURS, SPAN, STORE, SUBJECTS
+from subjects import BARE, ENVIRONMENTS, OFFICIAL, OFFICIAL_OPENAI, OURS, SPAN, STORE, SUBJECTS
 
 PARTS = ("calls", "apps", "scripts", "usage")
 CONTENT, METRICS = ", content", ", metrics"
@@ -246,7 +246,7 @@ def _app_aims(running: dict[str, dict[str, Any]], number: int) -> Iterator[_Aim]
         return None if group is None else spread([sum(group[key])])
 
     def pair(key: str, count: int) -> tuple[Spread | None, Spread | None]:
-        return of(OFFICIAL, key, count), of(STORE, key, count)
+        return of(OFFICIAL_OPENAI, key, count), of(STORE, key, count)
 
     alone, each = f"{processes.ALONE:g} calls a second", f"{processes.TOGETHER:g} calls a second each"
     yield _Aim(f"in the background, {alone}", *pair("background_percent", 1), " % of a core", 1)
@@ -262,7 +262,7 @@ def _app_aims(running: dict[str, dict[str, Any]], number: int) -> Iterator[_Aim]
         ]
         for is_one in (False, True)
     )
-    theirs = of(OFFICIAL, "megabytes", 1)
+    theirs = of(OFFICIAL_OPENAI, "megabytes", 1)
     yield _Aim("memory over a bare client, not merging", theirs, spread(others) if others else None, " MB", 12)
     yield _Aim("the same, the one that merges", theirs, spread(merging) if merging else None, " MB", 85)
     yield _Aim(f"the same, {together}", *pair("megabytes", number), " MB", 180)
@@ -363,7 +363,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": processes.machine(), "rounds": arguments.rounds * times}
     found["clients"] = _clients(pythons["clients"])
     if "calls" in parts:
-        names = [name for name in SUBJECTS if name in {BARE, *chosen}]
+        names = [name for name in SUBJECTS if name in {BARE, *chosen} and name != OFFICIAL_OPENAI]
         sizes = ["--calls", str(arguments.calls), "--chunks", str(arguments.chunks)]
         found["calls"] = in_the_thread(names, pythons, arguments.rounds * times, sizes)
     if "apps" in parts:
