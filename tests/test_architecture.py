@@ -48,6 +48,7 @@ ROOMS = (
     "setup",
     "account.engine",
     "account.formulas",
+    "account.sql_words",
     "account.in_duckdb",
     "account",
     "ui",

@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Final
 
 from otel_llm.account.engine import Engine, Values
+from otel_llm.account.sql_words import with_columns
+from otel_llm.account.sums import COLUMNS, TIMES
 
 _COLUMNS: Final = {"user": "user_id", "conversation": "conversation_id", "module": "module"}
 
@@ -32,7 +34,8 @@ class CallFilter:
     errors: bool = False
     """Those with the status error."""
     where: str | None = None
-    """Those for which this holds: a condition on `llm_usage` that the user wrote, in the SQL of the engine."""
+    """Those for which this holds: a condition on `llm_usage` that the user wrote, in the SQL of the engine. It may have the names
+    of `DIMENSIONS`, too."""
 
     def sql(self, engine: Engine, values: Values) -> str:
         """The condition on `llm_usage`; what it refers to is added to `values`. Raises `AccountError` for a bad `where`."""
@@ -52,8 +55,16 @@ class CallFilter:
         if self.errors:
             clauses.append("status = 'error'")
         if self.where is not None:
-            clauses.append(engine.condition(self.where))
+            clauses.append(engine.condition(with_columns(self.where, lambda name: _column_of(name, engine))))
         return " AND ".join(clauses) or "true"
+
+
+def _column_of(name: str, engine: Engine) -> str | None:
+    """The SQL for a name of `DIMENSIONS` that is no column; None for any other word."""
+    if name in TIMES:
+        return engine.written(engine.local("started_at", name), TIMES[name])
+    sql = COLUMNS.get(name)
+    return None if sql in (None, name) else f"({sql})"
 
 
 def between(column: str, since: datetime | None, until: datetime | None, engine: Engine, values: Values) -> list[str]:

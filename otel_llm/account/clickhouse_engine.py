@@ -101,6 +101,9 @@ class ClickHouseEngine:
         kinds = [_kind(name, _plain(type_)) for name, type_ in zip(names, types, strict=True)]
         return QueryAnswer(names, kinds, itertools.islice(_python(types, found), most))
 
+    def statements(self, sql: str) -> list[str]:
+        return [sql]
+
     def _told(self, found: Iterator[list[Any]]) -> Iterator[list[Any]]:
         try:
             yield from found

@@ -82,6 +82,9 @@ class Engine(Protocol):
     def run(self, sql: str, most: int | None = None) -> QueryAnswer | None:
         """The rows, at `most` so many, that the user's SQL answers; None where it answers none. It changes nothing."""
 
+    def statements(self, sql: str) -> list[str]:
+        """The statements in the user's SQL, in their order, as far as the engine takes more than one."""
+
     def condition(self, text: str) -> str:
         """The condition that a user wrote, as it can stand in a WHERE. Raises `BadCondition` where it is not one."""
 

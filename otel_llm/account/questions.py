@@ -174,6 +174,15 @@ class Account:
         chosen = calls.sql(self.engine, values)
         return self.engine.ask(f"SELECT {columns} FROM llm_usage WHERE {condition} AND {chosen} {rest}", values)
 
+    def tag_keys(self, most: int = 50) -> list[str]:
+        """The keys of the tags that calls have, the commonest first: of some ten thousand calls."""
+        found = self.engine.ask(
+            f"""SELECT tag_key, count(*) FROM (
+                SELECT {self.engine.tag_keys()} AS tag_key FROM (SELECT tags FROM llm_usage LIMIT 20000) AS sampled) AS keyed
+            GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {most}"""
+        )
+        return [key for key, _ in found]
+
     # --- single calls ---------------------------------------------------------------------------------------------------
     def is_empty(self) -> bool:
         """Whether no model call has been recorded at all."""
@@ -266,6 +275,10 @@ class Account:
             by_instrumentation=dict(self.engine.ask(numbers.format("coalesce(instrumentation, 'unknown')"))),
             spans=self.engine.ask("SELECT count(*) FROM spans")[0][0],
         )  # fmt: skip
+
+    def statements(self, sql: str) -> list[str]:
+        """The statements in SQL of the user's."""
+        return self.engine.statements(sql)
 
     def query(self, sql: str, most: int | None = None) -> QueryAnswer | None:
         """What SQL of the user's answers, at `most` so many rows; None where it answers nothing."""

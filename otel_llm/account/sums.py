@@ -9,7 +9,7 @@ from typing import Any, Final
 from otel_llm.account.engine import Engine, Row, Values
 from otel_llm.prices.billing import BILLED, REPORTED, UNPRICED
 
-_COLUMNS: Final = {
+COLUMNS: Final = {
     "model": "coalesce(request_model, response_model)",
     "response_model": "response_model",
     "user": "user_id",
@@ -29,9 +29,10 @@ _COLUMNS: Final = {
     "price_source": "price_source",
 }
 """The SQL of each dimension; of a time the moment."""
-_TAG: Final = "tag:"
+TAG: Final = "tag:"
+"""What the name of a dimension begins with that is a tag."""
 
-DIMENSIONS: Final = tuple(_COLUMNS)
+DIMENSIONS: Final = tuple(COLUMNS)
 """What calls can be added up by, beside `tag:KEY`. Nothing that a user types becomes SQL: a name is looked up here."""
 TIMES: Final = {"day": "%Y-%m-%d", "hour": "%Y-%m-%d %H:00"}
 """Those in local time, and how they are written: the groups, of which there are fewer than rows."""
@@ -66,15 +67,15 @@ class Dimension:
     @classmethod
     def named(cls, name: str) -> Dimension | None:
         """The dimension that is called so; None where there is none."""
-        return cls(name) if name in _COLUMNS or name.removeprefix(_TAG) not in (name, "") else None
+        return cls(name) if name in COLUMNS or name.removeprefix(TAG) not in (name, "") else None
 
     def sql(self, engine: Engine, values: Values) -> str:
         """What to group by; what it refers to is added to `values`."""
         if self.name in TIMES:
-            return engine.local(_COLUMNS[self.name], self.name)
-        if self.name in _COLUMNS:
-            return _COLUMNS[self.name]
-        return engine.tag(values.add(self.name.removeprefix(_TAG)))
+            return engine.local(COLUMNS[self.name], self.name)
+        if self.name in COLUMNS:
+            return COLUMNS[self.name]
+        return engine.tag(values.add(self.name.removeprefix(TAG)))
 
 
 def shown(dimension: Dimension, sql: str, engine: Engine) -> str:

@@ -67,6 +67,11 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "help":  # as people type it
+            if not args[1:]:
+                write_line(ctx.get_help())
+                ctx.exit()
+            args = [args[1], "--help"]
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -114,7 +119,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     """,
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+    "--version", "-V", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 @click.pass_context
 def otel_llm(context: click.Context) -> None:

@@ -82,6 +82,19 @@ def find(provider: str | None, model: str) -> tuple[Provider, ModelInfo] | None:
 
 
 @lru_cache(maxsize=4096)
+def names_like(model: str, most: int = 3) -> list[str]:
+    """Names of models that look like this one, the likeliest first."""
+    from difflib import get_close_matches
+
+    from genai_prices.data_snapshot import get_snapshot
+
+    names = {known.id for provider in get_snapshot().providers for known in provider.models}
+    # What people leave out are the hyphens.
+    plain = {name.replace("-", ""): name for name in sorted(names)}
+    exact = plain.get(model.lower().replace("-", ""))
+    return list(dict.fromkeys([*([exact] if exact else []), *get_close_matches(model.lower(), names, most)]))[:most]
+
+
 def quote(provider: str | None, model: str, tier: str | None, at_ns: int) -> Quote | None:
     """What calls at `at_ns` cost; None where no price is known."""
     import genai_prices

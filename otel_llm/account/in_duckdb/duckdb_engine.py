@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from otel_llm.account.engine import AccountError, BadCondition, ColumnKind, FileFormat, QueryAnswer, Row, Values
 from otel_llm.account.formulas import FORMULA, PLAIN_NUMBER
 from otel_llm.account.in_duckdb.local_time import local
+from otel_llm.account.sql_words import without_end
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,6 +48,9 @@ class DuckDBEngine:
         result = _without_zones(result, types)
         rows = self._stream(result, statements[-1]) if most is None else result.limit(most).fetchall()
         return QueryAnswer(names, [_KINDS.get(kind, ColumnKind.other) for kind in types], rows)
+
+    def statements(self, sql: str) -> list[str]:
+        return [without_end(statement.query) for statement in self.connection.extract_statements(sql)]
 
     def _stream(self, result: duckdb.DuckDBPyRelation, statement: duckdb.Statement) -> Iterator[Sequence[Any]]:
         """The rows, some at a time: they may be more than fit in memory. (A relation hands out all of them, or the first.)"""

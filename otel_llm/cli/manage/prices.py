@@ -97,14 +97,18 @@ def _of_model(
     book: PriceBook, model: str, providers: Sequence[str | None], tier: str | None, at: datetime | None
 ) -> list[list[Any]]:
     """The prices of one model from each of `providers`, the oldest first. Raises `CommandError` where there is none."""
+    from otel_llm.prices import library
+
     rows = [row for provider in providers for row in _history(book, model, provider, tier, at)]
     # A model that was never called, and that its name does not give away: most likely it is the one everybody uses.
     if not rows and providers == [None]:
         rows = [*_history(book, model, _DEFAULT_PROVIDER, tier, at)]
     if not rows:
         names = "/".join(filter(None, [providers[0], model]))
+        close = library.names_like(model)
+        guess = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise CommandError(
-            f"there is no price for {names}; name who sells it with --provider, or give a price of your own in the file "
+            f"there is no price for {names}{guess}; name who sells it with --provider, or give a price of your own in the file "
             "that OTEL_LLM_PRICES names"
         )
     return rows

@@ -22,6 +22,8 @@ class _StoreName(click.Path):
     """A path, or the URL of a ClickHouse."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise CommandError("--store names nothing; leave it out for the store in use, which `otel-llm path` names")
         if isinstance(value, str) and names_clickhouse(value):
             return clickhouse_url(value)
         return super().convert(value, param, ctx)
@@ -82,10 +84,24 @@ def period_options(function: _Function) -> _Function:
     since = click.option(
         "--since",
         metavar="TIME",
-        help="Only what began then or later: 2h, 7d, today, yesterday, last-month, 2026-11, 2026-11-01, 2026-11-01T14:30.",
+        help="Only what began then or later: 2h, 7days, today, yesterday, monday, last-week, this-month, 2026-11, 2026-11-01, "
+        "2026-11-01T14:30.",
     )
     until = click.option("--until", metavar="TIME", help="Only what began before then; a day or a month counts whole.")
     return since(until(function))
+
+
+def call_options(function: _Function) -> _Function:
+    """`--user`, `--model`, `--module` and `--errors`."""
+    options = (
+        click.option("--model", "-m", metavar="MODEL", help="The model that was asked for or answered; * and ? match."),
+        click.option("--user", metavar="ID", help="The user id of llm_context."),
+        click.option("--module", metavar="NAME", help="The module of llm_context."),
+        click.option("--errors", is_flag=True, help="Only calls with status error."),
+    )
+    for option in options:
+        function = option(function)
+    return function
 
 
 def where_option(function: _Function) -> _Function:

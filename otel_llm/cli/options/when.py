@@ -8,8 +8,12 @@ from datetime import date, datetime, time, timedelta
 
 from otel_llm.cli.errors import CommandError
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
-_UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGO = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?|hrs?|d|days?|w|weeks?)", re.IGNORECASE
+)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+"""By their first letter."""
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _MONTH = re.compile(r"\d{4}-\d{2}")
 
 
@@ -31,11 +35,17 @@ class Period:
 
 
 def period(since_text: str | None, until_text: str | None) -> Period:
-    """The time between `--since` and `--until`. Raises `CommandError` for one that cannot be read."""
+    """The time between `--since` and `--until`. Raises `CommandError` for one that cannot be read, and where there is none."""
     now = datetime.now().astimezone()
-    return Period(
+    found = Period(
         None if since_text is None else since(since_text, now), None if until_text is None else until(until_text, now)
     )
+    if found.since is not None and found.until is not None and found.until <= found.since:
+        raise CommandError(
+            f"there is no time between --since {since_text} ({found.since:%Y-%m-%d %H:%M}) and --until {until_text} "
+            f"({found.until:%Y-%m-%d %H:%M})"
+        )
+    return found
 
 
 def since(text: str, now: datetime | None = None) -> datetime:
@@ -59,19 +69,26 @@ def _period(option: str, text: str, now: datetime | None) -> tuple[datetime, dat
         return _parse(text.strip(), now or datetime.now().astimezone())
     except (ValueError, OverflowError, OSError):
         raise CommandError(
-            f"{option} {text!r} is not a time; use 2h, 7d, today, yesterday, last-month, 2026-11, 2026-11-01 or "
-            "2026-11-01T14:30"
+            f"{option} {text!r} is not a time; use 2h, 7d, today, yesterday, monday, last-week, this-month, last-month, 2026-11, "
+            "2026-11-01 or 2026-11-01T14:30"
         ) from None
 
 
 def _parse(text: str, now: datetime) -> tuple[datetime, datetime]:
     if ago := _AGO.fullmatch(text.lower()):
-        moment = now - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
+        moment = now - timedelta(**{_UNITS[ago[2][0]]: float(ago[1])})
         return moment, moment
     if text.lower() == "today":
         return _day(now.date())
     if text.lower() == "yesterday":
         return _day(now.date() - timedelta(days=1))
+    if text.lower() in _WEEKDAYS:  # the latest one, today included
+        return _day(now.date() - timedelta(days=(now.weekday() - _WEEKDAYS.index(text.lower())) % 7))
+    if text.lower() in ("this-week", "last-week"):  # from Monday on (ISO 8601)
+        monday = now.date() - timedelta(days=now.weekday() + (7 if text.lower() == "last-week" else 0))
+        return _midnight(monday), _midnight(monday + timedelta(days=7))
+    if text.lower() == "this-month":
+        text = f"{now:%Y-%m}"
     if text.lower() == "last-month":
         text = f"{now.date().replace(day=1) - timedelta(days=1):%Y-%m}"
     if _MONTH.fullmatch(text):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _FIRST: Final = "otel-llm> "
 _MORE: Final = "     ...> "
 _LEAVE: Final = ("exit", "quit", ".exit", ".quit")
+_DOT: Final = {".tables": "show tables", ".schema": "describe llm_usage", ".help": "show tables"}
+"""What hands type that come from sqlite3 or duckdb, and the SQL for it."""
 _HISTORY_LINES: Final = 1_000
 _WORDS: Final = (
     "select", "from", "where", "group", "by", "order", "limit", "having", "distinct", "join", "left", "using", "as", "and",
@@ -62,6 +64,8 @@ def _statement() -> str | None:
             continue
         if not lines and line.strip().rstrip(";").lower() in _LEAVE:
             return None
+        if not lines and (meant := _DOT.get(line.strip().rstrip(";").lower())):
+            return meant
         if lines or line.strip(" ;"):
             lines.append(line)
         if lines and line.rstrip().endswith(";"):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,7 +17,20 @@ from otel_llm.account.engine import ColumnKind, QueryAnswer, iso
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options.access import Place, asking, nothing_yet
 from otel_llm.cli.options.common import FILE, output_options, store_option
-from otel_llm.cli.screen.output import Column, Format, write_csv, write_json, write_line, write_table
+from otel_llm.cli.screen.output import (
+    Column,
+    Format,
+    printable,
+    text,
+    write_csv,
+    write_json,
+    write_line,
+    write_note,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from otel_llm.account.questions import Account
 
 _MOST_ROWS = 1_000
 """A table longer than this is not for reading; JSON and CSV have no limit."""
@@ -51,9 +64,10 @@ class _SqlCommand(click.Command):
 @click.command(cls=_SqlCommand)
 @click.argument("query", metavar="[SQL]", required=False)
 @click.option("--file", "-F", type=FILE, metavar="FILE", help="Read the SQL from a file.")
+@click.option("--expanded", "-x", is_flag=True, help="A row as lines, a column each, as psql's \\x does.")
 @output_options
 @store_option
-def sql(query: str | None, file: Path | None, output: Format, store: Place | None) -> None:
+def sql(query: str | None, file: Path | None, expanded: bool, output: Format, store: Place | None) -> None:
     """Run SQL on the store, read-only.
 
     \b
@@ -76,9 +90,9 @@ def sql(query: str | None, file: Path | None, output: Format, store: Place | Non
     if query is None and file is None and sys.stdin.isatty() and sys.stdout.isatty():
         from otel_llm.cli.read.prompt import converse
 
-        converse(lambda text: answer(text, output, store), store)
+        converse(lambda text: answer(text, output, store, expanded=expanded), store)
         return
-    answer(_read(query, file), output, store)
+    answer(_read(query, file), output, store, expanded=expanded)
 
 
 def _read(query: str | None, file: Path | None) -> str:
@@ -92,10 +106,19 @@ def _read(query: str | None, file: Path | None) -> str:
         raise CommandError(f"{file or 'standard input'} is not text in UTF-8") from error
 
 
-def answer(text: str, output: Format, store: Place | None) -> None:
-    """Runs SQL and prints what the last statement in it answers. Raises `CommandError`."""
+def answer(query: str, output: Format, store: Place | None, *, expanded: bool = False) -> None:
+    """Runs SQL and prints what each statement in it answers; as JSON or CSV the last one. Raises `CommandError`."""
     with asking(store) as account:
-        found = account.query(text, _MOST_ROWS + 1 if output is Format.table else None)
+        if output is Format.table and len(statements := account.statements(query)) > 1:
+            for number, statement in enumerate(statements):
+                if number:
+                    write_line()
+                _show(account, statement, expanded=expanded)
+            return
+        if output is Format.table:
+            _show(account, query, expanded=expanded)
+            return
+        found = account.query(query)
         if found is None:
             if output is Format.json:
                 write_json([], [])
@@ -105,12 +128,34 @@ def answer(text: str, output: Format, store: Place | None) -> None:
                 write_json(_told_apart(found.names), _decoded(found))
             case Format.csv | Format.raw_csv:
                 write_csv(found.names, found.rows, raw=output is Format.raw_csv)
-            case Format.table:
-                rows = [*found.rows]
-                if not rows and account.is_empty():
-                    write_line(nothing_yet(account.place))
-                else:
-                    _print(found.names, rows)
+
+
+def _show(account: Account, statement: str, *, expanded: bool) -> None:
+    """Runs one statement and prints its rows for people."""
+    found = account.query(statement, _MOST_ROWS + 1)
+    if found is None:
+        return
+    rows = [*found.rows]
+    if not rows and [*found.names] == ["Success"]:  # what DuckDB says of SET
+        return
+    if not rows and account.is_empty():
+        write_line(nothing_yet(account.place))
+    elif expanded:
+        _print_expanded(found.names, rows)
+    else:
+        _print(found.names, rows)
+
+
+def _print_expanded(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    width = max(map(len, names), default=0)
+    for number, row in enumerate(rows[:_MOST_ROWS], 1):
+        write_line(f"row {number}")
+        for name, value in zip(names, row, strict=True):
+            write_line(f"  {name:<{width}}  {printable(text(value))}")
+    if not rows:
+        write_note("no rows")
+    elif len(rows) > _MOST_ROWS:
+        write_note(f"the first {_MOST_ROWS:,} rows; --format json or csv has them all")
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:

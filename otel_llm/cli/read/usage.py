@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from otel_llm.account.call_filter import CallFilter
-from otel_llm.account.sums import DIMENSIONS, MEASURES, TIMES, Dimension, total, weights
+from otel_llm.account.sums import DIMENSIONS, MEASURES, TAG, TIMES, Dimension, total, weights
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import when
 from otel_llm.cli.options.access import Place, asking, nothing_yet
-from otel_llm.cli.options.common import output_options, period_options, store_option, where_option
+from otel_llm.cli.options.common import call_options, output_options, period_options, store_option, where_option
 from otel_llm.cli.screen.output import (
     Column,
     Format,
@@ -46,10 +46,12 @@ _REASONS_SHOWN = 3
 
 
 @click.command()
+@click.argument("others", nargs=-1, metavar="")
 @click.option(
     "--by", "-b", multiple=True, default=["model"], show_default="model", metavar="DIMENSIONS",
     help="What to add up by: one or more, with commas between.",
 )  # fmt: skip
+@call_options
 @period_options
 @where_option
 @click.option("--sort", metavar="COLUMN", help="Order by this: cost, calls, tokens, ... or one of --by.")
@@ -58,7 +60,12 @@ _REASONS_SHOWN = 3
 @output_options
 @store_option
 def usage(
+    others: Sequence[str],
     by: Sequence[str],
+    model: str | None,
+    user: str | None,
+    module: str | None,
+    errors: bool,
     since: str | None,
     until: str | None,
     where: str | None,
@@ -77,6 +84,7 @@ def usage(
       otel-llm usage --by day,module --since 7d
       otel-llm usage --by day --since 30d --plot
       otel-llm usage --by user --sort tokens --top 10
+      otel-llm usage --by day --user alice --model "gpt-5*" --since this-month
       otel-llm usage --by module --where "tags['team'] = 'core' and status <> 'ok'"
       otel-llm usage --by tag:team --since 2026-11-01 --until 2026-11-30
       otel-llm usage --by conversation --since today --json
@@ -105,25 +113,36 @@ def usage(
     """
     if plot and output is not Format.table:
         raise CommandError(f"--plot draws for people; leave it out for --format {output}")
+    if others:
+        every = ",".join([*by, *others]) if all(map(Dimension.named, others)) else "model,user"
+        raise CommandError(f"--by takes several with commas between: --by {every}")
     dimensions = parse_dimensions(",".join(by))
     period = when.period(since, until)
     order = None if sort is None else _sort(sort, dimensions)
     names = [*(dimension.name for dimension in dimensions), *MEASURES]
-    calls = CallFilter(since=period.since, until=period.until, where=where)
+    calls = CallFilter(
+        since=period.since, until=period.until, user=user, module=module, model=model, errors=errors, where=where
+    )
     with asking(store) as account:
         everything = account.sums(dimensions, calls, sort=order)
         rows = everything[:top]
         if write_data(output, names, rows):
             return
         if not rows:
-            found = " ".join(filter(None, ["No model calls", period.words, "for which that holds" if where else ""]))
+            holds = "for which that holds" if where or user or model or module or errors else ""
+            found = " ".join(filter(None, ["No model calls", period.words, holds]))
             write_line(nothing_yet(account.place) if account.is_empty() else f"{found} in {account.place}.")
         elif plot:
             _plot(dimensions, everything, rows, series=sort in (None, *TIMES))
             for note in _remarks(account, calls):
                 write_note(note)
         else:
-            _print(names, everything, rows, _remarks(account, calls))
+            _print(
+                names,
+                everything,
+                rows,
+                [*_period(period), *_unknown_tags(account, dimensions), *_remarks(account, calls)],
+            )
 
 
 def parse_dimensions(by: str) -> list[Dimension]:
@@ -131,9 +150,26 @@ def parse_dimensions(by: str) -> list[Dimension]:
     return [_dimension(name) for name in dict.fromkeys(name.strip() for name in by.split(","))]
 
 
+def _period(period: when.Period) -> list[str]:
+    """Of what time the sums are, where that is not all."""
+    return [f"Calls {period.words}"] if period.words else []
+
+
+def _unknown_tags(account: Account, dimensions: Sequence[Dimension]) -> list[str]:
+    """Which tags there are, where one is asked for that no call has."""
+    asked = [one.name.removeprefix(TAG) for one in dimensions if one.name.startswith(TAG)]
+    if not asked:
+        return []
+    known = account.tag_keys()
+    there = f"there are {', '.join(map(text, known))}" if known else "none has any"
+    return [f"No call has a tag {text(key)}; {there}" for key in asked if key not in known]
+
+
 def _dimension(name: str) -> Dimension:
     if (dimension := Dimension.named(name)) is not None:
         return dimension
+    if len(words := name.split()) > 1 and all(Dimension.named(word) for word in words):
+        raise CommandError(f"--by takes several with commas between: --by {','.join(words)}")
     close = get_close_matches(name, DIMENSIONS, n=1)
     guess = f" (did you mean {close[0]}?)" if close else ""
     raise CommandError(f"--by does not know {name!r}{guess}; it takes {', '.join(DIMENSIONS)}, tag:KEY")
