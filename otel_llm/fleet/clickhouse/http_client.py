@@ -186,6 +186,8 @@ class ClickHouseClient:
         try:
             while block := response.read1(_BLOCK):
                 yield unpack(block)
+            if response.length:  # which read1 says nothing of
+                raise http.client.IncompleteRead(b"", response.length)
             response.close()  # which read1 leaves undone where it knows the length
             self._unread = None
         except (OSError, http.client.HTTPException, zlib.error) as error:
