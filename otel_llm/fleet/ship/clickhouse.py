@@ -62,9 +62,11 @@ class ClickHouseDestination:
 
 
 def _sent(row: Row) -> dict[str, Any]:
-    if RETRACTED not in row:
-        return row
-    return {**row, RETRACTED: int(row[RETRACTED]), "row_version": row["row_version"] or 1}
+    """What is said of a row: of most columns nothing, and then they are NULL, which takes a fifth less than to say so."""
+    said = {name: value for name, value in row.items() if value is not None}
+    if RETRACTED in said:
+        said[RETRACTED] = int(said[RETRACTED])
+    return said
 
 
 def _verdict(error: ClickHouseError) -> NotNow | Never:
