@@ -16,11 +16,12 @@ from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from tests.fleet.serve.conftest import Server, serve
-from tests.fleet.ship.conftest import calls, drain, journal, shipper_to, stored
+from tests.fleet.ship.conftest import account, calls, drain, journal, receiver, shipper_to, stored, url_of
 from tests.fleet.ship.test_processes import drained, ship, write_calls
+from tests.integration.otlp_receiver import OtlpReceiver
 from tests.store.conftest import count, end, query, start, until
 
-__all__ = ["calls", "journal", "serve"]
+__all__ = ["calls", "journal", "receiver", "serve"]
 
 
 def url(server: Server) -> str:
@@ -39,11 +40,22 @@ def paths(tmp_path: Path) -> StorePaths:
 
 
 def test_each_change_arrives(
-    serve: Callable[..., Server], calls: Callable[..., Any], journal: Journal, paths: StorePaths
+    serve: Callable[..., Server],
+    calls: Callable[..., Any],
+    journal: Journal,
+    paths: StorePaths,
+    receiver: OtlpReceiver,
 ) -> None:
-    """A new price, a late end, and a call that two have reported."""
+    """A new price, a late end, and a call that two have reported: at `serve`, and where that ships it to."""
     server = serve()
-    here_is = shipper_to(paths, url(server))
+    there = StorePaths.of(server.store)
+    shippers = {paths: shipper_to(paths, url(server)), there: shipper_to(there, url_of(receiver))}
+
+    def pass_on() -> None:
+        for store, shipper in shippers.items():
+            assert merge(store.database).complete
+            drain(shipper)
+
     calls(3)
     begin = start()
     dying = Journal(paths.journal)
@@ -53,11 +65,11 @@ def test_each_change_arrives(
     journal.append(outer)
     journal.append(end(outer))
     assert merge(paths.database).interrupted == 1
-    drain(here_is)
+    pass_on()
     with exclusive.alone(paths) as connection:
         connection.execute("UPDATE llm_usage SET cost_usd = NULL, price_source = 'no price' WHERE status = 'ok'")
         assert repricing.reprice(connection, repricing.Choice()).changed
-    drain(here_is)
+    pass_on()
     late = Journal(paths.journal)
     late.append(end(begin))
     late.close()
@@ -65,9 +77,10 @@ def test_each_change_arrives(
     journal.append(inner)
     journal.append(end(inner))
     assert merge(paths.database).complete
-    drain(here_is)
+    pass_on()
     assert query(paths.database, "SELECT max(row_version) FROM llm_usage") == [(2,)]
     assert count(paths.database, "retracted_calls") > 0
+    assert account(receiver) == stored(paths)
     assert_equal(server, paths)
 
 
