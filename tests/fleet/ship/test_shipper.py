@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from otel_llm.conventions import semconv
 from otel_llm.fleet.ship import shipper as shipping
 from otel_llm.fleet.ship.destination import NotNow
 from otel_llm.fleet.ship.shipper import Shipper
@@ -21,7 +22,7 @@ from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from tests.fleet.ship.conftest import account, drain, shipper_to, stored, url_of
 from tests.integration.otlp_receiver import OtlpReceiver, Protocol, Reply
-from tests.store.conftest import CHAT, USAGE, end, query, start
+from tests.store.conftest import CHAT, USAGE, end, query, start, write_call
 
 Calls = Callable[..., list[dict[str, Any]]]
 
@@ -109,6 +110,40 @@ def test_a_row_that_another_stands_for_is_retracted(
     assert account(receiver) == stored(paths)
     last = {row["span_id"]: row for row in map(row_of, receiver.logs)}
     assert (last[outer["s"]]["retracted"], last[outer["s"]]["row_version"]) == (True, 2)
+
+
+def test_an_interrupted_call_that_turns_out_to_be_another_s_is_retracted(
+    journal: Journal, shipper: Shipper, receiver: OtlpReceiver, paths: StorePaths
+) -> None:
+    """It was shipped as interrupted. Its end comes after all, together with the client's own report of the same call."""
+    outer = start(sc="opentelemetry.instrumentation.langchain")
+    dying = Journal(paths.journal)
+    dying.append(outer)
+    dying.close()
+    assert merge(paths.database).interrupted == 1
+    drain(shipper)
+    assert len(account(receiver)) == 1
+    inner = start(sc="otel_llm.openai", t=outer["t"], p=outer["s"], st=outer["st"] + 1000)
+    for record in (inner, end(inner), end(outer)):
+        journal.append(record)
+    assert merge(paths.database).complete
+    assert [key[1] for key in stored(paths)] == [inner["s"]]
+    drain(shipper)
+    assert account(receiver) == stored(paths)
+
+
+def test_a_conversation_that_turns_out_goes_again(
+    journal: Journal, shipper: Shipper, receiver: OtlpReceiver, paths: StorePaths
+) -> None:
+    write_call(journal, USAGE | {semconv.RESPONSE_ID: "resp_1"})
+    assert merge(paths.database).complete
+    drain(shipper)
+    write_call(journal, USAGE | {semconv.RESPONSE_ID: "resp_2", semconv.REQUEST_PREVIOUS_RESPONSE: "resp_1"})
+    assert merge(paths.database).complete
+    drain(shipper)
+    assert {row["conversation_id"] for row in account(receiver).values()} == {"resp_1"}
+    assert account(receiver) == stored(paths)
+    assert len(receiver.logs) == 3
 
 
 def test_a_store_of_an_older_version_is_shipped_whole(
