@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,11 @@ def in_clickhouse(row: Mapping[str, Any]) -> Row:
     return {name: empty.get(name) if value is None else value for name, value in row.items()}
 
 
+def same_amount(column: str, one: object, other: object) -> bool:
+    """ClickHouse writes no zeros at the end of a decimal."""
+    return column == "cost_usd" and None not in (one, other) and Decimal(str(one)) == Decimal(str(other))
+
+
 def test_two_accounts_and_the_sum_of_the_machines_own_agree(network: Network, tmp_path: Path) -> None:
     pytest.importorskip("chdb", reason="ClickHouse is NOT TESTED here: pip install chdb")
     pytest.importorskip("uvicorn")
@@ -218,7 +224,7 @@ def test_two_accounts_and_the_sum_of_the_machines_own_agree(network: Network, tm
         assert model.stdout is not None and model.stdout.readline()
         apps[name] = machines[name].start(
             "app", [sys.executable, str(script), clock], log(name, "app"),
-            OTEL_LLM_STORE=str(stores[name]), OTEL_SERVICE_NAME=name, OTEL_TRACES_EXPORTER="none",
+            OTEL_LLM_STORE=str(stores[name]), OTEL_SERVICE_NAME=name, OTEL_TRACES_EXPORTER="duckdb",
             OPENAI_BASE_URL="http://127.0.0.1:8080/v1", OPENAI_API_KEY="x",
         )  # fmt: skip
 
@@ -271,7 +277,8 @@ def test_two_accounts_and_the_sum_of_the_machines_own_agree(network: Network, tm
     assert len(here) == 2 * 5 * CALLS
     repriced = [row for row in here.values() if row["request_model"] == "our-own-model"]
     assert len(repriced) == len(here) / 2
-    assert all(row["cost_usd"] is not None and row["row_version"] >= 2 for row in repriced)
+    assert all(row["cost_usd"] is not None for row in repriced)
+    assert any(row["row_version"] > 1 for row in repriced)  # those that had been shipped without a price
     ages = {
         row["service_name"]: row["started_at"] for row in sorted(here.values(), key=lambda row: str(row["started_at"]))
     }
@@ -279,24 +286,19 @@ def test_two_accounts_and_the_sum_of_the_machines_own_agree(network: Network, tm
 
     eventually(lambda: rows_of(central) == here, "the account in serve is not the sum of the machines' own")
 
-    def there() -> list[Row]:
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            machines["clickhouse"].name,
-            sys.executable,
-            "-c",
-            ROWS_IN_CLICKHOUSE,
-            at_clickhouse,
-        ]
+    def differences() -> list[Any]:
+        """Columns of rows that are not in ClickHouse as they are here, or what it says instead of rows."""
+        machine = machines["clickhouse"].name
+        command = ["ip", "netns", "exec", machine, sys.executable, "-c", ROWS_IN_CLICKHOUSE, at_clickhouse]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-        return json.loads(done.stdout) if done.returncode == 0 else []
+        if done.returncode:
+            return [done.stderr]
+        found = {(row["trace_id"], row["span_id"]): row for row in json.loads(done.stdout)}
+        return [*found.keys() ^ here.keys()] + [
+            (key, name, value, found[key][name])
+            for key in found.keys() & here.keys()
+            for name, value in in_clickhouse(here[key]).items()
+            if found[key][name] != value and not same_amount(name, found[key][name], value)
+        ]
 
-    wanted = [in_clickhouse(here[key]) for key in sorted(here)]
-
-    def the_same() -> bool:
-        found = [{name: value for name, value in row.items() if name in USAGE_COLUMNS} for row in there()]
-        return found == wanted
-
-    eventually(the_same, "the account in ClickHouse is not the sum of the machines' own")
+    eventually(lambda: not differences(), "the account in ClickHouse is not the sum of the machines' own")
