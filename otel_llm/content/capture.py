@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.trace import Span, Status, StatusCode
 
@@ -118,6 +118,11 @@ def clean_messages(messages: list[Message]) -> list[Message]:
         if left <= 0:
             kept.append({"role": "system", "parts": [{"type": "omitted", "messages": number + 1}]})
             break
+        if redactor is None and (text := _only_text(messages[number])) is not None:
+            text = scrub(plain(text, longest, Allowance(left + SLACK)), limit, TRUNCATED)
+            kept.append({**messages[number], "parts": [{"type": "text", "content": text}]})
+            left -= _length(kept[-1])
+            continue
         message = plain(messages[number], longest, Allowance(left + SLACK))
         if redactor is not None:
             message = redact(redactor, message)
@@ -129,6 +134,26 @@ def clean_messages(messages: list[Message]) -> list[Message]:
         kept.append(message)
     kept.reverse()
     return kept
+
+
+_ROLES: Final = frozenset(("system", "developer", "user", "assistant"))
+_REASONS: Final = frozenset(("stop", "length", "content_filter"))
+
+
+def _only_text(message: Message) -> str | None:
+    """The text of a message that has nothing else in it which could need a look, as most; None of any other."""
+    parts, role, reason = message.get("parts"), message.get("role"), message.get("finish_reason", "stop")
+    if type(parts) is not list or len(parts) != 1 or len(message) != 2 + ("finish_reason" in message):
+        return None
+    (part,) = parts
+    if type(part) is not dict or part.keys() != _OF_TEXT or part["type"] != "text":
+        return None
+    if not (type(role) is type(reason) is type(part["content"]) is str and role in _ROLES and reason in _REASONS):
+        return None
+    return str(part["content"])
+
+
+_OF_TEXT: Final = {"type", "content"}
 
 
 def _cleaned(name: str, value: Any) -> Any:

@@ -370,3 +370,41 @@ def test_what_json_cannot_say() -> None:
     assert (told["bytes"], told["big"], told["nan"], told["lone"], told["set"]) == (
         {"type": "blob", "size": 1}, str(2**70), None, "?", [1],
     )  # fmt: skip
+
+
+TEXTS = (
+    "hi",
+    "key sk-proj-abcdefghijklmnopqrstuvwx1234 and a@b.example",
+    "x" * 9_000,
+    "é" * 300,
+    "\ud800 a",
+    "{" * 20,
+    "",
+)
+LAST = ("stop", "sk-proj-abcdefghijklmnopqrstuvwx1234", 3, None)
+
+
+@pytest.mark.parametrize("limit", ["4000", "20"])
+@pytest.mark.parametrize("builtin", ["true", "false"])
+def test_a_message_of_one_text_is_cleaned_as_any_other(
+    limit: str, builtin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_LLM_CONTENT_LIMIT", limit)
+    monkeypatch.setenv("OTEL_LLM_REDACT_BUILTIN", builtin)
+    reload()
+
+    def messages() -> list[dict[str, Any]]:
+        asked = [
+            {"role": role, "parts": [{"type": "text", "content": text}]}
+            for role in ("user", "system", "an a@b.example", 1)
+            for text in (*TEXTS, None, 5, ["a"])
+        ]
+        answered = [{**asked[0], "finish_reason": reason} for reason in LAST]
+        others = [{"role": "user", "parts": []}, {**asked[0], "name": "a@b.example"}, {"role": "user", "parts": "a"}]
+        return [*asked, *answered, *others, *answered]  # as an app may use an object twice
+
+    given = messages()
+    ours = capture.clean_messages(given)
+    assert given == messages()  # none of the app's is changed
+    monkeypatch.setattr(capture, "_only_text", lambda message: None)
+    assert ours == capture.clean_messages(messages())
