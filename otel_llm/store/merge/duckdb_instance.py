@@ -15,14 +15,15 @@ from otel_llm.store.errors import StoreBusy
 from otel_llm.store.file import database, publish
 from otel_llm.store.merge import batch
 from otel_llm.store.paths import StorePaths
-from otel_llm.support import forks
+from otel_llm.support import forks, memory
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_MAX_USES: Final = 200
+_MAX_USES: Final = 10
 _MAX_BYTES: Final = 64 * 2**20
-"""Emptied temporary tables keep some of their memory: after so many merges, or bytes of journal, begin anew."""
+"""Emptied temporary tables keep some of their memory, up to a megabyte a merge, and slow the next ones down. So begin anew after so
+many merges, or bytes of journal: it costs no more than it saves."""
 
 _connection: DuckDBPyConnection | None = None
 _uses = 0
@@ -72,6 +73,7 @@ def attached(paths: StorePaths) -> Iterator[DuckDBPyConnection]:
         raise
     if _uses >= _MAX_USES or _bytes >= _MAX_BYTES:
         discard()
+        memory.give_back()
 
 
 def count(size: int) -> None:

@@ -24,7 +24,7 @@ from otel_llm.store import StoreBusy, StoreError
 from otel_llm.store.file import database
 from otel_llm.store.journal import record, segments
 from otel_llm.store.journal.writer import Journal
-from otel_llm.store.merge import batch, ingest
+from otel_llm.store.merge import batch, duckdb_instance, ingest
 from otel_llm.store.merge.ingest import merge
 from otel_llm.store.paths import StorePaths
 from tests.store.conftest import HOLDER, NOON, Script, count, end, identity, query, start, until, write_call
@@ -306,6 +306,17 @@ def test_a_merge_without_news_does_not_open_the_database(
     merge(store_path)
     monkeypatch.setattr(database, "attach_for_merge", lambda *_: pytest.fail("opened"))
     assert merge(store_path).complete
+
+
+def test_the_instance_is_made_anew_before_it_has_grown(journal: Journal, store_path: Path) -> None:
+    """Counted in instances, as memory is the system's to give and take: DuckDB's grew by a megabyte a merge."""
+    instances = []
+    for _ in range(30):
+        write_call(journal)
+        merge(store_path)
+        if (instance := duckdb_instance.get()) not in instances:
+            instances.append(instance)
+    assert len(instances) >= 3
 
 
 def test_a_span_journalled_twice_is_stored_once(journal: Journal, store_path: Path) -> None:
