@@ -18,7 +18,8 @@ def python_of(name: str, folder: Path = FOLDER) -> Path:
     place = folder / name
     python = place / "bin" / "python"
     packages = ENVIRONMENTS[name]
-    wanted = "\n".join((sys.version, *packages, _CONSTRAINTS.read_text(), (ROOT / "pyproject.toml").read_text()))
+    ours = (ROOT / "pyproject.toml").read_text() if str(ROOT) in packages else ""
+    wanted = "\n".join((sys.version, *packages, _CONSTRAINTS.read_text(), ours))
     stamp, digest = place / ".made-of", hashlib.sha256(wanted.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest and python.exists():
         return python

@@ -146,9 +146,9 @@ def apps(pythons: Pythons, number: int, *, settle: float, seconds: float) -> dic
     ]
     with tempfile.TemporaryDirectory() as folder:
         running = [
-            (group, _start(group, pythons, Path(folder) / str(at), settle, seconds)) for at, group in enumerate(groups)
+            (group, start(group, pythons, Path(folder) / str(at), settle, seconds)) for at, group in enumerate(groups)
         ]
-        said = [(group, [*_results(processes)]) for group, processes in running]
+        said = [(group, [*results(processes)]) for group, processes in running]
     bare = next(results[0]["megabytes"] for group, results in said if group.subject == BARE)
     return {
         f"{group.subject} × {group.number}": {
@@ -162,7 +162,7 @@ def apps(pythons: Pythons, number: int, *, settle: float, seconds: float) -> dic
     }
 
 
-def _start(group: Apps, pythons: Pythons, folder: Path, settle: float, seconds: float) -> list[subprocess.Popen[str]]:
+def start(group: Apps, pythons: Pythons, folder: Path, settle: float, seconds: float) -> list[subprocess.Popen[str]]:
     folder.mkdir()
     command = [str(pythons[SUBJECTS[group.subject].environment]), str(HERE / "app.py"), group.subject, str(folder)]
     timing = ["--rate", str(group.rate), "--settle", str(settle), "--seconds", str(seconds)]
@@ -173,7 +173,7 @@ def _start(group: Apps, pythons: Pythons, folder: Path, settle: float, seconds: 
     ]
 
 
-def _results(running: Sequence[subprocess.Popen[str]]) -> Iterator[dict[str, Any]]:
+def results(running: Sequence[subprocess.Popen[str]]) -> Iterator[dict[str, Any]]:
     """What each has said; nothing of those that could not run, whose own words are on stderr."""
     for process in running:
         said, _ = process.communicate()
