@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +27,14 @@ def spread(values: Sequence[float]) -> Spread:
     if len(values) == 1:
         return Spread(values[0], values[0], values[0])
     return Spread(*statistics.quantiles(values, method="inclusive"))
+
+
+def record(page: Path, run: str, lines: Iterable[str]) -> None:
+    """Puts what a run has printed into a document, in place of what is between `<!-- RUN -->` and `<!-- end -->` there."""
+    text = page.read_text()
+    begin = f"<!-- {run} -->\n"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition("<!-- end -->")
+    if not found or not ended:
+        raise SystemExit(f"{page} has no {begin.strip()} with an <!-- end --> behind it")
+    page.write_text("\n".join((f"{before}{begin}", *lines, f"\n<!-- end -->{after}")))

@@ -21,7 +21,7 @@ from typing import Any
 
 import environments
 import processes
-from figures import spread
+from figures import record, spread
 from processes import Apps
 from subjects import STORE, SUBJECTS
 
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 8, 64], help="that make a call a second each")
     parser.add_argument("--rows", type=int, nargs="*", default=[10**5, 10**6, 10**7])
     parser.add_argument("--here", action="store_true", help="no environment: this Python")
+    parser.add_argument("--record", type=Path, help="a document to put it into, as docs/limits.md")
     options = parser.parse_args()
     python = Path(sys.executable) if options.here else environments.python_of(SUBJECTS[STORE].environment)
     loads = [(number := math.ceil(rate / _MOST_OF_ONE), rate / number) for rate in options.rates]
@@ -107,6 +108,8 @@ def main() -> None:
     lines += rows_table(python, options.rows)
     _say("")
     print("\n".join(lines))
+    if options.record:
+        record(options.record, "scale.py", lines)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from typing import Any, Self
 import calls
 import environments
 import processes
-from figures import Spread, spread
+from figures import Spread, record, spread
 from subjects import BARE, ENVIRONMENTS, OFFICIAL, OFFICIAL_OPENAI, OURS, SPAN, STORE, SUBJECTS
 
 PARTS = ("calls", "apps", "scripts", "usage")
@@ -353,6 +353,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="four times as many rounds, pairs and seconds")
     parser.add_argument("--here", action="store_true", help="no environments: all that is installed beside this Python")
     parser.add_argument("--json", type=Path, help="a file for every figure")
+    parser.add_argument("--record", type=Path, help="a document to put it into, as docs/benchmarks.md")
     arguments = parser.parse_args()
     chosen = [name.strip() for name in arguments.only.split(";")] if arguments.only else list(SUBJECTS)
     if unknown := sorted(set(chosen) - set(SUBJECTS)):
@@ -380,7 +381,10 @@ def main() -> None:
     _say("")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1, default=_plain))
-    print("\n".join(page(found, arguments.processes)))
+    lines = [*page(found, arguments.processes)]
+    print("\n".join(lines))
+    if arguments.record:
+        record(arguments.record, "make bench", lines)
 
 
 def _pythons(chosen: Iterable[str], parts: Iterable[str], *, here: bool) -> dict[str, Path]:

@@ -106,6 +106,18 @@ def test_an_aim_says_whether_it_is_reached(
     assert table._Aim("what", *spreads, " µs", most, times).row().split(" | ")[-1] == f"{verdict} |"
 
 
+def test_a_run_is_put_into_a_document_in_place_of_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, page = module("figures", monkeypatch), tmp_path / "page.md"
+    page.write_text("before\n<!-- other -->\nkept\n<!-- end -->\n<!-- run -->\nold\n<!-- end -->\nafter\n")
+    for _ in range(2):
+        figures.record(page, "run", ["| a |", "| b |"])
+        assert page.read_text() == (
+            "before\n<!-- other -->\nkept\n<!-- end -->\n<!-- run -->\n\n| a |\n| b |\n\n<!-- end -->\nafter\n"
+        )
+    with pytest.raises(SystemExit, match="no <!-- none -->"):
+        figures.record(page, "none", [])
+
+
 @pytest.fixture(autouse=True)
 def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark sets its own; a proxy of the machine must not matter either."""
