@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -31,7 +31,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, Labels]] = Counter()
+        self._counts: defaultdict[tuple[str, Labels], float] = defaultdict(float)
 
     def request(self, protocol: str, signal: str, code: str, size: int, seconds: float) -> None:
         """A request has been answered."""
@@ -39,7 +39,7 @@ class Counters:
         with self._lock:
             self._counts["requests_total", (*of, ("code", code))] += 1
             self._counts["received_bytes_total", of] += size
-            self._counts["request_seconds_total", of] += seconds  # type: ignore[assignment]
+            self._counts["request_seconds_total", of] += seconds
 
     def items(self, what: str, **outcomes: int) -> None:
         """So many parts of a request were `stored`, `dropped`, `rejected`."""
@@ -50,7 +50,7 @@ class Counters:
     def page(self, gauges: Callable[[], Mapping[str, float]]) -> str:
         """Prometheus's text, with what `gauges` tells of now."""
         with self._lock:
-            found: dict[tuple[str, Labels], float] = dict(self._counts)
+            found = dict(self._counts)
         found |= {(name, ()): value for name, value in gauges().items()}
         lines = []
         for name, (kind, told) in _HELP.items():

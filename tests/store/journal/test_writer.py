@@ -8,6 +8,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +177,7 @@ def test_a_child_does_not_keep_its_parent_alive(journal: Journal, script: Callab
         """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 from otel_llm.store.journal.writer import Journal
 journal = Journal(Path(sys.argv[1]))
 journal.append({"k": "s", "t": "1" * 32, "s": "1" * 16, "st": 1}, start_of=1)
@@ -304,3 +306,61 @@ def test_fsync_policies(tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyP
     assert (after_writing > 0) == (policy == "always")
     assert (len(synced) > after_writing) == (policy == "interval")
     journal.close()
+
+
+# --- whole lines, for who answers for them ----------------------------------------------------------------------------
+def lines_of(*ends: dict[str, Any]) -> bytes:
+    return b"".join(map(record.encode, ends))
+
+
+def test_whole_lines_are_there_when_it_returns(journal: Journal) -> None:
+    journal.append_whole(lines_of(end(), end()), 2)
+    write_call(journal)
+    journal.append_whole(lines_of(end()), 1)
+    assert journal.segment is not None
+    chunk = segments.read_chunk(segments.list_segments(journal.directory)[0], 0, 2**20, live=True)
+    assert (len(chunk.ends), chunk.corrupt, journal.records) == (4, [], 5)
+
+
+def test_whole_lines_rotate(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", segment_size=2_000)
+    for _ in range(5):
+        journal.append_whole(lines_of(end(), end(), end()), 3)
+    found = segments.list_segments(journal.directory)
+    assert len(found) > 2
+    assert sum(len(segments.read_chunk(one, 0, 2**20, live=True).ends) for one in found) == 15
+    journal.close()
+
+
+def test_whole_lines_that_cannot_be_written_are_not_kept(tmp_path: Path) -> None:
+    """Whoever sent them keeps them. What else waits in memory is written before the next."""
+    folder = tmp_path / "journal"
+    folder.write_text("in the way")
+    journal = Journal(folder)
+    with pytest.raises(OSError):
+        journal.append_whole(lines_of(end()), 1)
+    assert (journal.waiting, journal.records) == (0, 0)
+    write_call(journal)
+    assert journal.waiting == 1
+    folder.unlink()
+    journal.append_whole(lines_of(end()), 1)
+    assert journal.waiting == 0
+    (segment,) = segments.list_segments(folder)
+    assert len(segments.read_chunk(segment, 0, 2**20, live=True).ends) == 2
+    journal.close()
+
+
+def test_whole_lines_are_on_disk_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))
+    journal = Journal(tmp_path / "journal", fsync="always")
+    journal.append_whole(lines_of(end(), end()), 2)
+    assert journal.segment is not None
+    assert synced[-1] == journal.segment.stat().st_size
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(OSError, match="broken"):
+        journal.append_whole(lines_of(end()), 1)

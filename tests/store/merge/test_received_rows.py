@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from otel_llm.conventions import semconv
@@ -245,3 +246,16 @@ def test_rows_that_look_alike_are_not_taken_for_one(journal: Journal, store_path
     looks = {semconv.INPUT_TOKENS: 1000, semconv.OUTPUT_TOKENS: 500}
     write_call(journal, looks, number=5, sc="a.third", r={"service.name": "shop"})
     assert len(rows(store_path, "span_id")) == 3
+
+
+def test_a_file_of_an_earlier_version_is_laid_over_too(paths: StorePaths, journal: Journal) -> None:
+    """It has no place for what has come whole, and cannot be migrated while somebody else merges."""
+    older = Path(__file__).parents[1] / "file" / "schema_7.sql"
+    with duckdb.connect(str(paths.database), config={"storage_compatibility_version": "v1.5.0"}) as connection:
+        connection.execute(older.read_text())
+    with merging(paths):
+        before = count(paths.database)
+        journal.append(received(ROW))
+        journal.append(received(ROW, row_version=2, module="sales"))
+        found = query(paths.database, "SELECT module, count(*) OVER () FROM llm_usage ORDER BY started_at DESC LIMIT 1")
+    assert found == [("sales", before + 1)]
