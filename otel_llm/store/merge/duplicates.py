@@ -156,7 +156,8 @@ def _seen(tables: list[str], since: str, older: str, received: str) -> str:
     stored = " UNION ALL ".join(
         f"""SELECT false AS is_new, {is_hit} AS cache_hit, (trace_id, span_id) IN
                 (SELECT (trace_id, span_id) FROM {received} AS whole WHERE whole.started_at >= {since}) AS is_received, {columns}
-            FROM (SELECT * REPLACE ({told}) FROM {table}) WHERE started_at >= {since} {older}"""
+            FROM (SELECT * REPLACE ({told}) FROM {table})
+            WHERE started_at >= {since} AND ({_concerns_the_batch(tables, since)}) {older}"""
         for table in tables
     )
     return f"""INSERT INTO seen BY NAME
@@ -164,6 +165,17 @@ def _seen(tables: list[str], since: str, older: str, received: str) -> str:
                    WHEN regexp_matches(scope, {literal(_FRAMEWORKS)}) THEN 0 ELSE 1 END AS level
     FROM (SELECT true AS is_new, cache_hit, received_version IS NOT NULL AS is_received, {columns}
         FROM batch WHERE model_call UNION ALL {stored})"""
+
+
+def _concerns_the_batch(tables: list[str], since: str) -> str:
+    """The condition on a stored call that one of the batch may be the same: of thousands a second most are of no concern."""
+    scopes = " UNION ALL ".join(
+        f"SELECT coalesce(service_name, '') AS service, coalesce(instrumentation, '') AS scope FROM {table} WHERE {condition}"
+        for table, condition in [("batch", "model_call"), *((table, f"started_at >= {since}") for table in tables)]
+    )
+    return f"""trace_id IN (SELECT trace_id FROM batch WHERE model_call)
+        OR response_id IN (SELECT response_id FROM batch WHERE model_call AND response_id IS NOT NULL)
+        OR coalesce(service_name, '') IN (SELECT service FROM ({scopes}) GROUP BY service HAVING min(scope) <> max(scope))"""
 
 
 def _nested(spans: list[str], since: str) -> str:
