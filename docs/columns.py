@@ -50,6 +50,7 @@ def page() -> str:
         "llm_tool_calls",
         "llm_conversations",
         "llm_daily",
+        "llm_scores",
         *INSIDES,
     )
     parts = [HEAD]

@@ -115,7 +115,7 @@ def test_every_column_is_told() -> None:
     told = set(re.findall(r"`(\w+)`", contract))
     with database.open_in_memory() as connection:
         database.migrate(connection)
-        for table in ("llm_usage", "spans", "llm_daily"):
+        for table in ("llm_usage", "spans", "llm_daily", "llm_scores"):
             columns = {row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()}
             assert columns - told == set(), table
         tables = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
@@ -137,11 +137,12 @@ def test_the_page_of_columns_is_as_the_store_says() -> None:
 
 def test_every_field_of_the_journal_is_told() -> None:
     rows = re.findall(
-        r"^\| ((?:`\w+`(?:, )?)+) \| (?:all|(?:`[hseau]`(?:, )?)+) \|", _tables("docs/journal-format.md"), re.M
+        r"^\| ((?:`\w+`(?:, )?)+) \| (?:all|(?:`[hseaug]`(?:, )?)+) \|", _tables("docs/journal-format.md"), re.M
     )
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     header = Journal(Path("unused"))._header()
-    assert told == {*_LINE, *header, *record.acknowledgement("", []), "m"}
+    score = record.score_record(("", "", "", "", 0.0, "", "", "", 0))
+    assert told == {*_LINE, *header, *record.acknowledgement("", []), *score, "m"}
     page = (ROOT / "docs" / "journal-format.md").read_text()
     assert f'"v":{header["v"]}' in page
     (line,) = re.findall(r"^    (\{\"c\".*)$", page, re.M)

@@ -23,6 +23,7 @@ TABLES: Final = {
     "llm_runs": "last_at",
     "llm_conversations": "last_at",
     "llm_daily": "day",
+    "llm_scores": "scored_at",
 }
 """The tables and views of the account, and the column that says when a row was."""
 

@@ -20,7 +20,7 @@ from otel_llm.store.file.interrupts import off_main_thread
 from otel_llm.store.file.waiting import when_free
 from otel_llm.store.jobs import exclusive
 from otel_llm.store.journal import locks, segments
-from otel_llm.store.merge import batch, ingest, rows
+from otel_llm.store.merge import batch, ingest, rows, scores
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, fork_guard, importing
 
@@ -262,6 +262,7 @@ _BESIDE: Final = {
         "row_version": "INTEGER",
         "started_at": "TIMESTAMPTZ",
     },
+    "new_llm_scores": scores.TYPES,
 }
 
 
@@ -284,6 +285,8 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths, stored: str) -> 
             offsets[chunk.segment.name] = (chunk.next, chunk.finished)
         if loaded.rows:
             batch.overlay(connection, loaded, stored)
+        if given := ingest.scores_of(chunks):
+            scores.store(connection, given, "new_llm_scores")
     batch.clear_away(connection)
     for name in hidden:
         connection.execute(f"CREATE TEMP VIEW {name} AS FROM {stored}.{name}")
@@ -297,4 +300,6 @@ def _overlay(connection: DuckDBPyConnection, paths: StorePaths, stored: str) -> 
                 FROM {replaced} AS new WHERE new.trace_id = stored.trace_id AND new.span_id = stored.span_id)
             UNION ALL BY NAME FROM new_{table}"""
         )
+    of_stored = f"{stored}.llm_scores" if "llm_scores" in shown else None
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW llm_scores AS {scores.latest_of(of_stored, 'new_llm_scores')}")
     connection.execute(database.views_sql().replace("CREATE OR REPLACE VIEW", "CREATE OR REPLACE TEMP VIEW"))

@@ -80,7 +80,8 @@ def sql(query: str | None, file: Path | None, expanded: bool, output: Format, st
       otel-llm sql - < query.sql
 
     The dialect is DuckDB's. llm_usage has one row a model call, spans has whole traces; llm_events, llm_runs, llm_tool_calls,
-    llm_conversations and llm_daily are views on the two. The store sees every call that has ended, in whatever process.
+    llm_conversations and llm_daily are views on the two; llm_scores has what was thought of them. The store sees every call
+    that has ended, in whatever process.
 
     Without SQL it is read from a pipe; on a terminal there is a prompt, where Tab completes and a statement ends with a
     semicolon.

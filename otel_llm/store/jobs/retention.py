@@ -265,6 +265,7 @@ def _delete(connection: DuckDBPyConnection, table: str, condition: str, rows: in
             _delete_until(connection, beside, youngest, gone)
         if table == "llm_usage":
             _delete_until(connection, "retracted_calls", youngest, condition)
+            _delete_scores(connection, youngest)
     spans, calls = (deleted, 0) if table == "spans" else (0, deleted)
     return Removed(spans, calls, unshipped=unshipped)
 
@@ -298,3 +299,14 @@ def _count_unshipped(connection: DuckDBPyConnection, table: str, youngest: int) 
 def _delete_until(connection: DuckDBPyConnection, table: str, youngest: int, condition: str) -> int:
     query = f"DELETE FROM {table} WHERE started_at <= make_timestamptz(?) AND {condition}"
     return int(connection.execute(query, [youngest]).fetchall()[0][0])
+
+
+def _delete_scores(connection: DuckDBPyConnection, youngest: int) -> None:
+    """Deletes scores that were given by then, and of whose trace or request no call is left."""
+    left = " OR ".join(
+        f"{column} IN (SELECT {column} FROM llm_usage WHERE {column} IS NOT NULL)"
+        for column in ("trace_id", "request_id")
+    )
+    connection.execute(
+        f"DELETE FROM llm_scores WHERE scored_at <= make_timestamptz(?) AND NOT coalesce({left}, false)", [youngest]
+    )

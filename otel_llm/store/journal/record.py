@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from zlib import crc32
 
 import orjson
@@ -48,7 +48,7 @@ def is_intact(line: bytes) -> bool:
 
 
 def kind(line: bytes) -> bytes:
-    """The one-letter kind of an intact line: `h`, `s`, `e` or `a`; empty where the line does not begin with it."""
+    """The one-letter kind of an intact line, such as `h`, `s` or `e`; empty where the line does not begin with it."""
     return line[21:22] if line[_BODY:21] == b'"k":"' else b""
 
 
@@ -121,6 +121,45 @@ def acknowledged(line: bytes) -> tuple[str, list[tuple[str, str]]]:
     ids = str(record.get("i"))
     places = range(0, len(ids) - 47, 48)
     return str(record.get("o")), [(ids[at : at + 32], ids[at + 32 : at + 48]) for at in places]
+
+
+# --- what somebody thought of an answer ---------------------------------------------------------------------------------
+
+Score: TypeAlias = tuple[str | None, str | None, str | None, str, float | None, str | None, str | None, str, int]
+"""A row of `llm_scores`, with its moment in microseconds since 1970."""
+
+_OF_SCORE: Final = ("t", "s", "ri", "n", "v", "l", "d", "o")
+_MOST_US: Final = 253_402_300_799 * 10**6
+"""The last second of the year 9999."""
+
+
+def score_record(score: Score) -> dict[str, Any]:
+    """The record of a score."""
+    *told, at_us = score
+    return {
+        "k": "g",
+        **{name: value for name, value in zip(_OF_SCORE, told, strict=True) if value is not None},
+        "at": at_us,
+    }
+
+
+def score(line: bytes) -> Score:
+    """The score in an intact line. Raises ValueError where it is not as we write it."""
+    found = decode(line)
+    trace, span, request, name, value, label, comment, source = (found.get(field) for field in _OF_SCORE)
+    at_us = found.get("at")
+    texts = all(one is None or isinstance(one, str) for one in (trace, span, request, label, comment))
+    if not (
+        texts
+        and isinstance(name, str)
+        and isinstance(source, str)
+        and isinstance(at_us, int)
+        and abs(at_us) <= _MOST_US
+    ):
+        raise ValueError("no score")
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError("a score's value is a number")
+    return trace, span, request, name, None if value is None else float(value), label, comment, source, at_us
 
 
 def _plain(value: object) -> object:

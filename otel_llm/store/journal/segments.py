@@ -42,6 +42,7 @@ class Chunk:
     unfinished: list[bytes] = field(default_factory=list)
     """Start lines of what will never end."""
     acknowledgements: list[bytes] = field(default_factory=list)
+    scores: list[bytes] = field(default_factory=list)
     corrupt: list[bytes] = field(default_factory=list)
     start: int = 0
     next: int = 0
@@ -226,6 +227,8 @@ def _sort_lines(block: bytes, chunk: Chunk) -> None:
                 chunk.ends.append(line)
             case b"a":
                 chunk.acknowledgements.append(line)
+            case b"g":
+                chunk.scores.append(line)
             case b"h" if not chunk.header:
                 chunk.header = line
 

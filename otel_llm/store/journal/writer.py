@@ -2,7 +2,7 @@
 
 Lines are JSON with a checksum (see `record.py`). Their fields:
 
-    header  {"k":"h","v":3,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
+    header  {"k":"h","v":4,"w":writer,"pid":…,"sdk":otel-llm version,"r":{resource attributes}}
     start   {"k":"s","t":trace id,"s":span id,"p":parent span id or null,"n":name,"kd":span kind,"st":start ns,
              "a":{attributes},"sc":scope name,"scv":scope version,"f":trace flags,
              "ag":enclosing agent's name,"wf":enclosing workflow's name,"r":{resource, where not the header's},
@@ -13,6 +13,8 @@ Lines are JSON with a checksum (see `record.py`). Their fields:
              "e":[{"name","time_unix_nano","attributes"}],"l":[{"trace_id","span_id","attributes"}]
     row     {"k":"u","t":trace id,"s":span id,"u":{columns of llm_usage}}, which another store has
     arrived {"k":"a","o":OTLP endpoint that has taken spans of this process,"i":their ids: trace id and span id of each, joined}
+    score   {"k":"g","t":trace id,"s":span id,"ri":request id,"n":name,"v":number,"l":label,"d":comment,"o":who gave it,
+             "at":when, in microseconds}, with what it is about and what it says as far as that is told
 
 Ids are lower-case hex, times nanoseconds since 1970. Absent and null mean the same.
 
@@ -41,8 +43,8 @@ from otel_llm.version import __version__
 
 _logger = logging.getLogger("otel_llm")
 
-FORMAT_VERSION: Final = 3
-"""1 had no "m": each line of a span said everything. 2 had no rows of other stores."""
+FORMAT_VERSION: Final = 4
+"""1 had no "m": each line of a span said everything. 2 had no rows of other stores, 3 no scores."""
 _RETRY_SECONDS: Final = 0.25
 
 Fsync = Literal["none", "interval", "always"]

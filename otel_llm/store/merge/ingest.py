@@ -22,8 +22,9 @@ from otel_llm.store.errors import StoreBusy, StoreError
 from otel_llm.store.file import database
 from otel_llm.store.file.waiting import when_free
 from otel_llm.store.journal import follow, locks
+from otel_llm.store.journal.record import Score
 from otel_llm.store.journal.segments import Chunk, Snapshot
-from otel_llm.store.merge import batch, duckdb_instance, pending
+from otel_llm.store.merge import batch, duckdb_instance, pending, scores
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, fork_guard, importing
 
@@ -151,6 +152,7 @@ class _Loaded:
     connection: DuckDBPyConnection
     chunks: list[Chunk]
     batch: batch.Batch
+    scores: list[Score]
 
 
 _loaded: _Loaded | None = None
@@ -228,7 +230,7 @@ def _load(paths: StorePaths, snapshot: Snapshot, offsets: Offsets) -> _Loaded | 
         raise
     for chunk in chunks:
         chunk.corrupt += refused.get(chunk.segment.name, [])
-    _loaded = _Loaded(paths, connection, chunks, ready)
+    _loaded = _Loaded(paths, connection, chunks, ready, scores_of(chunks))
     return _loaded
 
 
@@ -290,6 +292,8 @@ def _store(connection: DuckDBPyConnection, loaded: _Loaded) -> int:
         rows = batch.store(connection, loaded.batch) if loaded.batch.rows else 0
         if arrived := [line for chunk in loaded.chunks for line in chunk.acknowledgements]:
             batch.acknowledge(connection, arrived)
+        if loaded.scores:
+            scores.store(connection, loaded.scores)
         if arrived or loaded.batch.exported:
             pending.leave_sign(loaded.paths, connection)
         connection.execute(
@@ -316,6 +320,16 @@ def _count(paths: StorePaths, loaded: _Loaded, offsets: Offsets, result: MergeRe
 def lines_of(chunks: list[Chunk]) -> batch.Lines:
     """The lines that `chunks` bring."""
     return {chunk.segment.name: (chunk.header, chunk.ends + chunk.unfinished) for chunk in chunks}
+
+
+def scores_of(chunks: list[Chunk]) -> list[Score]:
+    """The scores that `chunks` bring. Lines that hold none count among the corrupt ones from then on."""
+    found: list[Score] = []
+    for chunk in chunks:
+        given, bad = scores.read(chunk.scores)
+        found += given
+        chunk.corrupt += bad
+    return found
 
 
 def _put_aside(paths: StorePaths, chunk: Chunk) -> None:

@@ -183,6 +183,17 @@ COMMENT ON COLUMN llm_daily.estimated_input_tokens IS 'The sum of what is estima
 COMMENT ON COLUMN llm_daily.estimated_output_tokens IS 'The sum of what is estimated, which is not in output_tokens.';
 COMMENT ON COLUMN llm_daily.estimated_usd IS 'The sum of what is estimated, which is not in cost_usd.';
 
+COMMENT ON TABLE llm_scores IS 'One row for each score: what somebody, or something, thought of an answer. A later score of the same name, subject and source takes the place of the earlier one.';
+COMMENT ON COLUMN llm_scores.trace_id IS 'The trace that it is about, or is in; NULL where a request was named.';
+COMMENT ON COLUMN llm_scores.span_id IS 'The span that it is about, mostly a call; NULL where it is about the trace.';
+COMMENT ON COLUMN llm_scores.request_id IS 'The request that it is about, as in llm_usage; NULL where a trace was named.';
+COMMENT ON COLUMN llm_scores.name IS 'What was looked at, such as helpful.';
+COMMENT ON COLUMN llm_scores.value IS 'How good it was, as a number; 1 and 0 of a thumb up and down.';
+COMMENT ON COLUMN llm_scores.label IS 'The same in a word, such as good.';
+COMMENT ON COLUMN llm_scores.comment IS 'Why.';
+COMMENT ON COLUMN llm_scores.source IS 'Who gave it: app (otel_llm.score), cli (otel-llm score), ui (the page), or what the app has called it.';
+COMMENT ON COLUMN llm_scores.scored_at IS 'When it was given.';
+
 COMMENT ON TABLE journal_segments IS 'How far each file of the journal has been taken in.';
 COMMENT ON COLUMN journal_segments.segment IS 'The name of the file.';
 COMMENT ON COLUMN journal_segments.consumed IS 'Bytes of it that are in the tables.';
