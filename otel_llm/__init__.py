@@ -10,6 +10,7 @@ from otel_llm.version import __version__
 if TYPE_CHECKING:
     from otel_llm.context import LLMContext, LLMContextFilter, current_context, llm_context
     from otel_llm.lifecycle import chain, events, step, subscribe, tool
+    from otel_llm.lifecycle.scoring import score
     from otel_llm.routing import LLMProvider
     from otel_llm.routing.invoker import LLMInvoker
     from otel_llm.setup.distro import flush, instrument, uninstrument
@@ -28,6 +29,7 @@ __all__ = [
     "flush",
     "instrument",
     "llm_context",
+    "score",
     "step",
     "subscribe",
     "tool",
@@ -46,6 +48,7 @@ _HOMES = {
     "flush": "setup.distro",
     "instrument": "setup.distro",
     "llm_context": "context",
+    "score": "lifecycle.scoring",
     "step": "lifecycle",
     "subscribe": "lifecycle",
     "tool": "lifecycle",

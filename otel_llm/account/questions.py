@@ -211,10 +211,25 @@ class Account:
         values = Values()
         least = self.engine.value(values.add(beginning))
         most = self.engine.value(values.add(f"{beginning}~"))  # which comes after any digit
+        like = f"WHERE trace_id >= {least} AND trace_id <= {most}"
         found = self.engine.ask(
-            f"SELECT DISTINCT trace_id FROM spans WHERE trace_id >= {least} AND trace_id <= {most} LIMIT 2", values
+            f"""SELECT DISTINCT trace_id FROM (SELECT trace_id FROM spans {like}
+            UNION ALL SELECT trace_id FROM llm_usage {like}) AS known LIMIT 2""",
+            values,
         )
         return [trace_id for (trace_id,) in found]
+
+    def spans_like(self, trace_id: str, beginning: str) -> list[str]:
+        """The spans of a trace whose id begins so: one or two of them, or none."""
+        values = Values()
+        like = f"""WHERE trace_id = {self.engine.value(values.add(trace_id))}
+            AND starts_with(span_id, {self.engine.value(values.add(beginning))})"""
+        found = self.engine.ask(
+            f"""SELECT DISTINCT span_id FROM (SELECT span_id FROM spans {like}
+            UNION ALL SELECT span_id FROM llm_usage {like}) AS known LIMIT 2""",
+            values,
+        )
+        return [span_id for (span_id,) in found]
 
     def run(self, trace_id: str) -> list[list[Span]]:
         """The spans of a trace, and of the traces that a run in it goes on in or goes back to; each in the order of time."""

@@ -86,6 +86,12 @@ EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
 
 EVENT_DETAILS: Final = "gen_ai.client.inference.operation.details"
 EVENT_EXCEPTION: Final = "gen_ai.client.operation.exception"
+EVENT_EVALUATION: Final = "gen_ai.evaluation.result"
+
+EVALUATION_NAME: Final = "gen_ai.evaluation.name"
+EVALUATION_VALUE: Final = "gen_ai.evaluation.score.value"
+EVALUATION_LABEL: Final = "gen_ai.evaluation.score.label"
+EVALUATION_EXPLANATION: Final = "gen_ai.evaluation.explanation"
 
 # --- the tree --------------------------------------------------------------------------------------------------------
 AGENT_NAME: Final = "gen_ai.agent.name"

@@ -1,6 +1,6 @@
 """The GenAI events, through OpenTelemetry's logs: what was said, and what went wrong, beside the trace rather than in it.
 
-Emitted only in the event modes of content capture, and only where a LoggerProvider takes them. Imported only then.
+Emitted only where a LoggerProvider takes them; those of calls only in the event modes of content capture. Imported only then.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from opentelemetry import context as otel
 from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber, get_logger
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from otel_llm.conventions import semconv
 from otel_llm.support import faults
@@ -33,10 +34,17 @@ def _logger() -> Logger:
     return logger
 
 
-def wanted() -> bool:
-    """Whether somebody takes the events."""
+_SEVERITIES = {
+    semconv.EVENT_DETAILS: SeverityNumber.DEBUG,
+    semconv.EVENT_EXCEPTION: SeverityNumber.WARN,
+    semconv.EVENT_EVALUATION: SeverityNumber.INFO,
+}
+
+
+def wanted(name: str = semconv.EVENT_DETAILS) -> bool:
+    """Whether somebody takes the events of that name."""
     enabled = getattr(_logger(), "enabled", None)  # newer than the oldest API we run on
-    return enabled is None or bool(enabled(severity_number=SeverityNumber.DEBUG, event_name=semconv.EVENT_DETAILS))
+    return enabled is None or bool(enabled(severity_number=_SEVERITIES[name], event_name=name))
 
 
 def emit(
@@ -57,13 +65,24 @@ def emit(
     """
     try:
         if content:
-            _emit(SeverityNumber.DEBUG, semconv.EVENT_DETAILS, {**attributes, **content}, at, end_ns)
+            _emit(semconv.EVENT_DETAILS, {**attributes, **content}, at, end_ns)
         if error:
-            _emit(SeverityNumber.WARN, semconv.EVENT_EXCEPTION, error, at, end_ns)
+            _emit(semconv.EVENT_EXCEPTION, error, at, end_ns)
     except Exception as fault:
         faults.report("emit an event", fault)
 
 
-def _emit(severity: SeverityNumber, name: str, attributes: Mapping[str, Any], at: otel.Context, end_ns: int) -> None:
-    record = LogRecord(timestamp=end_ns, context=at, severity_number=severity, event_name=name, attributes=attributes)
+def evaluated(attributes: Mapping[str, Any], of: tuple[int, int] | None, at_ns: int) -> None:
+    """Emits the event of a score. `of` are the ids of trace and span, 0 where there is none; None: the current span."""
+    if of is None:
+        _emit(semconv.EVENT_EVALUATION, attributes, otel.get_current(), at_ns)
+        return
+    span = NonRecordingSpan(SpanContext(*of, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
+    _emit(semconv.EVENT_EVALUATION, attributes, set_span_in_context(span, otel.Context()), at_ns)
+
+
+def _emit(name: str, attributes: Mapping[str, Any], at: otel.Context, end_ns: int) -> None:
+    record = LogRecord(
+        timestamp=end_ns, context=at, severity_number=_SEVERITIES[name], event_name=name, attributes=attributes
+    )
     _logger().emit(record)

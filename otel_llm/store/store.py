@@ -185,6 +185,11 @@ def flush(timeout: float = 10.0) -> bool:
     return all(flushed)
 
 
+def opened() -> list[Store]:
+    """The stores that this process has open: those that it keeps its account in."""
+    return list(_stores.values())
+
+
 def find(paths: StorePaths) -> Store | None:
     """The store of this process at `paths`, if it has one open."""
     return next((store for store in list(_stores.values()) if paths in (store.requested, store.paths)), None)

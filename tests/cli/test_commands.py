@@ -182,7 +182,11 @@ def test_every_example_in_the_help_runs(
     fill: Fill, fill_spans: Fill, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fill({**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c", "tags": {"team": "core"}})
+    scored = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7"}
+    fill(
+        {**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c", "tags": {"team": "core"}},
+        {**CALL, **scored},
+    )
     fill_spans({})
     (tmp_path / "query.sql").write_text("select count(*) from llm_usage")
     scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
