@@ -335,6 +335,12 @@ class Trace:
     calls: int = 0
     sums: Row = field(default_factory=dict)
     spans_pruned: bool = False
+    scores: list[Row] = field(default_factory=list)
+    """Of the trace, its spans and its requests."""
+
+    def scores_of(self, span_id: str | None) -> list[Row]:
+        """The scores of a span; of the whole trace and its requests for None."""
+        return [score for score in self.scores if score["span_id"] == span_id]
 
     @property
     def begin_ns(self) -> int:
@@ -397,7 +403,7 @@ def trace(engine: Engine, trace_id: str) -> Trace:
         name: _sum(call[name] for call in usage if call["usage_source"] != "estimated")
         for name in ("input_tokens", "output_tokens", "cost_usd")
     }
-    return Trace(trace_id, list(_placed(spans)), len(usage), sums, pruned)
+    return Trace(trace_id, list(_placed(spans)), len(usage), sums, pruned, scores(engine, trace_id))
 
 
 def _span_of(call: Row) -> Row:
@@ -408,6 +414,32 @@ def _span_of(call: Row) -> Row:
         **call, "name": name, "kind": "CLIENT", "start_ns": start_ns, "end_ns": start_ns + round((call["duration_ms"] or 0) * 1e6),
         "status_message": None,
     }  # fmt: skip
+
+
+_OF_SCORE: Final = ("span_id", "request_id", "name", "value", "label", "comment", "source", "scored_at")
+GOOD: Final = "(value > 0 OR lower(label) = 'good')"
+"""Whether a score says that an answer was good."""
+
+
+def has_scores(engine: Engine) -> bool:
+    """Whether the account has a table of scores: a ClickHouse has none, nor has the backup of an earlier version."""
+    return bool(engine.ask("SELECT 1 FROM information_schema.tables WHERE table_name = 'llm_scores' LIMIT 1"))
+
+
+def scores(engine: Engine, trace_id: str) -> list[Row]:
+    """What was thought of a trace, of its spans and of the requests that its calls were made for."""
+    if not has_scores(engine):
+        return []
+    values = Values()
+    of_trace = f"trace_id = {engine.value(values.add(trace_id))}"
+    return _rows(
+        engine,
+        {**{name: name for name in _OF_SCORE}, "good": f"coalesce({GOOD}, false)"},
+        f"""FROM llm_scores WHERE {of_trace} OR (trace_id IS NULL AND request_id IN (
+            SELECT request_id FROM llm_usage WHERE {of_trace} AND request_id IS NOT NULL))
+        ORDER BY name, llm_scores.scored_at LIMIT 1000""",
+        values,
+    )
 
 
 def details(engine: Engine, trace_id: str, span_id: str) -> Row:
@@ -570,7 +602,75 @@ def compared(engine: Engine, one: PageScope, other: PageScope) -> list[Row]:
                 {"name": f"{name}_p95", "a": a[f"{name}_p95"], "b": b[f"{name}_p95"], "kind": kind,
                  "change": _change(a[f"{name}_p95"], b[f"{name}_p95"]), "verdict": ""}
             )  # fmt: skip
+    return rows + _compared_scores(engine, one, other)
+
+
+_MOST_NAMES: Final = 20
+_NOBODY: Final[Row] = {"n": 0, "mean": None, "deviation": None, "scores": 0, "share": None, "cost_per_good": None}
+
+
+def _compared_scores(engine: Engine, one: PageScope, other: PageScope) -> list[Row]:
+    """What was thought of the two groups, by the names of scores: the mean, the share of good ones, and what a good one costs."""
+    if not has_scores(engine) or not engine.ask("SELECT 1 FROM llm_scores LIMIT 1"):
+        return []
+    a, b = (_score_statistics(engine, scope) for scope in (one, other))
+    rows: list[Row] = []
+    for name in dict.fromkeys((*a, *b)):
+        x, y = a.get(name, _NOBODY), b.get(name, _NOBODY)
+        means = [(side["n"], side["mean"], side["deviation"]) for side in (x, y)]
+        shares = [(side["scores"], side["share"], _binomial(side["share"])) for side in (x, y)]
+        for column, words, kind, verdict in (
+            ("mean", f"score {name}", "score", _verdict(means[0], means[1], "scores")),
+            ("share", f"good, by {name}", "percent", _verdict(shares[0], shares[1], "scores")),
+            ("cost_per_good", f"cost per good answer, by {name}", "money", ""),
+        ):
+            if x[column] is not None or y[column] is not None:
+                rows.append(
+                    {"name": f"score_{column}:{name}", "words": words, "a": x[column], "b": y[column], "kind": kind,
+                     "change": _change(x[column], y[column]), "verdict": verdict}
+                )  # fmt: skip
     return rows
+
+
+_SCORED: Final = "llm_usage.trace_id = llm_scores.trace_id AND llm_usage.span_id = llm_scores.span_id"
+_SUBJECTS: Final = {
+    "llm_scores": "s.trace_id = c.trace_id AND s.span_id = c.span_id",
+    f"(SELECT * FROM llm_scores WHERE NOT EXISTS (SELECT 1 FROM llm_usage WHERE {_SCORED}))": "s.trace_id = c.trace_id",
+    "(SELECT * FROM llm_scores WHERE trace_id IS NULL)": "s.request_id = c.request_id",
+}
+"""Scores, and which calls they are about: that of their span; where that is none, those of the trace; or those of the request."""
+
+
+def _score_statistics(engine: Engine, scope: PageScope) -> dict[str, Row]:
+    """What was thought of the calls of the scope, by the names of scores, the commonest first."""
+    values = Values()
+    joined = " UNION ALL ".join(
+        f"""SELECT s.*, c.trace_id AS call_trace, c.span_id AS call_span, c.cost AS call_cost
+        FROM {scored} AS s JOIN grouped AS c ON {condition}"""
+        for scored, condition in _SUBJECTS.items()
+    )
+    chosen = f"""WITH grouped AS (
+            SELECT trace_id, span_id, request_id, CASE WHEN {REPORTED} THEN cost_usd END AS cost
+            FROM llm_usage WHERE {scope.condition(engine, values)} AND {BILLED}), joined AS ({joined})"""
+    found = engine.ask(
+        f"""{chosen} SELECT name, count(value), avg(value), stddev_samp(value), count(*), count(CASE WHEN {GOOD} THEN 1 END)
+        FROM (SELECT DISTINCT trace_id, span_id, request_id, name, source, value, label FROM joined) AS scores
+        GROUP BY name ORDER BY 5 DESC, 1 LIMIT {_MOST_NAMES}""",
+        values,
+    )
+    costs = engine.ask(
+        f"""{chosen} SELECT name, sum(call_cost)
+        FROM (SELECT DISTINCT name, call_trace, call_span, call_cost FROM joined) AS calls GROUP BY name""",
+        values,
+    )
+    cost_of: dict[str, Any] = {row[0]: row[1] for row in costs}
+    return {
+        name: {
+            "n": n, "mean": mean, "deviation": deviation, "scores": count, "share": good / count,
+            "cost_per_good": cost_of[name] / good if good and cost_of.get(name) is not None else None,
+        }
+        for name, n, mean, deviation, count, good in found
+    }  # fmt: skip
 
 
 def _statistics(engine: Engine, scope: PageScope) -> Row:
@@ -594,12 +694,14 @@ def _change(a: Any, b: Any) -> float | None:
     return None if a is None or b is None or not a else (float(b) - float(a)) / float(a)
 
 
-def _verdict(a: tuple[int, float | None, float | None], b: tuple[int, float | None, float | None]) -> str:
+def _verdict(
+    a: tuple[int, float | None, float | None], b: tuple[int, float | None, float | None], what: str = "calls"
+) -> str:
     """Whether two means differ by more than chance would have it in 19 of 20 cases (Welch)."""
     if a[1] is None or b[1] is None:
         return ""
     if min(a[0], b[0]) < _ENOUGH:
-        return f"too few calls to tell: {min(a[0], b[0])}, of {_ENOUGH} at least"
+        return f"too few {what} to tell: {min(a[0], b[0])}, of {_ENOUGH} at least"
     error = math.sqrt((a[2] or 0.0) ** 2 / a[0] + (b[2] or 0.0) ** 2 / b[0])
     difference = abs(float(b[1]) - float(a[1]))
     if not difference:

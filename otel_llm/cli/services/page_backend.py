@@ -20,14 +20,16 @@ from otel_llm.account.in_duckdb.shared import SharedDuckDBEngine
 from otel_llm.cli.errors import one_line
 from otel_llm.cli.manage.doctor import examine
 from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+from otel_llm.lifecycle.scoring import BadScore, checked
 from otel_llm.settings import settings
-from otel_llm.store import StoreError
+from otel_llm.store import Store, StoreError
+from otel_llm.store.journal import record
 from otel_llm.store.journal.follow import JournalFollower
 from otel_llm.store.journal.segments import running_calls
 from otel_llm.store.paths import StorePaths
 from otel_llm.ui.live import Live
-from otel_llm.ui.scope import PageScope
-from otel_llm.ui.views.view import Backend
+from otel_llm.ui.scope import BadRequest, PageScope
+from otel_llm.ui.views.view import Backend, ScoreTold
 
 _LIMITS: Final = Limits()
 _ERRORS: Final = (StoreError, AccountError, duckdb.Error, OSError)
@@ -52,6 +54,19 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
             return {"error": str(error)}
         return {"columns": [*answer.names], "rows": answer.rows, "cut": answer.cut, "ms": _since(begun)}
 
+    def score(trace_id: str, span_id: str, told: ScoreTold) -> None:
+        try:
+            given = checked(
+                trace_id, span_id, None, told.name, told.value, label=told.label, comment=told.comment, source="ui"
+            )
+        except BadScore as error:
+            raise BadRequest(f"that is no score: {error}") from error
+        store = Store.open(path)
+        if store.paths != store.requested:
+            raise BadRequest(f"scores cannot be kept: {path} is not to be written by this user")
+        store.write_whole(record.encode(record.score_record(given)), 1)
+        engine.has_news()
+
     def close() -> None:
         live.close()
         fence.close()
@@ -65,6 +80,7 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
         health=lambda: examine(path),
         running=lambda: running_calls(paths.journal),
         export=lambda scope, kind: _exported(engine, scope, kind),
+        score=score,
         jaeger_url=settings().jaeger_url,
         token=token,
         errors=_ERRORS,

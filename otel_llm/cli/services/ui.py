@@ -51,8 +51,8 @@ def ui(
       otel-llm ui --store backup.duckdb
       otel-llm ui --store clickhouse://reader@warehouse:8123/otel
 
-    It reads the store and changes nothing in it, listens on this machine alone, and loads nothing from anywhere else. The
-    address that is printed holds a token, new each time, without which nobody gets in. It ends with Ctrl-C.
+    It reads the store and writes nothing to it but scores, listens on this machine alone, and loads nothing from anywhere
+    else. The address that is printed holds a token, new each time, without which nobody gets in. It ends with Ctrl-C.
     """
     try:
         import uvicorn

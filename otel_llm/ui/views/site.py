@@ -12,18 +12,19 @@ from urllib.parse import quote, urlencode
 import jinja2
 import orjson
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from otel_llm.ui import wording
 from otel_llm.ui.gate import Gate, form_token
 from otel_llm.ui.scope import PERIODS, BadRequest, PageScope, chips
-from otel_llm.ui.views import calls, compare, conversation_list, health, overview, sql_editor, traces
-from otel_llm.ui.views.view import Answer, Backend
+from otel_llm.ui.views import calls, compare, conversation_list, health, overview, score_form, sql_editor, traces
+from otel_llm.ui.views.view import Answer, Backend, PageView
 
 NAVIGATION: Final = (
     ("Overview", "/"), ("Calls", "/calls"), ("Conversations", "/conversations"), ("Compare", "/compare"), ("SQL", "/sql"),
@@ -75,6 +76,24 @@ def create_app(
     page("/compare", compare.compare)
     page("/sql", sql_editor.page)
     page("/health", health.health)
+
+    async def score(request: Request) -> Response:
+        body = b""
+        async for block in request.stream():
+            body += block
+            if len(body) > score_form.LARGEST_FORM:
+                return PlainTextResponse("This form is too large.\n", 413)
+
+        def given(request: Request, _: PageScope, backend: Backend) -> PageView | Response:
+            view = score_form.give(body, backend)
+            if request.headers.get("hx-request"):
+                return view
+            path = quote(f"/traces/{view.context['trace'].trace_id}")
+            return RedirectResponse(f"{root_path.rstrip('/')}{path}?{urlencode({'span': view.context['scored']})}", 303)
+
+        return await run_in_threadpool(_answered, request, given, backend, environment, as_json=False)
+
+    routes.append(Route("/scores", score, methods=["POST"]))
     if backend.live is not None:
         routes.append(Route("/live", backend.live.stream))
     static = StaticFiles(directory=str(resources.files("otel_llm.ui") / "static"))

@@ -32,9 +32,11 @@ def trace(request: Request, scope: PageScope, backend: Backend) -> PageView:
         "bar": lambda node: bar(found, node),
         "chosen": chosen,
         "running": running,
-        "detail": None if chosen is None else _detail(found, chosen, backend),
+        "detail": None if chosen is None else detail(found, chosen, backend),
     }
-    spans = [{**node.span, "depth": node.depth} for node in found.nodes]
+    spans = [
+        {**node.span, "depth": node.depth, "scores": found.scores_of(node.span["span_id"])} for node in found.nodes
+    ]
     return PageView("traces/trace.html", context, spans)
 
 
@@ -42,11 +44,13 @@ def span(request: Request, scope: PageScope, backend: Backend) -> PageView:
     """What is known of one span alone."""
     trace_id = request.path_params["trace_id"]
     found = questions.trace(backend.engine, trace_id)
-    detail = _detail(found, request.path_params["span_id"], backend)
-    return PageView("traces/span.html", {"detail": detail, "trace": found}, {**detail["span"], **detail["raw"]})
+    known = detail(found, request.path_params["span_id"], backend)
+    data = {**known["span"], **known["raw"], "scores": known["scores"]}
+    return PageView("traces/span.html", {"detail": known, "trace": found}, data)
 
 
-def _detail(found: Trace, span_id: str, backend: Backend) -> dict[str, Any]:
+def detail(found: Trace, span_id: str, backend: Backend) -> dict[str, Any]:
+    """What is known of a span of the trace. Raises `BadRequest`."""
     node = next((node for node in found.nodes if node.span["span_id"] == span_id), None)
     if node is None:
         raise BadRequest(f"there is no span {span_id[:40]} in the trace {found.trace_id}")
@@ -72,6 +76,8 @@ def _detail(found: Trace, span_id: str, backend: Backend) -> dict[str, Any]:
         "result": questions.decoded(attributes.get(semconv.TOOL_CALL_RESULT)),
         "attributes": {name: value for name, value in sorted(attributes.items()) if name not in _CONTENT},
         "events": raw.get("events") or [],
+        "scores": found.scores_of(span_id),
+        "takes_scores": backend.score is not None,
     }
 
 

@@ -14,6 +14,16 @@ from otel_llm.ui.live import Live
 from otel_llm.ui.scope import PageScope
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreTold:
+    """What somebody has said of a span."""
+
+    name: str
+    value: float | None = None
+    label: str | None = None
+    comment: str | None = None
+
+
 @dataclass(slots=True)
 class Backend:
     """What the page stands on, handed in by the command that starts it."""
@@ -30,6 +40,8 @@ class Backend:
     """The calls that run right now."""
     export: Callable[[PageScope, str], Any] | None = None
     """The calls of a scope as a file of that kind."""
+    score: Callable[[str, str, ScoreTold], None] | None = None
+    """Keeps a score of a span, by the ids of its trace and itself. Raises `BadRequest`."""
     jaeger_url: str | None = None
     token: str | None = None
     errors: tuple[type[Exception], ...] = ()
