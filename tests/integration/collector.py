@@ -25,7 +25,7 @@ from tests.integration.otlp_receiver import Protocol
 from tests.integration.ports import free_ports
 
 DIRECTORY = ROOT / "collector-config"
-PATIENCE = 60
+PATIENCE = 120
 
 needs_collector = pytest.mark.skipif(
     "OTELCOL_BIN" not in os.environ, reason="NOT SEEN IN A COLLECTOR: OTELCOL_BIN does not name one"

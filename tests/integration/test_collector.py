@@ -311,6 +311,7 @@ def test_the_span_metrics_of_a_service_are_one_series_however_many_processes_it_
         eventually(lambda: sum(number for _, number in calls()) == 5, "the five calls are not counted")
         ((labels, number),) = calls()
         buckets = series(gateway.scrape(), "traces_span_metrics_duration_seconds_bucket")
+        eventually(lambda: len(jaeger.spans) == 5, "not every span arrives")
     assert number == 5
     assert labels.pop("otel_scope_name", None) is not None
     for scope in [label for label in labels if label.startswith("otel_scope_")]:
