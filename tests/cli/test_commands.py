@@ -18,7 +18,13 @@ from otel_llm.cli.app import COMMANDS
 from otel_llm.version import __version__
 from tests.cli.conftest import Fill, Run, otel_llm_command
 
-ELSEWHERE = {"replay": "it needs a backend: tests/integration/test_replay.py", "tail": "it goes on: test_tail.py"}
+ELSEWHERE = {
+    "replay": "it needs a backend: tests/integration/test_replay.py",
+    "serve": "it goes on: tests/fleet/serve",
+    "ship": "it needs a receiver, and goes on: tests/fleet/ship/test_processes.py",
+    "tail": "it goes on: test_tail.py",
+    "ui": "it goes on: tests/ui",
+}
 RUNNABLE = [name for name in COMMANDS if name not in ELSEWHERE]
 CALL = {"request_model": "gpt-5-mini", "user_id": "alice", "input_tokens": 1000, "cost_usd": "0.000450"}
 

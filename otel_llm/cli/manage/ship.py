@@ -38,7 +38,9 @@ _INTERVAL: Final = 0.8
 @click.option("--forget", is_flag=True, help="Ship there no more: what has not arrived keeps nothing in the store.")
 @store_option
 def ship(urls: Sequence[str], once: bool, spans: bool, grace: float, forget: bool, store: Place | None) -> None:
-    """Send the account to another machine, as it is committed: to an OTLP endpoint, each call as a log record, or to ClickHouse.
+    """Send the account to another machine, for ever or once.
+
+    Each call goes as it is committed: to an OTLP endpoint as a log record, to ClickHouse as a row.
 
     \b
     Examples:
