@@ -56,7 +56,7 @@ def test_whatever_it_answers_can_be_printed(query: str, format: str, fill: Fill,
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("select * from llm_usag", "llm_usage"),
+        ("select * from llm_usag", "llm_usag"),
         ("selec 1", ""),
         ("select modle from llm_usage", "Maybe you meant: ['module']"),
         ("select 1; drop table llm_usage", "Multi-statements are not allowed"),
