@@ -23,16 +23,24 @@ def with_columns(condition: str, column_of: Callable[[str], str | None]) -> str:
     """The condition with `column_of(name)` in the place of each name that has one: `user = 'alice'` means the column `user_id`.
 
     Without this it would be no error: `user` is a function of SQL that names whoever is connected, and no call is his. What is
-    quoted, a string or a remark stays, and so do functions and parts of other names (`user(`, `t.user`, `user.name`).
+    quoted, a string or a remark stays, and so do functions, parts of other names (`user(`, `t.user`, `user.name`) and units of time
+    (`interval 1 day`, `extract(day from …)`): no column stands after a value, or before FROM.
     """
     tokens = _tokens(condition)
     written = []
     for at, (kind, text) in enumerate(tokens):
         replaced = None
-        if kind == "word" and _next(tokens, at, 1) not in ("(", ".") and _next(tokens, at, -1) != ".":
+        if kind == "word" and _is_name(_next(tokens, at, -1), _next(tokens, at, 1)):
             replaced = column_of(text.lower())
         written.append(text if replaced is None else replaced)
     return "".join(written)
+
+
+def _is_name(before: tuple[str, str], after: tuple[str, str]) -> bool:
+    """Whether a word between these may be a column's whole name."""
+    if before[0] in ("number", "string") or before[1] in (")", "."):
+        return False
+    return after[1] not in ("(", ".") and after[1].lower() != "from"
 
 
 def without_end(statement: str) -> str:
@@ -49,12 +57,12 @@ def _tokens(sql: str) -> list[tuple[str, str]]:
     return [("string", text) if kind == "tag" else (kind, text) for kind, text in tokens]
 
 
-def _next(tokens: list[tuple[str, str]], at: int, step: int) -> str:
+def _next(tokens: list[tuple[str, str]], at: int, step: int) -> tuple[str, str]:
     """The nearest token on that side that says something."""
     at += step
     while 0 <= at < len(tokens):
         kind, text = tokens[at]
         if kind != "comment" and not text.isspace():
-            return text
+            return kind, text
         at += step
-    return ""
+    return "", ""

@@ -21,6 +21,10 @@ COLUMNS = {"user": "user_id", "model": "coalesce(request_model, response_model)"
         ("user_id = 1 AND superuser = 2 AND user2 = 3", "user_id = 1 AND superuser = 2 AND user2 = 3"),
         ("$$user$$ = user AND $t$ user $x$ $t$ = 1", "$$user$$ = user_id AND $t$ user $x$ $t$ = 1"),
         ("model LIKE 'gpt%'", "coalesce(request_model, response_model) LIKE 'gpt%'"),
+        ("started_at > now() - interval 1 user AND user = 1", "started_at > now() - interval 1 user AND user_id = 1"),
+        ("interval '1' user > interval (x) user", "interval '1' user > interval (x) user"),
+        ("extract(user from started_at) = 1", "extract(user from started_at) = 1"),
+        ("(user) = 'a' and not user", "(user_id) = 'a' and not user_id"),
         ("1e5user = 'unclosed user", "1e5user = 'unclosed user_id"),
     ],
 )
