@@ -66,15 +66,25 @@ def test_what_calls_cost_has_a_row_for_each_case(tmp_path: Path) -> None:
     assert ("official" in results and "cases" in results["official"]) or "official could not take part: " in done.stdout
 
 
-def test_what_processes_cost_has_a_row_for_each_aim() -> None:
-    done = run("--part", "apps", "--part", "scripts", "--part", "usage")
+@pytest.mark.parametrize(
+    ("part", "aims"),
+    [
+        (
+            "apps",
+            (
+                "in the background, 45", "the same, 2 processes on one store at", "memory over a bare client, not merging",
+                "the same, the one that merges",
+            ),
+        ),
+        ("scripts", ("a script with one call", "`opentelemetry-instrument`")),
+        ("usage", ("`usage --by model,day` over 1,000",)),
+    ],
+)  # fmt: skip
+def test_what_processes_cost_has_a_row_for_each_aim(part: str, aims: tuple[str, ...]) -> None:
+    done = run("--part", part)
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
-    for start in (
-        "in the background, 45", "the same, 2 processes on one store at", "memory over a bare client, not merging",
-        "the same, the one that merges", "a script with one call", "`opentelemetry-instrument`",
-        "`usage --by model,day` over 1,000",
-    ):  # fmt: skip
+    for start in aims:
         (own,) = {cells[1] for what, cells in found.items() if what.startswith(start)}
         assert own != "–", start
 
