@@ -54,6 +54,8 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
             return {"error": str(error)}
         return {"columns": [*answer.names], "rows": answer.rows, "cut": answer.cut, "ms": _since(begun)}
 
+    written_to: set[Store] = set()
+
     def score(trace_id: str, span_id: str, told: ScoreTold) -> None:
         try:
             given = checked(
@@ -61,16 +63,19 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
             )
         except BadScore as error:
             raise BadRequest(f"that is no score: {error}") from error
-        store = Store.open(path)
-        if store.paths != store.requested:
+        written = Store.open(path)
+        if written.paths != written.requested:
             raise BadRequest(f"scores cannot be kept: {path} is not to be written by this user")
-        store.write_whole(record.encode(record.score_record(given)), 1)
+        written_to.add(written)
+        written.write_whole(record.encode(record.score_record(given)), 1)
         engine.has_news()
 
     def close() -> None:
         live.close()
         fence.close()
         engine.close()
+        for written in written_to:
+            written.close()
 
     backend = Backend(
         engine,
