@@ -23,7 +23,7 @@ from otel_llm.cli.screen.output import text, write_line
 def score(
     words: tuple[str, ...], request_id: str | None, comment: str | None, source: str, store: Place | None
 ) -> None:
-    """Say how good an answer was: a number or a word, about a trace, one of its spans, or a request.
+    """Say how good an answer was: a number or a word, about a trace, a span or a request.
 
     \b
     Examples:
