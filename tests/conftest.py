@@ -26,7 +26,8 @@ import pytest
 
 from otel_llm.calls import stream_usage
 
-# The same examples in each run, however slow the machine: a change is judged by what it changes. `HYPOTHESIS_PROFILE=default` looks for new ones.
+# The same examples in each run, however slow the machine: a change is judged by what it changes.
+# `HYPOTHESIS_PROFILE=default` looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
