@@ -685,6 +685,8 @@ def _record(number: int) -> tuple[list[ReadableSpan], list[tuple[Any, dict[str, 
     class Notes:
         """Stands for a store."""
 
+        resource = None
+
         def write(self, record: Any, **ids: Any) -> None:
             records.append((record, ids))
 

@@ -42,6 +42,7 @@ ELSEWHERE = {
     "make lint": ".ci/run",
     ".venv/bin/pytest": "this is it",
     "otel-llm ui": "tests/ui",
+    "otel-llm score 4bf92f35": "it needs that trace: tests/lifecycle/test_scoring.py",
     "make bench": "tests/benchmarks",
     "make matrix": "tests/benchmarks",
     "python3 -m venv": "the environment this test runs in is such an install",

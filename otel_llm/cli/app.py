@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "score": ("manage.score", "Say how good an answer was: a number or a word, about a trace, a span or a request."),
     "export": ("read.export", "Write a table to a Parquet, CSV or JSON file."),
     "replay": ("manage.replay", "Send stored spans to Jaeger or any OTLP backend again."),
-    "ship": ("manage.ship", "Send the account to another machine, as it is committed."),
+    "ship": ("manage.ship", "Send the account to another machine, for ever or once."),
     "serve": ("services.serve", "Take what other machines and languages send over OTLP into one store."),
     "backup": ("manage.copies", "Copy the whole store to FILE."),
     "prune": ("manage.prune", "Remove old spans and calls from the store."),

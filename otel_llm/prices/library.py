@@ -81,7 +81,6 @@ def find(provider: str | None, model: str) -> tuple[Provider, ModelInfo] | None:
     return found
 
 
-@lru_cache(maxsize=4096)
 def names_like(model: str, most: int = 3) -> list[str]:
     """Names of models that look like this one, the likeliest first."""
     from difflib import get_close_matches
@@ -95,6 +94,7 @@ def names_like(model: str, most: int = 3) -> list[str]:
     return list(dict.fromkeys([*([exact] if exact else []), *get_close_matches(model.lower(), names, most)]))[:most]
 
 
+@lru_cache(maxsize=4096)
 def quote(provider: str | None, model: str, tier: str | None, at_ns: int) -> Quote | None:
     """What calls at `at_ns` cost; None where no price is known."""
     import genai_prices

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def report(
     output: Path | None, form: str | None, by: Sequence[str], since: str | None, until: str | None, store: Place | None
 ) -> None:
-    """Write the overview of a period as one file: HTML, or Markdown for a chat. It needs no server, and loads nothing.
+    """Write the overview of a period as one file: no server, no network, nothing to load.
 
     \b
     Examples:
