@@ -367,7 +367,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("certificate") / "tls"
     directory.mkdir()
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-               "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
+               "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+               "-addext", "keyUsage=critical,digitalSignature,keyCertSign", "-days", "2",
                "-keyout", str(directory / "gateway.key"), "-out", str(directory / "gateway.pem")]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     (directory / "tokens").write_text("first-token\nsecond-token\n")

@@ -123,8 +123,9 @@ def ui(start_ui: Callable[..., Ui], tmp_path_factory: pytest.TempPathFactory) ->
     return running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of one module: as long as it is there, an event loop runs in this thread, and no other test could run one."""
     chromium = os.environ.get("CHROMIUM_BIN") or shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip(

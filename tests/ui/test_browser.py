@@ -16,6 +16,9 @@ from tests.ui.conftest import HOSTILE, Ui
 
 Open = Callable[..., Any]
 
+pytestmark = pytest.mark.xdist_group("browser")
+"""One after the other in one process: see `browser`."""
+
 PATHS = {
     "overview": "/",
     "overview by user": "/?by=user&measure=tokens",
