@@ -175,14 +175,9 @@ class Account:
         chosen = calls.sql(self.engine, values)
         return self.engine.ask(f"SELECT {columns} FROM llm_usage WHERE {condition} AND {chosen} {rest}", values)
 
-    def tag_keys(self, most: int = 50) -> list[str]:
+    def tag_keys(self) -> list[str]:
         """The keys of the tags that calls have, the commonest first: of some ten thousand calls."""
-        found = self.engine.ask(
-            f"""SELECT tag_key, count(*) FROM (
-                SELECT {self.engine.tag_keys()} AS tag_key FROM (SELECT tags FROM llm_usage LIMIT 20000) AS sampled) AS keyed
-            GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {most}"""
-        )
-        return [key for key, _ in found]
+        return common_tag_keys(self.engine, "true", Values())
 
     # --- single calls ---------------------------------------------------------------------------------------------------
     def is_empty(self) -> bool:
@@ -312,6 +307,17 @@ class Account:
     def names(self) -> list[str]:
         """Every table, view and column, for whoever writes SQL."""
         return self.engine.names()
+
+
+def common_tag_keys(engine: Engine, where: str, values: Values) -> list[str]:
+    """The keys of the tags that calls have for which a condition holds, the commonest first: of some ten thousand of them."""
+    found = engine.ask(
+        f"""SELECT tag_key, count(*) FROM (
+            SELECT {engine.tag_keys()} AS tag_key FROM (SELECT tags FROM llm_usage WHERE {where} LIMIT 20000) AS sampled) AS keyed
+        GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50""",
+        values,
+    )
+    return [key for key, _ in found]
 
 
 def _order(sort: str | None, dimensions: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from otel_llm.account.engine import Engine, Values
-from otel_llm.account.questions import TABLES
+from otel_llm.account.questions import TABLES, Account, common_tag_keys
+from otel_llm.account.sums import MEASURES
 from otel_llm.prices.billing import BILLED, NO_REASON, REPORTED, UNPRICED, literal, remedy_for
 from otel_llm.store.merge.rows import USAGE_TYPES
 from otel_llm.ui.scope import COLUMNS, BadRequest, PageScope, column_of
@@ -22,16 +23,12 @@ _MOST_BARS: Final = 400
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 SUMS: Final = {
-    "calls": f"count(CASE WHEN {BILLED} THEN 1 END)",
-    "errors": "count(CASE WHEN status = 'error' THEN 1 END)",
-    "input_tokens": f"sum(CASE WHEN {REPORTED} THEN input_tokens END)",
-    "output_tokens": f"sum(CASE WHEN {REPORTED} THEN output_tokens END)",
-    "cache_read_tokens": "sum(cache_read_tokens)",
+    **{name: MEASURES[name] for name in ("calls", "errors", "input_tokens", "output_tokens")},
+    "cache_read_tokens": MEASURES["cached"],
     "reasoning_tokens": "sum(reasoning_tokens)",
-    "cost_usd": f"sum(CASE WHEN {REPORTED} THEN cost_usd END)",
-    "estimated_usd": f"sum(CASE WHEN NOT ({REPORTED}) THEN cost_usd END)",
-    "unpriced": f"count(CASE WHEN {UNPRICED} THEN 1 END)",
+    **{name: MEASURES[name] for name in ("cost_usd", "estimated_usd", "unpriced")},
 }
+"""As `otel-llm usage` adds up, and what reasoning took."""
 
 
 def _rows(engine: Engine, columns: Mapping[str, str], rest: str, values: Values | None = None) -> list[Row]:
@@ -192,7 +189,7 @@ def unpriced(engine: Engine, scope: PageScope) -> list[Row]:
 
 def is_empty(engine: Engine) -> bool:
     """Whether no model call has been recorded at all."""
-    return not engine.ask("SELECT 1 FROM llm_usage LIMIT 1")
+    return Account(engine).is_empty()
 
 
 # --- calls --------------------------------------------------------------------------------------------------------------
@@ -294,13 +291,7 @@ def tag_keys(engine: Engine, scope: PageScope) -> list[str]:
     """The keys of tags, the commonest first, in a sample of the scope."""
     values = Values()
     where = scope.condition(engine, values)
-    found = engine.ask(
-        f"""SELECT tag_key, count(*) FROM (
-            SELECT {engine.tag_keys()} AS tag_key FROM (SELECT tags FROM llm_usage WHERE {where} LIMIT 20000) AS sampled) AS keyed
-        GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50""",
-        values,
-    )
-    return [key for key, _ in found]
+    return common_tag_keys(engine, where, values)
 
 
 # --- one trace ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlencode
 
+from otel_llm.account import sums
 from otel_llm.account.call_filter import between
 from otel_llm.account.engine import Engine, Values
 
@@ -16,21 +17,11 @@ NOBODY: Final = ""
 """The value of a filter for rows in which the column is NULL."""
 _TAG: Final = "tag:"
 
-COLUMNS: Final = {
-    "model": "coalesce(request_model, response_model)",
-    "user": "user_id",
-    "module": "module",
-    "status": "status",
-    "agent": "agent_name",
-    "service": "service_name",
-    "provider": "provider",
-    "operation": "operation",
-    "workflow": "workflow_name",
-    "profile": "profile",
-    "conversation": "conversation_id",
-    "session": "session_id",
-    "price": "price_source",
-}
+_NAMES: Final = (
+    "model", "user", "module", "status", "agent", "service", "provider", "operation", "workflow", "profile", "conversation",
+    "session",
+)  # fmt: skip
+COLUMNS: Final = {**{name: sums.COLUMNS[name] for name in _NAMES}, "price": sums.COLUMNS["price_source"]}
 """What can be filtered by, and its SQL. A tag is `tag:<key>`."""
 
 PERIODS: Final = {
