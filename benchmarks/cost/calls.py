@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -73,7 +74,6 @@ def _openai(transport: Any) -> dict[str, Callable[..., Awaitable[object]]]:
         **settings, http_client=openai.DefaultAsyncHttpxClient(transport=transport, trust_env=False)
     )
     chat: dict[str, Any] = {"model": provider.MODEL, "messages": provider.MESSAGES, "temperature": 0.2}
-    long = {**chat, "messages": [{"role": "user", "content": provider.LONG_PROMPT}]}
     stream = {**chat, "stream": True, "stream_options": {"include_usage": True}}
     response: dict[str, Any] = {"model": provider.MODEL, "input": "Why is the sky blue?"}
     embedding: dict[str, Any] = {"model": "text-embedding-3-small", "input": "sky", "encoding_format": "float"}
@@ -82,8 +82,12 @@ def _openai(transport: Any) -> dict[str, Callable[..., Awaitable[object]]]:
     async def chat_call() -> None:
         client.chat.completions.create(**chat)
 
+    asked = itertools.count()
+
     async def long_call() -> None:
-        client.chat.completions.create(**long)
+        # Another text each time: one that was captured before costs less.
+        content = f"{next(asked)}. {provider.LONG_PROMPT}"
+        client.chat.completions.create(**{**chat, "messages": [{"role": "user", "content": content}]})
 
     async def response_call() -> None:
         client.responses.create(**response)

@@ -318,7 +318,9 @@ def _shortened(text: str, longest: int) -> str:
             return f"[base64, {len(text)} characters]"
         is_cut = len(text) > 2 * longest  # what is far beyond the limit is not looked at
         # Inside JSON, say, that is not taken apart: a tool's answer, or arguments that were cut.
-        text = _BASE64_INSIDE.sub(_without_base64, text[: 2 * longest])
+        text = text[: 2 * longest]
+        if _may_hold_base64(text):
+            text = _BASE64_INSIDE.sub(_without_base64, text)
         if len(text) > longest or is_cut:
             text = text[:longest] + TRUNCATED
     elif len(text) > longest:
@@ -329,6 +331,12 @@ def _shortened(text: str, longest: int) -> str:
         except UnicodeEncodeError:  # JSON can spell lone surrogates, which no exporter can encode
             text = text.encode("utf-8", "replace").decode()
     return str(text) if type(text) is not str else text
+
+
+def _may_hold_base64(text: str) -> bool:
+    """Whether so many characters stand without a blank: half as many do then that begin at a multiple of half as many."""
+    half = _LONG // 2
+    return any(" " not in text[at : at + half] for at in range(0, len(text) - half + 1, half))
 
 
 def _without_base64(found: re.Match[str]) -> str:

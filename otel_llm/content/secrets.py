@@ -19,6 +19,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
+from otel_llm.content.ordinary_words import COMMANDS, SHORTEST_KEY, STEMS, has_one_case, suspects_of
 from otel_llm.settings import settings
 from otel_llm.support import fast_json
 
@@ -162,8 +163,6 @@ _FORMATS: Final[tuple[tuple[str, str], ...]] = (
 _EDGE: Final = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrtbf])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2})|(?<=%25[0-9A-Fa-f]{2}))"
 """Where a key can begin; the letter of an escaped line break before it does not belong to it."""
 _LOOKS: Final = tuple((mark, re.compile(f"{_EDGE}(?:{pattern})")) for mark, pattern in _FORMATS)
-_SHORTEST_KEY: Final = 14
-"""Of an ordinary text next to nothing has as many characters between two blanks."""
 _PRIVATE_KEY: Final = re.compile(
     r"----[- ]BEGIN(?: |%20|\+)[A-Z0-9 %+]*PRIVATE(?: |%20|\+)KEY(?:(?: |%20|\+)BLOCK)?[- ]----.*?"
     r"(?:----[- ]END(?: |%20|\+)[A-Z0-9 %+]*PRIVATE(?: |%20|\+)KEY(?:(?: |%20|\+)BLOCK)?[- ]----|\Z)"
@@ -195,23 +194,7 @@ _STRONG_NAME: Final = re.compile(
     rf".*(?:{_STRONG})s?(?:[_-]?(?:base|value|str|string|plain|raw|old|new|prod|dev|test|staging|hash|digest|confirm|confirmation|again|\d+))?",
     re.IGNORECASE | re.DOTALL,
 )
-_STEMS: Final = (
-    "key",
-    "secret",
-    "pass",
-    "token",
-    "pw",
-    "psw",
-    "jwt",
-    "cred",
-    "cookie",
-    "authorization",
-    "connection",
-    "signature",
-)
-"""One of these is in each of the names: the only thing that a whole text is searched for."""
-_STEM: Final = re.compile("|".join(_STEMS))
-_STEM_ANY_CASE: Final = re.compile("|".join(_STEMS), re.IGNORECASE)
+_STEM_ANY_CASE: Final = re.compile("|".join(STEMS), re.IGNORECASE)
 _IN_NAMES: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-\u017f\u212a")
 _LONGEST_NAME: Final = 100
 _DIGIT: Final = re.compile("[0-9]")
@@ -290,8 +273,6 @@ _COMMAND: Final = re.compile(
     r"|(?:mysql|mariadb)\w*\b[^\n|;]{0,200}?\s-p|redis-cli\b[^\n|;]{0,200}?\s-a\s|ldap\w+\b[^\n|;]{0,200}?\s-w\s|\bun?zip\b[^\n|;]{0,200}?\s-P\s|https?\s-a\s[^\s:]{1,128}:)"
     r"\s?[\"']?)([^\s\"']+)"
 )
-"""Programs that take a password behind one letter."""
-_COMMANDS: Final = ("sshpass", "login", "mysql", "mariadb", "redis-cli", "ldap", "zip", "http -a", "https -a")
 _SQL: Final = re.compile(
     r"(\bidentified\s+(?:with\s+\S{1,64}\s+)?(?:by|as)\s+(?:password\s+)?|\bwith\s+(?:encrypted\s+)?password\s+|\blogin\s+\S{1,256}\s+password\s+)"
     r"(?:(\\*[\"'])(.{1,256}?)(\2)|([^\s\"'=:]{4,}))",
@@ -435,43 +416,88 @@ def is_secret(name: str) -> bool:
     return kind_of(name) is not None
 
 
+_LONG_TEXT: Final = 256
+_MOST_CLEAN: Final = 4_096
+_clean: set[int] = set()
+"""Hashes of long texts in which nothing was found: what a system says, and what was said before, goes out with every call."""
+
+
 def scrub_text(text: str, depth: int = 0) -> str:
     """`text` without keys, passwords, e-mail addresses and card numbers. `depth`: how many texts it stands inside."""
-    if len(text) < _SHORTEST:
+    is_remembered = depth == 0 and len(text) >= _LONG_TEXT
+    if is_remembered and hash(text) in _clean:
+        return text
+    masked = _masked_text(text, depth)
+    if is_remembered and masked == text:
+        if len(_clean) >= _MOST_CLEAN:
+            _clean.clear()
+        _clean.add(hash(text))
+    return masked
+
+
+def _masked_text(text: str, depth: int) -> str:
+    if len(text) < _SHORTEST or not (suspects := suspects_of(text)):
         return text
     if "\\u00" in text and (unescaped := _UNICODE.sub(lambda found: chr(int(found[1], 16)), text)) != text:
         scrubbed = scrub_text(unescaped, depth)
         return text if scrubbed == unescaped else scrubbed
-    folded = text.casefold()
-    named = any(stem in folded for stem in _STEMS) or '"kty"' in text
-    if named and depth < _DEEPEST and (told := _scrub_json(text, depth)) is not None:
-        return told
-    if ("PRIVATE" in text and "BEGIN" in text) or "PuTTY-User-Key" in text:
+    # What is not in these words is nowhere in the text, and they are shorter.
+    told = "\n".join(suspects)
+    folded = told.casefold()
+    stems = [stem for stem in STEMS if stem in folded]
+    is_named = bool(stems or '"kty"' in told)
+    if is_named and depth < _DEEPEST and (of_json := _scrub_json(text, depth)) is not None:
+        return of_json
+    if "key" in stems and (("PRIVATE" in text and "BEGIN" in text) or "PuTTY-User-Key" in text):
         text = _PRIVATE_KEY.sub(API_KEY, text)
-    for word in {*text.split()}:
-        if len(word) >= _SHORTEST_KEY and (masked := _scrub_word(word)) != word:
+    for word in suspects:
+        if len(word) >= SHORTEST_KEY and (masked := _scrub_word(word)) != word:
             text = text.replace(word, masked)
     if "bearer" in folded:
         text = _BEARER.sub(rf"\1{API_KEY}", text)
-    if "//" in text or "/\\/" in text or "2f" in folded:
-        text = _IN_URL.sub(rf"\1{API_KEY}\3", text)
-    if "=" in text:
+    if "//" in told or "/\\/" in told or "2f" in folded:
+        text = _in_lines(_IN_URL, rf"\1{API_KEY}\3", text, ("//", "/\\/", "2f", "2F"))
+    if _HAS_QUERY.search(folded):
         text = _IN_QUERY.sub(rf"\1{API_KEY}", text)
-    if any(command in folded for command in _COMMANDS):
+    if "-a" in suspects or any(command in folded for command in COMMANDS):
         text = _COMMAND.sub(rf"\1{API_KEY}", text)
     if "identified" in folded or "password" in folded:
         text = _SQL.sub(lambda found: f"{found[1]}{found[2] or ''}{API_KEY}{found[4] or ''}", text)
-    if text.count(":") >= 4:
+    if any(word.count(":") >= 4 for word in suspects):
         text = _PGPASS.sub(rf"\1{API_KEY}", text)
     if "basic" in folded or "auth" in folded or "dockerconfigjson" in folded:
         text = _BASIC.sub(lambda found: found[1] + API_KEY if _is_basic(found[2]) else found[0], text)
     if "curl" in folded:
         text = _CURL.sub(rf"\1{API_KEY}", text)
-    if named:
-        text = "".join(_scrub_named(text))
-    if "@" in text or "%40" in text:
-        text = _EMAIL.sub(EMAIL, text)
-    return _CARD.sub(lambda found: CARD if _is_card(found[0]) else found[0], text)
+    if stems:
+        text = "".join(_scrub_named(text, stems))
+    if "@" in told or "%40" in told:
+        text = _in_lines(_EMAIL, EMAIL, text, ("@", "%40"))
+    if _may_hold_card(text, told):
+        text = _CARD.sub(lambda found: CARD if _is_card(found[0]) else found[0], text)
+    return text
+
+
+def _in_lines(pattern: re.Pattern[str], mask: str, text: str, marks: tuple[str, ...]) -> str:
+    """`text` masked, where the pattern finds something in one of the lines with a mark; the others are not searched."""
+    return "\n".join(
+        pattern.sub(mask, line) if any(mark in line for mark in marks) else line for line in text.split("\n")
+    )
+
+
+_HAS_QUERY: Final = re.compile(r"(?:sig|signature|-token|key|code|sas|auth)=")
+_DIGITS: Final = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_OTHER_DIGIT: Final = re.compile(r"(?![0-9])\d")
+_OF_CARD: Final = b"0" * 13
+
+
+def _may_hold_card(text: str, suspects: str) -> bool:
+    """Whether there are as many digits in a row as a card has at the least, with what may stand between them."""
+    if not suspects.isascii() and _OTHER_DIGIT.search(suspects) is not None:
+        return True
+    return _DIGIT.search(suspects) is not None and _OF_CARD in text.encode("utf-8", "surrogatepass").translate(
+        _DIGITS, b" -"
+    )
 
 
 def _scrub_json(text: str, depth: int) -> str | None:
@@ -489,24 +515,22 @@ def _scrub_json(text: str, depth: int) -> str | None:
 
 
 def _scrub_word(word: str) -> str:
-    if not _DIGIT.search(word) and (word == word.lower() or word == word.upper()):
-        return word  # a name, a path: no key has letters of one case alone
+    if not _DIGIT.search(word) and has_one_case(word):
+        return word
     for mark, pattern in _LOOKS:
         if mark in word:
             word = pattern.sub(API_KEY, word)
     return word
 
 
-def _scrub_named(text: str) -> Iterator[str]:
-    """The pieces of a text, with what stands behind the name of a secret masked."""
-    folded = text.casefold()
-    stems = _STEM.finditer(folded) if len(folded) == len(text) else _STEM_ANY_CASE.finditer(text)
+def _scrub_named(text: str, stems: list[str]) -> Iterator[str]:
+    """The pieces of a text, with what stands behind the name of a secret masked. `stems`: those that are in it."""
     done = looked = 0
-    for stem in stems:
-        if stem.start() < looked:
+    for begin, end in _places(text, stems):
+        if begin < looked:
             continue
-        start, end = stem.span()
-        while start > looked and stem.start() - start < _LONGEST_NAME and text[start - 1] in _IN_NAMES:
+        start = begin
+        while start > looked and begin - start < _LONGEST_NAME and text[start - 1] in _IN_NAMES:
             start -= 1
         while end < len(text) and end - start < _LONGEST_NAME and text[end] in _IN_NAMES:
             end += 1
@@ -528,6 +552,21 @@ def _scrub_named(text: str) -> Iterator[str]:
             yield API_KEY
             done = looked = last
     yield text[done:]
+
+
+def _places(text: str, stems: list[str]) -> list[tuple[int, int]]:
+    """Where the stems stand, from the left."""
+    folded = text.casefold()
+    if len(folded) != len(text):
+        return [found.span() for found in _STEM_ANY_CASE.finditer(text)]
+    places = []
+    for stem in stems:  # one after the other: a pattern of all of them takes ten times as long
+        at = folded.find(stem)
+        while at >= 0:
+            places.append((at, at + len(stem)))
+            at = folded.find(stem, at + len(stem))
+    places.sort()
+    return places
 
 
 def _values(text: str, start: int, at: int, kind: SecretKind, *, is_option: bool) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from otel_llm.content import secrets
+from otel_llm.content import ordinary_words, secrets
 from otel_llm.content.secrets import API_KEY, scrub_text
 
 RECORDINGS = Path(__file__).resolve().parents[2].parent / "shared" / "recordings"
@@ -282,6 +282,49 @@ def test_a_long_value_is_masked_to_its_end() -> None:
 )
 def test_what_only_sounds_like_a_secret_stays(text: str) -> None:
     assert scrub_text(text) == text
+
+
+IN_PIECES = (
+    # text, and what of it must not be recorded
+    ("pay with 4111 1111 1111 1111 now", "1111 1111"),
+    ("as 4١١١١١١١١١١١١١١١ says", "١١١١"),
+    ("run http -a joe:hunter2 example.org now", "hunter2"),
+    ("machine h login joe password hunter2x now", "hunter2x"),
+    ("create user joe identified by 'hunter' now", "hunter'"),
+    ("a line\ndb.example.org:*:db:joe:hunter\nnow", "joe:hunter"),
+    ("get ://joe:hunter@example.org now", "hunter@"),
+    ("ask joe@example.org now", "joe@"),
+    ("set %3A%2F%2Fjoe%3Ahunter%40h now", "hunter"),
+    ("see ?sas=abcdefghijkl now", "abcdefghijkl"),
+    ("the \u017fecret: hunter2hunter now", "hunter2hunter"),
+    ("a Bearer abcdefghijkl now", "abcdefghijkl"),
+    ("curl https://h -u joe:hunter now", "joe:hunter"),
+    ("AbCdEfGh sk-abcdefghijklmnopqRst now", "sk-abc"),
+)
+"""Secrets of words that each could stand in any text."""
+
+
+@pytest.mark.parametrize(("text", "secret"), IN_PIECES)
+def test_words_that_are_known_do_not_hide_what_they_say_together(text: str, secret: str) -> None:
+    for word in text.split():
+        scrub_text(f"{word} or the like")
+    long = f"{'it is as it is ' * 30}\n{text}"
+    for _ in range(3):
+        assert secret not in scrub_text(text)
+        assert secret not in scrub_text(long)
+
+
+def test_of_texts_little_is_remembered_and_no_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordinary_words, "_MOST", 100)
+    monkeypatch.setattr(secrets, "_MOST_CLEAN", 10)
+    letters = "abcdefghij"
+    for first in letters:
+        for second in letters:
+            scrub_text(f"{first}{second}q {second}{first}z my api-key is hunter2 " + "a long text " * 30)
+            scrub_text(f"{first}{second}q {second}{first}z " + "a long text " * 30)
+    assert 0 < len(ordinary_words._known) <= 100
+    assert 0 < len(secrets._clean) <= 10
+    assert not [word for word in ordinary_words._known if "hunter2" in word or "key" in word]
 
 
 def recorded_texts() -> Iterator[tuple[str, str]]:
