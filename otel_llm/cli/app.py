@@ -20,7 +20,11 @@ from otel_llm.cli.screen.output import in_ascii, write_line
 COMMANDS: Final = {
     "usage": ("read.usage", "Add up calls, errors, tokens and cost by model, user, day, ..."),
     "logs": ("read.logs", "List the latest calls, with what was said where that was recorded."),
-    "show": ("read.show", "Show a trace as a tree: what called what, how long it took, what it cost."),
+    "show": (
+        "read.show",
+        "Show a trace as a tree: what called what, how long it took, what it cost; or a conversation.",
+    ),
+    "diff": ("read.diff", "Show two traces side by side: how often each step ran, how long it took, what it cost."),
     "sql": ("read.sql", "Run SQL on the store, read-only."),
     "ps": ("read.ps", "List the model calls that are running, in every process."),
     "ui": ("services.ui", "Show the account in a browser: spend, calls as they end, traces, conversations, SQL."),

@@ -190,8 +190,9 @@ def test_every_example_in_the_help_runs(
     monkeypatch.chdir(tmp_path)
     scored = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7"}
     fill(
-        {**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c", "tags": {"team": "core"}},
+        {**CALL, "started_at": "2026-11-20T12:00:00Z", "conversation_id": "c-1", "tags": {"team": "core"}},
         {**CALL, **scored},
+        {**CALL, "trace_id": "77aa0c1277aa0c1277aa0c1277aa0c12"},
     )
     fill_spans({})
     (tmp_path / "query.sql").write_text("select count(*) from llm_usage")

@@ -48,6 +48,30 @@ def period(since_text: str | None, until_text: str | None) -> Period:
     return found
 
 
+BEFORE = "before"
+
+
+def compared(since_text: str | None, until_text: str | None, against: str) -> tuple[Period, Period]:
+    """The time between `--since` and `--until`, and the one that `--against` names: a day, a week or a month, or `before`, which is
+    as long as the first and ends where that begins. Without `--since` the first one begins where the other ends. Raises
+    `CommandError`.
+    """
+    now = datetime.now().astimezone()
+    if against.strip().lower() == BEFORE:
+        one = period(since_text, until_text)
+        if one.since is None:
+            raise CommandError(f"--against {BEFORE} is the time before --since, which is not given")
+        return one, Period(one.since - ((one.until or now) - one.since), one.since)
+    begin, end = _period("--against", against, now)
+    if begin == end:
+        raise CommandError(
+            f"--against {against} is a moment; name a period: yesterday, last-week, last-month, 2026-11, or {BEFORE} for the time "
+            "before --since"
+        )
+    one = period(since_text, until_text)
+    return (Period(end, one.until) if one.since is None else one), Period(begin, end)
+
+
 def since(text: str, now: datetime | None = None) -> datetime:
     """The moment that `--since` names: a day or a month counts from its first moment."""
     return _period("--since", text, now)[0]

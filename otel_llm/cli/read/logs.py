@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -166,7 +166,8 @@ def _print(calls: Sequence[dict[str, Any]], *, short: bool) -> None:
     for index, call in enumerate(calls):
         if index:
             write_line()
-        _write_call(call)
+        said = {name: None if call[name] is None else json.loads(call[name]) for name in _SPOKEN[:2]}
+        write_call({**call, **said})
 
 
 def _clock(moment: object) -> str:
@@ -185,7 +186,7 @@ def _status_style(status: object) -> str:
     return STATUS_STYLES.get(str(status).partition(" ")[0], "")
 
 
-def _write_call(call: dict[str, Any]) -> None:
+def write_call(call: Mapping[str, Any]) -> None:
     """A call with its messages, for reading."""
     about = about_of(call["usage_source"])
     facts = [text(call[key]) for key in ("started_at", "model", "user_id", "module", "status") if call[key] is not None]
@@ -201,11 +202,10 @@ def _write_call(call: dict[str, Any]) -> None:
         write_line(f"  {styled('error:', STATUS_STYLES['error'])} {_indented(call['error_message'])}")
 
 
-def _messages(document: str | None) -> Iterator[tuple[str, str]]:
+def _messages(messages: Any) -> Iterator[tuple[str, str]]:
     """Who said what. A message has a role and parts, as the GenAI conventions have it; what looks otherwise is shown as it is."""
-    if document is None:
+    if messages is None:
         return
-    messages = json.loads(document)
     for message in messages if isinstance(messages, list) else [messages]:
         if not isinstance(message, dict):
             yield "?", _indented(message)

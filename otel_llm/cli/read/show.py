@@ -1,4 +1,5 @@
-"""`otel-llm show`: one trace as a tree, with the time, tokens and cost of each step; and the traces that a run of it goes on in."""
+"""`otel-llm show`: one trace as a tree, with the time, tokens and cost of each step, and the traces that a run of it goes on in;
+or one conversation."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import click
 
 from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options.access import Place, asking, nothing_yet
-from otel_llm.cli.options.common import store_option
+from otel_llm.cli.options.common import MOST, store_option
 from otel_llm.cli.screen.output import (
     STATUS_STYLES,
     about_of,
     cell_width,
+    counted,
     fit,
     line_width,
     style_of,
@@ -46,26 +48,34 @@ class _Placed(NamedTuple):
 
 @click.command()
 @click.argument("trace", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print the spans as JSON, parents before children.")
+@click.option("--conversation", metavar="ID", help="The turns of this conversation in place of a trace.")
+@click.option("--json", "as_json", is_flag=True, help="Print the spans as JSON, parents before children; or the turns.")
 @store_option
-def show(trace: str | None, as_json: bool, store: Place | None) -> None:
-    """Show a trace as a tree: what called what, how long it took, what it cost.
+def show(trace: str | None, conversation: str | None, as_json: bool, store: Place | None) -> None:
+    """Show a trace as a tree: what called what, how long it took, what it cost; or a conversation.
 
     \b
     Examples:
       otel-llm show
       otel-llm show --json
+      otel-llm show --conversation c-1
 
     TRACE is a trace id or its beginning, as logs prints it, or the id of a run; the latest trace if left out. A run that was
-    continued in other traces (`chain(continues=...)`) is shown whole, with those. With OTEL_LLM_JAEGER_URL set, the
+    continued in other traces (`chain(continues=...)`) is shown whole, with those. Of a conversation each call has what was new in
+    it, where content was recorded. With OTEL_LLM_JAEGER_URL set, the
     page of the trace in Jaeger is named too. ~ stands before tokens and costs that nobody reported: they are estimated.
     """
+    if conversation is not None and trace is not None:
+        raise CommandError("a trace and --conversation are two things to show; give one of them")
     with asking(store) as account:
         if account.is_empty():
             if as_json:
-                write_json(_COLUMNS, [])
+                write_json((), [])
             else:
                 write_line(nothing_yet(account.place))
+            return
+        if conversation is not None:
+            _show_conversation(account, conversation, as_json=as_json)
             return
         trace_id = find_trace(account, trace and trace.partition("-")[0])
         parts = account.run(trace_id)
@@ -92,6 +102,33 @@ def show(trace: str | None, as_json: bool, store: Place | None) -> None:
                 write_line(text(f"{span.name} continues the run {span.continues}, which is not in this store"))
         if jaeger := settings().jaeger_url:
             write_line(f"{jaeger}/trace/{of.trace_id}")
+
+
+def _show_conversation(account: Account, conversation: str, *, as_json: bool) -> None:
+    """The calls of a conversation in their order: of each what is new in it. Raises `CommandError` where there is none."""
+    from otel_llm.cli.read.logs import write_call
+    from otel_llm.ui import page_questions as questions
+
+    turns = questions.conversation(account.engine, conversation, most=MOST)
+    if not turns:
+        raise CommandError(
+            f"there is no conversation {conversation!r} in the store; `otel-llm usage --by conversation` lists them"
+        )
+    calls = [
+        {**turn.call, "input_messages": turn.asked or None, "output_messages": turn.answered or None} for turn in turns
+    ]
+    if as_json:
+        names = [*calls[0], "spent_usd", "pause_ms"]
+        write_json(
+            names, ([*call.values(), turn.spent, turn.pause_ms] for call, turn in zip(calls, turns, strict=True))
+        )
+        return
+    for call in calls:
+        write_call({**call, "started_at": f"{call['started_at']:%Y-%m-%d %H:%M:%S}"})
+    spent = turns[-1].spent
+    write_line(
+        f"conversation {text(conversation)}: {counted(len(turns), 'call')}{'' if spent is None else f'  ${text(spent)}'}"
+    )
 
 
 def find_trace(account: Account, trace: str | None) -> str:
@@ -128,7 +165,7 @@ def _place(spans: Sequence[Span]) -> Iterable[_Placed]:
 
 def _print(placed: Sequence[_Placed]) -> None:
     names = [text(one.span.name) for one in placed]
-    times = [_time(one.span.duration_ms) for one in placed]
+    times = [time_text(one.span.duration_ms) for one in placed]
     facts = [_facts(one.span) for one in placed]
     widths = [cell_width(one.lines + name) for one, name in zip(placed, names, strict=True)]
     time_width = max(map(len, times))
@@ -160,7 +197,7 @@ def _style(operation: str | None) -> str:
     return style_of(started(operation).__name__)
 
 
-def _time(milliseconds: float | None) -> str:
+def time_text(milliseconds: float | None) -> str:
     if milliseconds is None:
         return "?"
     return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from otel_llm.cli.errors import CommandError
 from otel_llm.cli.options import when
 from otel_llm.cli.options.access import Place, asking, nothing_yet
 from otel_llm.cli.options.common import call_options, output_options, period_options, store_option, where_option
+from otel_llm.cli.read import side_by_side
 from otel_llm.cli.screen.output import (
     Column,
     Format,
@@ -56,6 +58,10 @@ _REASONS_SHOWN = 3
 @where_option
 @click.option("--sort", metavar="COLUMN", help="Order by this: cost, calls, tokens, ... or one of --by.")
 @click.option("--top", metavar="N", type=click.IntRange(1), help="Only the first N rows; the total is of all.")
+@click.option(
+    "--against", metavar="PERIOD",
+    help="The same of another time beside it: last-month, last-week, yesterday, 2026-11, or before: as long, right before --since.",
+)  # fmt: skip
 @click.option("--plot", is_flag=True, help="Draw the cost as bars: the tokens where no cost is known.")
 @output_options
 @store_option
@@ -71,6 +77,7 @@ def usage(
     where: str | None,
     sort: str | None,
     top: int | None,
+    against: str | None,
     plot: bool,
     output: Format,
     store: Place | None,
@@ -88,6 +95,8 @@ def usage(
       otel-llm usage --by module --where "tags['team'] = 'core' and status <> 'ok'"
       otel-llm usage --by tag:team --since 2026-11-01 --until 2026-11-30
       otel-llm usage --by conversation --since today --json
+      otel-llm usage --by user --against last-month
+      otel-llm usage --by model --since 7d --against before
 
     \b
     Dimensions for --by:
@@ -117,7 +126,14 @@ def usage(
         every = ",".join([*by, *others]) if all(map(Dimension.named, others)) else "model,user"
         raise CommandError(f"--by takes several with commas between: --by {every}")
     dimensions = parse_dimensions(",".join(by))
-    period = when.period(since, until)
+    if against is None:
+        period, other = when.period(since, until), None
+    else:
+        if plot:
+            raise CommandError("--plot draws one period, and --against sets two side by side; leave one out")
+        if times := [dimension.name for dimension in dimensions if dimension.name in TIMES]:
+            raise CommandError(f"--against has no {times[0]} in common with the other period; leave it out of --by")
+        period, other = when.compared(since, until, against)
     order = None if sort is None else _sort(sort, dimensions)
     names = [*(dimension.name for dimension in dimensions), *MEASURES]
     calls = CallFilter(
@@ -125,6 +141,13 @@ def usage(
     )
     with asking(store) as account:
         everything = account.sums(dimensions, calls, sort=order)
+        if other is not None:
+            before = account.sums(dimensions, replace(calls, since=other.since, until=other.until), sort=order)
+            notes = [f"calls {period.words}; before: {other.words}", *_unknown_tags(account, dimensions)]
+            _against(
+                output, [one.name for one in dimensions], everything, before, top, [*notes, *_remarks(account, calls)]
+            )
+            return
         rows = everything[:top]
         if write_data(output, names, rows):
             return
@@ -143,6 +166,31 @@ def usage(
                 rows,
                 [*_period(period), *_unknown_tags(account, dimensions), *_remarks(account, calls)],
             )
+
+
+_COMPARED: Final = ("calls", "cost_usd", "input_tokens", "output_tokens", "errors")
+
+
+def _against(
+    output: Format, names: list[str], now: Sequence[Row], before: Sequence[Row], top: int | None, notes: list[str]
+) -> None:
+    """Two sums side by side."""
+    at = [len(names) + list(MEASURES).index(measure) for measure in _COMPARED]
+    one, other = ({row[: len(names)]: [row[each] for each in at] for row in rows} for rows in (now, before))
+    rows = side_by_side.paired(one, other)
+    shown = rows[:top]
+    if write_data(output, [*names, *side_by_side.names(_COMPARED, when.BEFORE)], shown):
+        return
+    if not rows:
+        write_line(f"No model calls for that: {notes[0]}.")
+        return
+    bottom = side_by_side.totals(one, other)
+    if len(shown) < len(rows):
+        notes.insert(0, f"the first {len(shown):,} of {len(rows):,} rows; the total is of all")
+    costs = [cost for cost in bottom[3:5] if cost is not None]
+    show = {_SHORT.get(name, name): count for name in _COMPARED} | {"cost": money(max(costs, default=None))}
+    columns = [*map(Column, names), *side_by_side.columns(show, when.BEFORE)]
+    write_table(columns, shown, totals=["total", *[""] * (len(names) - 1), *bottom], notes=notes)
 
 
 def parse_dimensions(by: str) -> list[Dimension]:
