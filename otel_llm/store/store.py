@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from otel_llm.store.jobs.merger import Merger, StoreStats
 from otel_llm.store.journal.record import Record
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.paths import StorePaths
-from otel_llm.support import forks
+from otel_llm.support import faults, forks, masking
 
 _logger = logging.getLogger("otel_llm")
 
+_greeted: Final = threading.Lock()
+"""Held from when this process has told of a new account."""
 _EXIT_SECONDS: Final = 5.0
 _LOOKS_EVERY: Final = 0.8
 """Seconds between two looks at what there is to merge: what is merged at once is in the database within one."""
@@ -108,6 +111,22 @@ class Store:
         self.journal.append(record, start_of=start_of, end_of=end_of)
         if self._thread.thread is None:
             self._thread.start()
+            self._greet()
+
+    def _greet(self) -> None:
+        """Tells who sits at the terminal where a new account is: one line, by the first program that writes it, and never again."""
+        try:
+            terminal = sys.stderr
+            # Whoever wants to hear no warnings of ours has said so of the logger.
+            if terminal is None or not terminal.isatty() or not _logger.isEnabledFor(logging.WARNING):
+                return
+            is_first = [*self.journal.directory.glob("*.jsonl")] == [self.journal.segment]
+            if is_first and not self.path.exists() and _greeted.acquire(blocking=False):
+                terminal.write(
+                    f"otel-llm: model calls are recorded in {masking.text(self.path)}; `otel-llm usage` adds them up\n"
+                )
+        except Exception as error:
+            faults.report("say where the account is", error)
 
     def write_whole(self, lines: bytes, records: int) -> None:
         """Journals that many records, as lines, for who answers for them. Raises OSError where that cannot be."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +107,37 @@ def test_times_as_people_say_them(text: str, begins: str, ends: str) -> None:
 def test_lengths_of_time(text: str, hours: float) -> None:
     now = datetime(2026, 1, 18, 15, 30).astimezone()
     assert (now - since(text, now)).total_seconds() == hours * 3600
+
+
+ASKS = """
+import logging, sys
+import openai, otel_llm
+logging.getLogger("otel_llm").setLevel(sys.argv[1])
+otel_llm.instrument()
+for _ in range(2):
+    openai.OpenAI().embeddings.create(model="text-embedding-3-small", input="tyres")
+"""
+
+
+def _stderr_of_a_program(environment: dict[str, str], *, terminal: bool, level: str = "WARNING") -> str:
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    with subprocess.Popen([sys.executable, "-c", ASKS, level], env=environment, stderr=theirs) as process:
+        os.close(theirs)
+        written = b""
+        try:
+            while block := os.read(ours, 65536):
+                written += block
+        except OSError:  # how Linux says that the other side of a terminal was closed
+            pass
+        os.close(ours)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+def test_the_first_program_says_where_the_account_is(environment: dict[str, str], store_path: Path) -> None:
+    """Once, and to a person: not in a pipe or a service, nor where our warnings are not wanted."""
+    for quiet in ({"terminal": False}, {"terminal": True, "level": "ERROR"}):
+        elsewhere = {**environment, "OTEL_LLM_STORE": str(store_path.with_name(f"{len(quiet)}.duckdb"))}
+        assert _stderr_of_a_program(elsewhere, **quiet) == ""  # type: ignore[arg-type]
+    said = f"otel-llm: model calls are recorded in {store_path}; `otel-llm usage` adds them up\r\n"
+    assert [_stderr_of_a_program(environment, terminal=True) for _ in range(2)] == [said, ""]
