@@ -46,7 +46,7 @@ RESOLVE = printf 'hatchling\neditables\n' | $(UV) --quiet pip compile pyproject.
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
-	$(VENV)/bin/python examples/demo.py
+	rm -rf .demo && $(VENV)/bin/otel-llm demo .demo
 
 test: $(DEV)
 	$(VENV)/bin/pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
@@ -97,9 +97,9 @@ $(UV):
 	$(PYTHON) -m venv $(VENV)-uv
 	PIP_CONSTRAINT= $(VENV)-uv/bin/python -m pip --disable-pip-version-check --quiet install uv
 
-# Editable: what is changed in otel_llm/ is there at once. uvicorn serves examples/local_openai.py.
+# Editable: what is changed in otel_llm/ is there at once.
 $(DEMO): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(PIP) install --no-compile --editable '.[openai,langchain]' uvicorn
+	$(PIP) install --no-compile --editable '.[demo]'
 	@touch $@
 
 $(DEV): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python

@@ -60,6 +60,7 @@ ROOMS = (
     "cli.read",
     "cli.manage",
     "cli.services",
+    "cli.demo",
     "cli",
     "_pyinstaller",
     "",  # the package itself

@@ -37,7 +37,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted
 pytestmark = pytest.mark.xdist_group("documents")
 
 ELSEWHERE = {
-    "make demo": "tests/integration/test_demo.py runs examples/demo.py; .ci/run runs `make demo` itself",
+    "make demo": "tests/integration/test_demo.py runs what it does; .ci/run runs `make demo` itself",
     "make test": "this is it",
     "make lint": ".ci/run",
     ".venv/bin/pytest": "this is it",

@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "prune": ("manage.prune", "Remove old spans and calls from the store."),
     "compact": ("manage.copies", "Make the file of the store smaller, after a prune."),
     "path": ("manage.path", "Print where the store is, and nothing else."),
+    "demo": ("demo.demo", "Run three example programs against a local server, and show the account of them."),
     "doctor": ("manage.doctor", "Find out why something is not recorded, and how to mend it."),
     "version": ("manage.version", "Print the version."),
 }
