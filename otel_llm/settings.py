@@ -99,6 +99,8 @@ class Settings:
     prices: Path | None
     profiles: Path | None
     """The TOML file that `LLMProvider.from_env()` reads."""
+    budgets: Path | None
+    """The TOML file that says what may be spent."""
     retention: float | None
     """Spans and calls that began longer ago are removed from the store."""
     max_size: int | None
@@ -165,6 +167,7 @@ def settings() -> Settings:
         thread_context=_get(env, "OTEL_LLM_THREAD_CONTEXT", _bool, "true or false", lambda: True),
         prices=_get(env, "OTEL_LLM_PRICES", file_path, "a file path", lambda: None),
         profiles=_get(env, "OTEL_LLM_PROFILES", file_path, "a file path", lambda: None),
+        budgets=_get(env, "OTEL_LLM_BUDGETS", file_path, "a file path", lambda: None),
         retention=_get(env, "OTEL_LLM_RETENTION", parse_age, f"{AGE}; nothing is removed", lambda: None),
         max_size=_get(env, "OTEL_LLM_MAX_SIZE", parse_limit, f"{LIMIT}; nothing is removed", lambda: None),
         replay_missing=_get(env, "OTEL_LLM_REPLAY_MISSING", _bool, "true or false", lambda: True),

@@ -13,6 +13,7 @@ from typing import Final
 from otel_llm.setup import environment
 from otel_llm.support import faults
 
+OTEL_LLM_BUDGETS: Final = "OTEL_LLM_BUDGETS"
 OTEL_LLM_CONTENT_LIMIT: Final = "OTEL_LLM_CONTENT_LIMIT"
 OTEL_LLM_CONTEXT_KEYS: Final = "OTEL_LLM_CONTEXT_KEYS"
 OTEL_LLM_ESTIMATE: Final = "OTEL_LLM_ESTIMATE"
