@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_llm.account.engine import Engine, Values
 from otel_llm.account.sql_words import with_columns
-from otel_llm.account.sums import COLUMNS, TIMES
+from otel_llm.account.sums import COLUMNS, TIMES, Dimension
 
 _COLUMNS: Final = {"user": "user_id", "conversation": "conversation_id", "module": "module"}
 
@@ -33,13 +33,21 @@ class CallFilter:
     """Those in whose messages or error each word of this stands."""
     errors: bool = False
     """Those with the status error."""
+    having: tuple[tuple[Dimension, tuple[str, ...]], ...] = ()
+    """Those that have one of these values in each of these; `*` and `?` match."""
+    run: Dimension | None = None
+    """Those that are in a trace, or in a conversation, which has a call that began in this time; then all calls of it."""
     where: str | None = None
     """Those for which this holds: a condition on `llm_usage` that the user wrote, in the SQL of the engine. It may have the names
     of `DIMENSIONS`, too."""
 
     def sql(self, engine: Engine, values: Values) -> str:
         """The condition on `llm_usage`; what it refers to is added to `values`. Raises `AccountError` for a bad `where`."""
-        clauses = [*between("started_at", self.since, self.until, engine, values)]
+        clauses = between("started_at", self.since, self.until, engine, values)
+        if self.run is not None:
+            run = self.run.sql(engine, values)
+            lately = " AND ".join([f"{run} IS NOT NULL", *clauses])
+            clauses = [f"{run} IN (SELECT {run} FROM llm_usage WHERE {lately})"]
         for name, column in _COLUMNS.items():
             if (value := getattr(self, name)) is not None:
                 clauses.append(f"{column} = {engine.value(values.add(value))}")
@@ -50,6 +58,12 @@ class CallFilter:
             )
         if self.model is not None:
             clauses.append(engine.glob(("request_model", "response_model"), self.model, values))
+        for dimension, chosen in self.having:
+            column = dimension.sql(engine, values)
+            exact = [engine.value(values.add(value)) for value in chosen if not _is_pattern(value)]
+            either = [f"{column} IN ({', '.join(exact)})"] if exact else []
+            either += [engine.glob((column,), value, values) for value in chosen if _is_pattern(value)]
+            clauses.append(f"({' OR '.join(either)})")
         # Messages stand there as JSON.
         clauses += [engine.said(json.dumps(word, ensure_ascii=False)[1:-1], values) for word in self.search.split()]
         if self.errors:
@@ -57,6 +71,10 @@ class CallFilter:
         if self.where is not None:
             clauses.append(engine.condition(with_columns(self.where, lambda name: _column_of(name, engine))))
         return " AND ".join(clauses) or "true"
+
+
+def _is_pattern(value: str) -> bool:
+    return "*" in value or "?" in value
 
 
 def _column_of(name: str, engine: Engine) -> str | None:

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from otel_llm.account.call_filter import CallFilter, between
 from otel_llm.account.engine import Engine, FileFormat, QueryAnswer, Row, Values
-from otel_llm.account.sums import MEASURES, TIMES, TOKENS, Dimension, shown, with_shares
+from otel_llm.account.sums import MEASURES, SPENDING, TIMES, TOKENS, Dimension, shown, with_shares
 from otel_llm.prices.billing import BILLED, CACHE_HIT, NO_REASON, REFUSED, REPORTED, TOLD, UNPRICED, literal
 
 EVERY_CALL: Final = CallFilter()
@@ -133,6 +133,30 @@ class Account:
                 values,
             )
         )
+
+    def spent(
+        self,
+        by: Sequence[Dimension],
+        calls: CallFilter,
+        amount: str,
+        *,
+        least: Decimal | None = None,
+        most: int | None = None,
+    ) -> list[Row]:
+        """A row for each group of calls, or one for all: the dimensions, then what `SPENDING` has; the largest `amount` first.
+
+        `amount` is SQL over the columns of `llm_usage`; `least`: only groups with that or more; `most`: so many groups.
+        """
+        values = Values()
+        groups = [dimension.sql(self.engine, values) for dimension in by]
+        sql = f"SELECT {', '.join([*groups, *SPENDING.values()])} FROM llm_usage WHERE {calls.sql(self.engine, values)}"
+        if groups:
+            sql += f" GROUP BY {', '.join(groups)}"
+            if least is not None:
+                sql += f" HAVING {amount} >= {least:f}"
+            sql += f" ORDER BY {', '.join([f'{amount} DESC NULLS LAST', *(str(at) for at in range(1, len(by) + 1))])}"
+            sql += f" LIMIT {most}" if most is not None else ""
+        return self.engine.ask(sql, values)
 
     def unpriced(self, calls: CallFilter = EVERY_CALL) -> list[tuple[str, int]]:
         """Why some calls are not in the cost, and how many: the commonest reason first."""
