@@ -44,6 +44,7 @@ ROOMS = (
     "account",
     "lifecycle",
     "budgets",
+    "budgets.alerts",
     "instrumentation",
     "instrumentation.engine",
     "instrumentation.openai",

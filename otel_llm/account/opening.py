@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
+    from otel_llm.store.paths import StorePaths
 
 
 @contextmanager
@@ -36,6 +37,18 @@ def open_store(path: Path, *, must_exist: bool = False) -> Iterator[Account]:
         # Tables only: a Python variable of this program is not one, however it is called.
         connection.execute("SET python_enable_replacements = false")
         yield Account(DuckDBEngine(connection, path))
+    finally:
+        connection.close()
+
+
+@contextmanager
+def open_merged(paths: StorePaths) -> Iterator[Account]:
+    """The account in a DuckDB store as the last merge left it; what waits in the journals is not in it. Raises as `open_store`."""
+    from otel_llm.store import reader
+
+    connection = reader.connect_to_merged(paths)
+    try:
+        yield Account(DuckDBEngine(connection, paths.database))
     finally:
         connection.close()
 

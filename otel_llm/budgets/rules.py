@@ -31,6 +31,7 @@ An entry with a mistake in it is left out; the others hold.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import tomllib
@@ -45,6 +46,8 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from otel_llm.support import masking
+
+_logger = logging.getLogger("otel_llm")
 
 Action = Literal["warn", "stop"]
 Fail = Literal["open", "closed"]
@@ -247,6 +250,16 @@ def parse(document: Mapping[str, Any], source: str) -> Rules:
     return Rules(budgets, receivers, tuple(reader.mistakes))
 
 
+_said: Final[set[str]] = set()
+
+
+def say(mistake: str) -> None:
+    """Logs a mistake, once in a process."""
+    if mistake not in _said:
+        _said.add(mistake)
+        _logger.warning("%s", mistake)
+
+
 def column_named(name: str) -> str | None:
     """The column of `COLUMNS`, or `tags.KEY`, that is called so; None where there is none."""
     if name.startswith(TAG):
@@ -265,6 +278,17 @@ def expanded(text: str) -> str:
         return os.environ[name].strip()
 
     return _VARIABLE.sub(value, text)
+
+
+def is_url(text: str) -> bool:
+    """Whether it is the URL of something that HTTP can be spoken with."""
+    if not text.isprintable() or any(letter.isspace() for letter in text):
+        return False
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 # --- what is right ----------------------------------------------------------------------------------------------------
@@ -328,15 +352,8 @@ def _is_zone(value: object) -> bool:
 
 
 def _is_url(value: object) -> bool:
-    """One that is so, or will be when its variables are known."""
-    if not isinstance(value, str) or not value.isprintable() or any(letter.isspace() for letter in value):
-        return False
-    if _VARIABLE.match(value):
-        return True
-    try:
-        return urlsplit(value).scheme in ("http", "https") and bool(urlsplit(value).hostname)
-    except ValueError:
-        return False
+    """One that is so, or may be when its variables are known."""
+    return isinstance(value, str) and (is_url(value) or _VARIABLE.match(value) is not None)
 
 
 def _are_headers(value: object) -> bool:

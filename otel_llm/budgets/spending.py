@@ -48,6 +48,15 @@ class Spending:
         return float(self.amount / self.budget.limit)
 
     @property
+    def uncounted(self) -> int:
+        """How many calls are not in `amount`, because nobody knows what they have spent."""
+        if self.budget.unit is Unit.calls:
+            return 0
+        return (
+            self.unpriced if self.budget.unit is Unit.usd and self.budget.unpriced is Unpriced.ignore else self.untold
+        )
+
+    @property
     def is_blocked(self) -> bool:
         """Whether a call without a price has spent it."""
         return self.budget.unit is Unit.usd and self.budget.unpriced is Unpriced.block and self.unpriced > 0

@@ -159,6 +159,12 @@ RUN_WAITING: Final = "otel_llm.run.waiting"
 RETURNED_TOOL_IDS: Final = "otel_llm.request.tool_call_ids"
 """Ids of the tool calls whose results the request brings, since the model last spoke."""
 
+# --- budgets ----------------------------------------------------------------------------------------------------------
+EVENT_BUDGET_THRESHOLD: Final = "otel_llm.budget.threshold"
+"""A threshold of a budget is crossed."""
+BUDGET_PREFIX: Final = "otel_llm.budget."
+"""Before the names of what that event says."""
+
 # --- metrics ----------------------------------------------------------------------------------------------------------
 METRIC_DURATION: Final = "gen_ai.client.inference.duration"
 METRIC_TIME_TO_FIRST_CHUNK: Final = "gen_ai.client.inference.time_to_first_chunk"

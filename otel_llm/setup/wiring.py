@@ -146,6 +146,7 @@ def wire(provider: Any, path: Path) -> Store:
                 store.before_flush.append(abandoned.finish_abandoned)
                 store.before_flush.append(stream_usage.save)
                 _ship(store)
+                _watch_budgets(store)
             stream_usage.keep_at(store.paths.stream_usage)
             wiring.keep_account(taking_processors(provider), store)
             return store
@@ -158,6 +159,14 @@ def _ship(store: Store) -> None:
         from otel_llm.fleet.ship import background
 
         background.begin(store)
+
+
+def _watch_budgets(store: Store) -> None:
+    """Has it told of what is spent, where `OTEL_LLM_BUDGETS` says what may be."""
+    if settings().budgets is not None:
+        from otel_llm.budgets.alerts import watching
+
+        watching.begin(store)
 
 
 def unwire() -> None:

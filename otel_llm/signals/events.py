@@ -38,6 +38,7 @@ _SEVERITIES = {
     semconv.EVENT_DETAILS: SeverityNumber.DEBUG,
     semconv.EVENT_EXCEPTION: SeverityNumber.WARN,
     semconv.EVENT_EVALUATION: SeverityNumber.INFO,
+    semconv.EVENT_BUDGET_THRESHOLD: SeverityNumber.WARN,
 }
 
 
@@ -79,6 +80,11 @@ def evaluated(attributes: Mapping[str, Any], of: tuple[int, int] | None, at_ns: 
         return
     span = NonRecordingSpan(SpanContext(*of, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
     _emit(semconv.EVENT_EVALUATION, attributes, set_span_in_context(span, otel.Context()), at_ns)
+
+
+def budget_crossed(attributes: Mapping[str, Any], at_ns: int) -> None:
+    """Emits the event of a threshold of a budget. It belongs to no span."""
+    _emit(semconv.EVENT_BUDGET_THRESHOLD, attributes, otel.Context(), at_ns)
 
 
 def _emit(name: str, attributes: Mapping[str, Any], at: otel.Context, end_ns: int) -> None:

@@ -87,6 +87,16 @@ class StorePaths:
         return sorted(self.journal.glob("ship-*.lock"))
 
     @property
+    def crossings(self) -> Path:
+        """Which thresholds of budgets were crossed, and who was told: see `otel_llm.budgets.alerts`."""
+        return self.journal / "budget-crossings.log"
+
+    @property
+    def alerting(self) -> Path:
+        """The lock that lets one process at a time tell of them."""
+        return self.journal / "budget-alerts.lock"
+
+    @property
     def stream_usage(self) -> Path:
         """What servers take that are asked for the usage of a stream: see `otel_llm.calls.stream_usage`."""
         return self.journal / "stream-usage.json"

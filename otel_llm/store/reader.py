@@ -58,6 +58,28 @@ def connect_to_moment(path: str | os.PathLike[str]) -> StoreConnection:
     return _connect_to(path, follow=False)
 
 
+@importing.whole()
+def connect_to_merged(paths: StorePaths) -> StoreConnection:
+    """What the last merge left, at this moment. It merges nothing and reads no journal: for who looks after each merge.
+
+    Raises as `connect` does.
+    """
+    if not paths.database.exists():
+        raise StoreNotFound(f"there is no store at {paths.database} yet")
+
+    def connected() -> StoreConnection:
+        plain, instance = _open(paths)
+        view = _View(paths, instance)
+        try:
+            view.bring_up(plain, merged=True)
+        except BaseException:
+            plain.close()
+            raise
+        return StoreConnection(plain, view, follows=False)
+
+    return off_main_thread(connected)()
+
+
 def _connect_to(path: str | os.PathLike[str] | None, *, follow: bool) -> StoreConnection:
     chosen = path if path is not None else settings().store
     if chosen is None:

@@ -39,6 +39,7 @@ class Turn(Enum):
     STORES = auto()
     """What a child thinks of its stores is true when their files are closed."""
     SHIPPING = auto()
+    BUDGET_ALERTS = auto()
     CALLS = auto()
     LANGCHAIN_RUNS = auto()
     CONTEXT_IDS = auto()

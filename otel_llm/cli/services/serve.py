@@ -68,6 +68,8 @@ def serve(
     Account records (`otel-llm ship`) become rows as they are, spans about generative AI of any language by what they say, and
     other spans are kept for the tree ($OTEL_LLM_SERVE_SPANS). What is answered is in the journal. Needs otel-llm[serve].
     """
+    from otel_llm.budgets.alerts import watching
+
     try:
         from otel_llm.fleet.serve import receiver
         from otel_llm.fleet.serve.admission import Address, Admission, NotAllowed
@@ -86,7 +88,7 @@ def serve(
         )
         if plan.grpc is None and plan.http is None:
             raise CommandError("--grpc none and --http none leave nothing to listen at")
-        receiver.serve(plan, write_line)
+        receiver.serve(plan, write_line, watching.begin)
     except (NotAllowed, ValueError) as error:
         raise CommandError(str(error)) from error
 

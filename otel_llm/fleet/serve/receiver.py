@@ -37,8 +37,8 @@ class Plan:
     admission: Admission = field(default_factory=Admission)
 
 
-def serve(plan: Plan, told: Callable[[str], None]) -> None:
-    """Receives until SIGTERM or SIGINT, then takes in what it has. `told` gets a line when it listens.
+def serve(plan: Plan, told: Callable[[str], None], opened: Callable[[Store], object] = lambda _: None) -> None:
+    """Receives until SIGTERM or SIGINT, then takes in what it has. `told` gets a line when it listens, `opened` the store.
 
     Raises NotAllowed where it must not start like this, or cannot. To be called on the main thread.
     """
@@ -48,6 +48,7 @@ def serve(plan: Plan, told: Callable[[str], None]) -> None:
         raise NotAllowed(f"{why}: nothing could be kept in {plan.store}; name another store with --store")
     store = Store.open(plan.store)
     store.journal.elsewhere = None  # what was answered for is to be where it was asked for
+    opened(store)
     counters = Counters()
     intake = Intake(store, counters, only_genai=plan.only_genai, max_waiting=plan.max_waiting)
     sides: list[GrpcSide | HttpSide] = []
