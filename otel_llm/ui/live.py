@@ -9,20 +9,53 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 _logger = logging.getLogger("otel_llm")
 
-_INTERVAL: Final = 0.2
+_INTERVAL: Final = 0.1
 """Seconds between two looks at the journals."""
 _BEAT: Final = 15.0
 """Seconds after which something is sent where nothing happens, so that a connection that is gone is noticed."""
 _MOST: Final = 200
+_MOST_REMEMBERED: Final = 100_000
+_Row = TypeVar("_Row")
+
+
+class Arrivals:
+    """Calls by the order in which they were seen here first. Who has a number has seen what is numbered up to it.
+
+    Not by their times: a call that took long ended after those that began after it, and another machine has another clock.
+    """
+
+    def __init__(self) -> None:
+        self._newest = time.time_ns()  # so that what a page has from before a restart is below
+        self._numbers: OrderedDict[Hashable, int] = OrderedDict()
+        self._mutex = threading.Lock()
+
+    def after(self, number: int | None, look: Callable[[], Mapping[Hashable, _Row]]) -> tuple[list[_Row], int]:
+        """Of the calls that a look at the store finds, by what tells them apart, those that came after that number; and the number
+        to ask with next time."""
+        before = self._newest
+        seen = look()
+        with self._mutex:
+            # What others have seen while this look was made, it may have missed: it is asked for again, and may come twice.
+            alone = self._newest == before
+            for call in seen:
+                if call not in self._numbers:
+                    self._newest += 1
+                    self._numbers[call] = self._newest
+            came = [row for call, row in seen.items() if number is not None and self._numbers[call] > number]
+            while len(self._numbers) > _MOST_REMEMBERED:
+                self._numbers.popitem(last=False)
+            return came, self._newest if alone else before
 
 
 class Follower(Protocol):

@@ -216,13 +216,12 @@ def calls(
     *,
     sort: str = "started_at",
     after: str | None = None,
-    newer: str | None = None,
+    lately: bool = False,
     most: int = PAGE,
 ) -> list[Row]:
-    """The calls of the scope, the newest (or the most of `sort`) first.
+    """The calls of the scope, the newest (or the most of `sort`) first; `lately` those that ended within the last minute.
 
-    `after` is the `mark` of the last row of the page before; `newer` that of the newest row that is known: what came later. Raises
-    `BadRequest`.
+    `after` is the `mark` of the last row of the page before. Raises `BadRequest`.
     """
     if sort not in SORTS:
         raise BadRequest(f"calls cannot be sorted by {sort!r}; there are {', '.join(SORTS)}")
@@ -231,14 +230,18 @@ def calls(
     us = engine.microseconds("started_at")
     by_time = sort == "started_at"
     skipped = 0
-    for mark, sign in ((after, "<"), (newer, ">")):
-        if mark is None:
-            continue
+    if after is not None:
         if by_time:
-            at, span = _mark(mark)
-            where += f" AND ({us}, span_id) {sign} ({at}, {engine.value(values.add(span))})"
+            at, span = _mark(after)
+            where += f" AND ({us}, span_id) < ({at}, {engine.value(values.add(span))})"
         else:
-            skipped = _number(mark)
+            skipped = _number(after)
+    if lately:
+        now = datetime.now(UTC)
+        # By the longest that a call may take the engine knows what it need not read.
+        where += f" AND started_at >= {engine.moment(values.add((now - _LONGEST_CALL).isoformat()))}"
+        since = round((now - _LATE - _EPOCH).total_seconds() * 1e6)
+        where += f" AND {us} + 1000 * coalesce(duration_ms, 0) >= {since}"
     columns = {"trace_id": "trace_id", "span_id": "span_id", "usage_source": "usage_source", "us": us, **CALL_COLUMNS}
     rows = _rows(
         engine,
@@ -250,6 +253,11 @@ def calls(
     for index, row in enumerate(rows, skipped + 1):
         row["mark"] = f"{row.pop('us')}-{row['span_id']}" if by_time else str(index)
     return rows
+
+
+_LONGEST_CALL: Final = timedelta(days=1)
+_LATE: Final = timedelta(minutes=1)
+"""How long after its end a call may get into the store and is still seen to arrive: it may come from another machine."""
 
 
 def _mark(text: str) -> tuple[int, str]:

@@ -136,20 +136,26 @@ def test_a_call_arrives_while_one_looks(ui: Ui, open_page: Open) -> None:
     page.locator("#live-state[data-state=live]").wait_for()
     assert page.locator("#rows tr[data-row]").count() == 0
     script = """
-import otel_llm, sys
+import otel_llm, threading, urllib.request
 from openai import OpenAI
-with otel_llm.llm_context(user_id="live"):
-    list(OpenAI().chat.completions.create(model="gpt-4o-mini", stream=True, messages=[{"role": "user", "content": "Hello"}]))
-    OpenAI().chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Wait"}],
-        extra_headers={"x-local-behaviour": "slow"})
+client = OpenAI()
+def wait():
+    with otel_llm.llm_context(user_id="live"):
+        client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "Wait"}],
+            extra_headers={"x-local-behaviour": "slow"})
+waiting = threading.Thread(target=wait)
+waiting.start()
+urllib.request.urlopen(str(client.base_url).replace("v1/", "_waiting?n=1")).read()
+with otel_llm.llm_context(user_id="live"):  # begins later, and ends before
+    list(client.chat.completions.create(model="gpt-4o-mini", stream=True, messages=[{"role": "user", "content": "Hello"}]))
+waiting.join()
 """
     process = subprocess.Popen(["opentelemetry-instrument", sys.executable, "-c", script], env=ui.environment)
     try:
         page.locator("#rows tr[data-row]").first.wait_for()
         page.locator("#running tr", has_text="gpt-5-mini").wait_for()
-        for ask in ("_waiting?n=1", "_release"):
-            with urllib.request.urlopen(ui.environment["OPENAI_BASE_URL"].replace("v1", ask)):
-                pass
+        with urllib.request.urlopen(ui.environment["OPENAI_BASE_URL"].replace("v1", "_release")):
+            pass
         page.locator("#rows tr[data-row]").nth(1).wait_for()
         page.locator("#running tr").wait_for(state="detached")
         assert process.wait(60) == 0

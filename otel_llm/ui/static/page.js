@@ -15,8 +15,7 @@ $("#theme").addEventListener("click", () => {
 // --- live: a hint says that something is new; the page asks for it, at most once in a while, and only while somebody looks
 const liveState = $("#live-state");
 if (document.body.dataset.live) {
-  const source = new EventSource(document.body.dataset.live);
-  let pending = false, asked = 0;
+  let pending = false, asked = 0, took = 0;
   const say = (text) => { if (liveState.textContent !== text) { liveState.textContent = text; liveState.dataset.state = text; } };
   const refresh = () => {
     pending = false;
@@ -27,13 +26,24 @@ if (document.body.dataset.live) {
   const news = () => {
     if (pending || document.hidden) { missed = document.hidden; return; }
     pending = true;
-    setTimeout(refresh, Math.max(150, 1000 - (Date.now() - asked)));
+    setTimeout(refresh, Math.max(50, 400 - (Date.now() - asked), 2 * took - (Date.now() - asked)));
   };
+  // A server that has much to do is asked less often.
+  document.addEventListener("htmx:afterRequest", (event) => { if (event.target.matches("[data-on-calls]")) took = Date.now() - asked; });
   let missed = false;
   document.addEventListener("visibilitychange", () => { if (!document.hidden && missed) { missed = false; news(); } });
-  source.addEventListener("hello", () => say("live"));
-  source.addEventListener("calls", news);
-  source.addEventListener("error", () => say("not connected"));
+  const hear = (word) => { if (word === "calls") news(); else say(word); };
+  if (window.SharedWorker) {
+    const { port } = new SharedWorker(document.body.dataset.liveScript, { name: document.body.dataset.live });
+    port.onmessage = ({ data }) => hear(data);
+    addEventListener("pagehide", () => port.postMessage("bye"));
+    addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+  } else {
+    const source = new EventSource(document.body.dataset.live);
+    source.addEventListener("hello", () => hear("live"));
+    source.addEventListener("calls", () => hear("calls"));
+    source.addEventListener("error", () => hear("not connected"));
+  }
   // A running call has no end to tell of its seconds: it is looked at again now and then.
   setInterval(() => { if ($("#running tr")) news(); }, 5000);
 }
@@ -44,6 +54,35 @@ async function reloadMain() {
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
   if (fresh) { $("main").replaceChildren(...fresh.childNodes); htmx.process($("main")); }
 }
+
+// --- the table of calls: each call once, and no more rows than one looks at
+const MOST_ROWS = 1000;
+document.addEventListener("htmx:oobBeforeSwap", ({ detail: { target, fragment } }) => {
+  if (target.id !== "rows") return;
+  const known = new Set($$("#rows [data-call]").map((row) => row.dataset.call));
+  $$("[data-call]", fragment).forEach((row) => { if (known.has(row.dataset.call)) row.remove(); });
+});
+document.addEventListener("htmx:afterSettle", () => {
+  const body = $("#rows"), known = new Set(), rows = [];
+  $$("#rows [data-call]").forEach((row) => {
+    if (known.has(row.dataset.call)) row.remove();
+    else rows.push(row);
+    known.add(row.dataset.call);
+  });
+  // Not while one looks at what would go.
+  if (rows.length <= MOST_ROWS * 1.1 || !body.dataset.more || rows[MOST_ROWS].getBoundingClientRect().top < innerHeight * 2) return;
+  const begun = ({ dataset: { mark } }) => Number(mark.split("-")[0]);
+  const newest = rows.slice(MOST_ROWS).reduce((a, b) => (begun(b) > begun(a) ? b : a)).dataset.mark;
+  while (rows[MOST_ROWS - 1].nextElementSibling) rows[MOST_ROWS - 1].nextElementSibling.remove();
+  // It goes on with the newest of those that went; what is still there of those around it is left out when it comes.
+  const more = document.createElement("tr");
+  more.setAttribute("hx-get", `${body.dataset.more}${newest}~`);
+  more.setAttribute("hx-trigger", "revealed");
+  more.setAttribute("hx-swap", "outerHTML");
+  more.insertCell().textContent = "more";
+  body.append(more);
+  htmx.process(more);
+});
 
 // --- menus close on Escape and on a click elsewhere
 document.addEventListener("click", (event) => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -10,11 +11,12 @@ from starlette.responses import Response
 
 from otel_llm.conventions import semconv
 from otel_llm.ui import page_questions as questions
+from otel_llm.ui.page_questions import Row
 from otel_llm.ui.scope import BadRequest, PageScope
 from otel_llm.ui.views.view import Backend, PageView
 
-_OLDEST: Final = "0-"
-_MOST_NEW: Final = 100
+_MOST_NEW: Final = 200
+_MOST_SEEN: Final = 10_000
 _FORMATS: Final = ("csv", "parquet", "sql")
 _RUNNING: Final = {
     "model": semconv.REQUEST_MODEL, "user": semconv.USER_ID, "module": semconv.MODULE, "agent": semconv.AGENT_NAME,
@@ -24,6 +26,9 @@ _RUNNING: Final = {
 
 def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
     chosen = _chosen(request)
+    newest = None
+    if chosen["sort"] == "started_at":  # asked first: what comes meanwhile comes twice, and not never
+        _, newest = backend.arrivals.after(None, lambda: _lately(scope, backend))
     found = questions.calls(backend.engine, scope, sort=chosen["sort"], after=request.query_params.get("after"))
     if not found and questions.is_empty(backend.engine):
         return PageView("empty.html", {"title": "Calls"}, [])
@@ -33,7 +38,7 @@ def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
             "title": "Calls",
             "calls": found,
             "running": _running(scope, backend),
-            "newest": max((row["mark"] for row in found), key=_age, default=_OLDEST) if chosen["sort"] == "started_at" else None,
+            "newest": newest,
             "more": found[-1]["mark"] if len(found) == questions.PAGE else None,
             "all_columns": questions.CALL_COLUMNS,
             **chosen,
@@ -53,10 +58,22 @@ def rows(request: Request, scope: PageScope, backend: Backend) -> PageView:
 def new(request: Request, scope: PageScope, backend: Backend) -> PageView:
     """What has ended since, and what runs."""
     chosen = _chosen(request)
-    since = request.query_params.get("newer", _OLDEST)
-    found = questions.calls(backend.engine, scope, newer=since, most=_MOST_NEW)
-    newest = max((row["mark"] for row in found), key=_age, default=since)
-    return PageView("calls/new.html", {"calls": found, "running": _running(scope, backend), "newest": newest, **chosen})
+    known = request.query_params.get("newer", "0")
+    if not known.isascii() or not known.isdigit() or len(known) > 20:
+        raise BadRequest(f"{known[:40]!r} is no number of an arrival")
+    came, newest = backend.arrivals.after(int(known), lambda: _lately(scope, backend))
+    return PageView(
+        "calls/new.html",
+        {
+            "calls": came[:_MOST_NEW], "left_out": max(len(came) - _MOST_NEW, 0), "running": _running(scope, backend),
+            "newest": newest, **chosen,
+        },
+    )  # fmt: skip
+
+
+def _lately(scope: PageScope, backend: Backend) -> Mapping[Hashable, Row]:
+    rows = questions.calls(backend.engine, scope, lately=True, most=_MOST_SEEN)
+    return {(row["trace_id"], row["span_id"]): row for row in rows}
 
 
 def facets(request: Request, scope: PageScope, backend: Backend) -> PageView:
@@ -87,11 +104,6 @@ def _chosen(request: Request) -> dict[str, Any]:
         "columns_as_asked": named or None,
         "sort_as_asked": None if sort == "started_at" else sort,
     }
-
-
-def _age(mark: str) -> tuple[int, str]:
-    us, _, span = mark.partition("-")
-    return int(us), span
 
 
 def _running(scope: PageScope, backend: Backend) -> list[dict[str, Any]]:

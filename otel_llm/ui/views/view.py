@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from otel_llm.account.engine import Engine
-from otel_llm.ui.live import Live
+from otel_llm.ui.live import Arrivals, Live
 from otel_llm.ui.scope import PageScope
 
 
@@ -32,6 +32,7 @@ class Backend:
     store: str
     """How the store is called, for people."""
     live: Live | None = None
+    arrivals: Arrivals = field(default_factory=Arrivals)
     run_sql: Callable[[str], dict[str, Any]] | None = None
     """Runs SQL of the user's inside a fence. Raises CommandError."""
     health: Callable[[], Sequence[Any]] | None = None
