@@ -45,7 +45,7 @@ class Rate:
         factors: dict[str, Decimal | None] = {}
         for column in TOKEN_COLUMNS:
             price = self.per_token.get(column)
-            beyond = [factors[whole] for whole in _wholes(column)]
+            beyond = [factors[whole] for whole in wholes(column)]
             known = [factor for factor in beyond if factor is not None]
             factors[column] = None if price is None or len(known) < len(beyond) else price - sum(known, Decimal(0))
         return factors
@@ -59,7 +59,7 @@ class Quote:
     rates: tuple[Rate, ...] = ()
 
 
-def _wholes(column: str) -> tuple[str, ...]:
+def wholes(column: str) -> tuple[str, ...]:
     """All that a token of this kind is counted in beside."""
     parts = PARTS_OF_PARTS.get(column, ())
     whole = WHOLE_OF.get(column)

@@ -25,7 +25,7 @@ _INTERVAL: Final = 0.1
 _BEAT: Final = 15.0
 """Seconds after which something is sent where nothing happens, so that a connection that is gone is noticed."""
 _MOST: Final = 200
-_MOST_REMEMBERED: Final = 100_000
+_MOST_REMEMBERED: Final = 20_000
 _Row = TypeVar("_Row")
 
 

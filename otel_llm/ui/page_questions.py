@@ -14,7 +14,7 @@ from otel_llm.account.engine import Engine, Values
 from otel_llm.account.questions import TABLES, Account, common_tag_keys
 from otel_llm.account.sums import MEASURES
 from otel_llm.prices.billing import BILLED, NO_REASON, REPORTED, UNPRICED, literal, remedy_for
-from otel_llm.store.merge.rows import USAGE_TYPES
+from otel_llm.store.merge.rows import PRICED_AS, USAGE_TYPES, known
 from otel_llm.ui.scope import COLUMNS, BadRequest, PageScope, column_of
 
 Row = dict[str, Any]
@@ -313,6 +313,7 @@ _OF_CALL: Final = (
     "request_model", "response_model", "provider", "input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens",
     "cost_usd", "price_source", "usage_source", "time_to_first_chunk_ms", "user_id", "module", "conversation_id", "session_id",
 )  # fmt: skip
+_PRICED_BY: Final = {name: column for column, name in PRICED_AS.items()}
 _DETAILS: Final = ("attributes", "events", "links", "resource", "scope_name", "scope_version")
 
 
@@ -447,7 +448,9 @@ def details(engine: Engine, trace_id: str, span_id: str) -> Row:
     chosen = f"WHERE trace_id = {engine.value(values.add(trace_id))} AND span_id = {engine.value(values.add(span_id))}"
     rows = _rows(engine, {name: name for name in _DETAILS}, f"FROM spans {chosen}", values)
     found: Row = {name: decoded(value) for name, value in rows[0].items()} if rows else {}
-    usage = _rows(engine, {name: name for name in USAGE_TYPES}, f"FROM llm_usage {chosen}", values)
+    columns = {name: name for name in (*USAGE_TYPES, *_PRICED_BY)}
+    usage = _rows(engine, columns, f"FROM (SELECT *, {known()} FROM llm_usage {chosen}) AS priced", values)
+    found["priced_by"] = {token: usage[0].pop(name) for name, token in _PRICED_BY.items()} if usage else {}
     found["usage"] = usage[0] if usage else None
     return found
 

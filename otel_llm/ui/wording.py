@@ -33,6 +33,12 @@ def money(value: Any) -> str:
     return f"{'-' if amount < 0 else ''}${text}"
 
 
+def amount(value: Decimal) -> str:
+    """A decimal with all its digits: what is added up must be seen to add up."""
+    text = f"{value:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def count(value: Any) -> str:
     """A number of things, whole."""
     return UNKNOWN if value is None else f"{int(value):,}"
@@ -198,7 +204,7 @@ def _tree(value: Any, depth: int, opened: int) -> Markup:
 
 
 FILTERS: Final = {
-    "money": money, "count": count, "short": short, "ms": ms, "percent": percent, "moment": moment, "clock": clock,
-    "day_and_clock": day_and_clock, "iso": iso, "markdown": markdown, "json_tree": json_tree,
+    "money": money, "amount": amount, "count": count, "short": short, "ms": ms, "percent": percent, "moment": moment,
+    "clock": clock, "day_and_clock": day_and_clock, "iso": iso, "markdown": markdown, "json_tree": json_tree,
 }  # fmt: skip
 """What templates call by these names."""

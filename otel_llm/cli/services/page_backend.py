@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,10 @@ from otel_llm.cli.errors import one_line
 from otel_llm.cli.manage.doctor import examine
 from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
 from otel_llm.lifecycle.scoring import BadScore, checked
+from otel_llm.prices.billing import SLOT_NS
+from otel_llm.prices.book import PriceBook
+from otel_llm.prices.lists import PriceLists
+from otel_llm.prices.rates import Quote
 from otel_llm.settings import settings
 from otel_llm.store import Store, StoreError
 from otel_llm.store.journal import record
@@ -86,6 +91,7 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
         running=lambda: running_calls(paths.journal),
         export=lambda scope, kind: _exported(engine, scope, kind),
         score=score,
+        quote=_quotes(PriceBook(settings().prices, PriceLists(paths.prices))),
         jaeger_url=settings().jaeger_url,
         token=token,
         errors=_ERRORS,
@@ -124,11 +130,26 @@ def _of_clickhouse(url: ClickHouseURL, token: str | None) -> tuple[Backend, Call
         run_sql=run_sql,
         health=lambda: examine(url),
         export=lambda scope, kind: _exported(engine, scope, kind),
+        quote=_quotes(PriceBook(settings().prices)),
         jaeger_url=settings().jaeger_url,
         token=token,
         errors=_ERRORS,
     )
     return backend, close
+
+
+def _quotes(book: PriceBook) -> Callable[[Mapping[str, Any]], Quote]:
+    """What calls like a row of `llm_usage` cost, asked from any thread."""
+    mutex = threading.Lock()
+
+    def quote(call: Mapping[str, Any]) -> Quote:
+        slot = round(call["started_at"].timestamp() * 1e9) // SLOT_NS
+        names = (call["provider"], call["request_model"], call["response_model"], call["service_tier"])
+        with mutex:
+            book.read()
+            return book.quote(*names, slot * SLOT_NS)
+
+    return quote
 
 
 def _since(begun: float) -> float:

@@ -527,12 +527,12 @@ _PRICE_KEYS: Final = f"""SELECT DISTINCT {", ".join(PRICE_KEY)} FROM batch
     WHERE model_call AND NOT cache_hit AND is_given IS NOT TRUE"""
 
 
-_PRICED_AS: Final = {
+PRICED_AS: Final = {
     "audio_cache_read_tokens": "audio_cached",
     "image_cache_read_tokens": "image_cached",
     "image_output_tokens": "images_made",
 }
-"""Columns of which more may be known than was reported: see `_known`."""
+"""Columns of which more may be known than was reported: see `known`."""
 
 
 _BY_LITELLM: Final = f"""litellm_cost_usd IS NOT NULL AND price_basis IS DISTINCT FROM {literal(OVERRIDE)}
@@ -546,7 +546,7 @@ def _fill_usage(with_units: bool) -> str:
     Without units it takes half the time, and most batches have none.
     """
     tokens = " + ".join(
-        f"coalesce({_PRICED_AS.get(column, column)}, 0)::DECIMAL(19, 0) * coalesce(per_{column}, 0)"
+        f"coalesce({PRICED_AS.get(column, column)}, 0)::DECIMAL(19, 0) * coalesce(per_{column}, 0)"
         for column in TOKEN_COLUMNS
     )
     units = f""" + coalesce(list_sum([{_billed_units()}::DECIMAL(20, 6) * per_unit[unit.key] FOR unit IN map_entries(units)
@@ -567,7 +567,7 @@ def _fill_usage(with_units: bool) -> str:
 INSERT INTO usage_batch ({", ".join(USAGE_COLUMNS)})
 SELECT {values} FROM (
     SELECT *, {_gap(with_units)} AS gap, {_unpriced()} AS unpriced FROM (
-        SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)}), {_known()}
+        SELECT batch.*, price.* EXCLUDE ({", ".join(PRICE_KEY)}), {known()}
         FROM batch LEFT JOIN price ON {join}
             AND coalesce(batch.input_tokens, 0) > price.above AND coalesce(batch.input_tokens, 0) <= price.up_to
         WHERE model_call AND is_given IS NOT TRUE
@@ -589,7 +589,7 @@ def _billed_units() -> str:
     return f"(CASE {least} ELSE unit.value END)"
 
 
-def _known() -> str:
+def known() -> str:
     """What follows from the counts that were reported: how much of the cached is audio and images, where that can be but one
     number; and that what is made of the endpoint of images is images."""
     both = []
@@ -639,7 +639,7 @@ def _exceed() -> str:
 def _gap(with_units: bool) -> str:
     """What was billed and has no price: a column of tokens, or a key of `units`."""
     columns = " ".join(
-        f"WHEN {_PRICED_AS.get(column, column)} > 0 AND per_{column} IS NULL THEN {literal(column)}"
+        f"WHEN {PRICED_AS.get(column, column)} > 0 AND per_{column} IS NULL THEN {literal(column)}"
         for column in TOKEN_COLUMNS
     )
     place = ", ".join(map(literal, IN_PLACE_OF_TOKENS))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from starlette.requests import Request
 
 from otel_llm.conventions import semconv
+from otel_llm.prices.billing import CACHE_HIT, LITELLM, NO_REASON, REFUSED, REPORTED_COST, remedy_for
+from otel_llm.prices.terms import terms, total
 from otel_llm.ui import charts, wording
 from otel_llm.ui import page_questions as questions
 from otel_llm.ui.page_questions import Node, Trace
@@ -17,6 +20,9 @@ _CONTENT = (
     semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES, semconv.SYSTEM_INSTRUCTIONS, semconv.TOOL_DEFINITIONS,
     semconv.TOOL_CALL_ARGUMENTS, semconv.TOOL_CALL_RESULT,
 )  # fmt: skip
+
+_TOLD: Final = (REPORTED_COST, LITELLM, CACHE_HIT, REFUSED)
+"""Where a cost comes from that is not computed by prices of ours."""
 
 
 def trace(request: Request, scope: PageScope, backend: Backend) -> PageView:
@@ -45,7 +51,13 @@ def span(request: Request, scope: PageScope, backend: Backend) -> PageView:
     trace_id = request.path_params["trace_id"]
     found = questions.trace(backend.engine, trace_id)
     known = detail(found, request.path_params["span_id"], backend)
-    data = {**known["span"], **known["raw"], "scores": known["scores"]}
+    cost = known["cost"]
+    if cost is not None:
+        lines = [
+            {"kind": one.kind, "number": one.number, "each_usd": one.each, "usd": one.amount} for one in cost["terms"]
+        ]
+        cost = {**cost, "terms": lines}
+    data = {**known["span"], **known["raw"], "scores": known["scores"], "cost": cost}
     return PageView("traces/span.html", {"detail": known, "trace": found}, data)
 
 
@@ -68,7 +80,7 @@ def detail(found: Trace, span_id: str, backend: Backend) -> dict[str, Any]:
         ]
     return {
         "span": node.span,
-        "raw": raw,
+        "raw": {name: value for name, value in raw.items() if name != "priced_by"},
         "usage": usage,
         "given": given,
         "taken": taken,
@@ -78,7 +90,25 @@ def detail(found: Trace, span_id: str, backend: Backend) -> dict[str, Any]:
         "events": raw.get("events") or [],
         "scores": found.scores_of(span_id),
         "takes_scores": backend.score is not None,
+        "cost": cost_of({**usage, **raw["priced_by"]}, backend) if usage else None,
     }
+
+
+def cost_of(call: Mapping[str, Any], backend: Backend) -> dict[str, Any]:
+    """How the cost of a call comes about: its terms where it is computed by the prices known here, or who says so."""
+    source, stored = call["price_source"], call["cost_usd"]
+    found: dict[str, Any] = {"usd": stored, "source": source, "terms": [], "sum_usd": None, "known_by": None}
+    if stored is None:
+        return {**found, "remedy": remedy_for(source or NO_REASON)}
+    if source in _TOLD or backend.quote is None:
+        return found
+    quote = backend.quote(call)
+    tokens = call["input_tokens"] or 0
+    rate = next((rate for rate in quote.rates if rate.above < tokens <= rate.up_to), None)
+    if rate is None:
+        return {**found, "known_by": quote.source}
+    lines = terms(call, rate)
+    return {**found, "terms": lines, "sum_usd": total(lines), "known_by": quote.source}
 
 
 def bar(found: Trace, node: Node) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from otel_llm.account.engine import Engine
+from otel_llm.prices.rates import Quote
 from otel_llm.ui.live import Arrivals, Live
 from otel_llm.ui.scope import PageScope
 
@@ -43,6 +44,8 @@ class Backend:
     """The calls of a scope as a file of that kind."""
     score: Callable[[str, str, ScoreTold], None] | None = None
     """Keeps a score of a span, by the ids of its trace and itself. Raises `BadRequest`."""
+    quote: Callable[[Mapping[str, Any]], Quote] | None = None
+    """What calls like that row of `llm_usage` cost by the prices that are known here."""
     jaeger_url: str | None = None
     token: str | None = None
     errors: tuple[type[Exception], ...] = ()
