@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from otel_llm.account import recipes
 from otel_llm.store.file import database
 from otel_llm.store.journal import record
 from otel_llm.store.journal.writer import Journal
@@ -133,6 +134,11 @@ def test_the_page_of_columns_is_as_the_store_says() -> None:
         text=True,
     )
     assert (ROOT / "docs" / "columns.md").read_text() == made.stdout, "run python docs/columns.py"
+
+
+def test_the_recipes_are_those_of_the_page_and_of_agents() -> None:
+    (block,) = re.findall(r"^```sql\n(.*?)^```", (ROOT / "docs" / "sql-recipes.md").read_text(), re.M | re.S)
+    assert block == recipes.page()
 
 
 def test_every_field_of_the_journal_is_told() -> None:

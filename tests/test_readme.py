@@ -42,6 +42,8 @@ ELSEWHERE = {
     "make lint": ".ci/run",
     ".venv/bin/pytest": "this is it",
     "otel-llm ui": "tests/ui",
+    "otel-llm mcp": "tests/cli/test_mcp.py",
+    "claude mcp": "that client is not here: tests/cli/test_mcp.py has another",
     "otel-llm score 4bf92f35": "it needs that trace: tests/lifecycle/test_scoring.py",
     "make bench": "tests/benchmarks",
     "make matrix": "tests/benchmarks",

@@ -11,7 +11,7 @@ from otel_llm.account.engine import Engine, Values
 from otel_llm.account.sql_words import with_columns
 from otel_llm.account.sums import COLUMNS, TIMES, Dimension
 
-_COLUMNS: Final = {"user": "user_id", "conversation": "conversation_id", "module": "module"}
+_COLUMNS: Final = {"user": "user_id", "conversation": "conversation_id", "module": "module", "trace": "trace_id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class CallFilter:
     user: str | None = None
     conversation: str | None = None
     module: str | None = None
+    trace: str | None = None
     current: bool = False
     """Those of the conversation that the last call in one belongs to, of those that are chosen by what stands above."""
     model: str | None = None

@@ -74,6 +74,16 @@ class Contents(NamedTuple):
     spans: int
 
 
+class DescribedColumn(NamedTuple):
+    """A column for whoever writes SQL."""
+
+    name: str
+    kind: str
+    """Its type, as the engine calls it."""
+    meaning: str
+    """What the store says of it; empty where it says nothing."""
+
+
 class Span(NamedTuple):
     """A span, with what the account says of it where it is a model call."""
 
@@ -327,6 +337,27 @@ class Account:
         values = Values()
         where = " AND ".join(between(TABLES[table], since, until, self.engine, values)) or "true"
         return self.engine.export(table, where, values, file, kind, raw=raw)
+
+    def described(self) -> dict[str, list[DescribedColumn]]:
+        """The tables and views that are meant for people, with their columns, for whoever writes SQL."""
+        found: dict[str, dict[str, DescribedColumn]] = {}
+        for table, name, kind, meaning in self.engine.ask(
+            f"""SELECT table_name, column_name, data_type, column_comment FROM information_schema.columns
+            WHERE table_name IN ({", ".join(map(literal, TABLES))}) ORDER BY table_name, ordinal_position"""
+        ):
+            columns = found.setdefault(table, {})
+            known = columns.get(name)  # a view that lies over the table of its name has it, too
+            if known is None or not known.meaning:
+                columns[name] = DescribedColumn(name, kind, meaning or "")
+        return {name: [*found[name].values()] for name in TABLES if name in found}
+
+    def has_messages(self) -> bool:
+        """Whether of any call it was recorded what was said."""
+        return bool(
+            self.engine.ask(
+                "SELECT 1 FROM llm_usage WHERE input_messages IS NOT NULL OR output_messages IS NOT NULL LIMIT 1"
+            )
+        )
 
     def names(self) -> list[str]:
         """Every table, view and column, for whoever writes SQL."""

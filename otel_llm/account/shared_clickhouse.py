@@ -7,8 +7,11 @@ import time
 from types import TracebackType
 from typing import Any, Final, Self
 
+import orjson
+
 from otel_llm.account.clickhouse_engine import ClickHouseEngine
-from otel_llm.account.engine import AccountError, QueryAnswer
+from otel_llm.account.engine import AccountError, QueryAnswer, Row
+from otel_llm.account.in_duckdb.fence import Fenced, FenceError, Limits
 from otel_llm.fleet.clickhouse.http_client import ClickHouseClient
 from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
 
@@ -48,6 +51,37 @@ class SharedClickHouseEngine(ClickHouseEngine):
         """Closes all connections."""
         for client in self._clients:
             client.close()
+
+
+class ClickHouseFence:
+    """Runs SQL of somebody else's on a server, as `Fence` does on a store; what it may read is what the user of the URL may."""
+
+    def __init__(self, engine: SharedClickHouseEngine, limits: Limits | None = None) -> None:
+        self._engine = engine
+        self.limits = limits or Limits()
+
+    def warm_up(self) -> None:
+        """Nothing: the server is there."""
+
+    def run(self, sql: str) -> Fenced:
+        """What it answers. Raises `FenceError`."""
+        limits = self.limits
+        try:
+            answer = self._engine.run_fenced(sql, seconds=limits.seconds, rows=limits.rows, memory_mb=limits.memory_mb)
+            rows: list[Row] = []
+            size, cut = 0, False
+            for row in () if answer is None else answer.rows:
+                size += len(orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS))
+                if len(rows) >= limits.rows or size > limits.bytes:
+                    cut = True
+                    break
+                rows.append(tuple(row))
+        except AccountError as error:
+            raise FenceError(" ".join(str(error).split())) from error
+        return Fenced([] if answer is None else [*answer.names], rows, cut)
+
+    def close(self) -> None:
+        """Nothing: the engine is closed by whoever has it."""
 
 
 class ArrivalFollower:

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "sql": ("read.sql", "Run SQL on the store, read-only."),
     "ps": ("read.ps", "List the model calls that are running, in every process."),
     "ui": ("services.ui", "Show the account in a browser: spend, calls as they end, traces, conversations, SQL."),
+    "mcp": ("services.mcp", "Offer the account to an agent, as tools of the Model Context Protocol."),
     "tail": ("read.tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
     "prices": ("manage.prices", "Show what models cost per million tokens, and where the price comes from."),
     "reprice": ("manage.reprice", "Price calls again whose price was not known."),

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from otel_llm.account.engine import Engine, Values
-from otel_llm.account.questions import TABLES, Account, common_tag_keys
+from otel_llm.account.questions import Account, common_tag_keys
 from otel_llm.account.sums import MEASURES
 from otel_llm.prices.billing import BILLED, NO_REASON, REPORTED, UNPRICED, literal, remedy_for
 from otel_llm.store.merge.rows import PRICED_AS, USAGE_TYPES, known
@@ -717,13 +717,5 @@ def _sum(values: Iterable[Any]) -> Any:
 
 
 def tables(engine: Engine) -> dict[str, list[str]]:
-    """The tables and views that are meant for people, with their columns, for whoever writes SQL."""
-    found: dict[str, list[str]] = {}
-    for table, column in engine.ask(
-        f"""SELECT table_name, column_name FROM information_schema.columns
-        WHERE table_name IN ({", ".join(map(literal, TABLES))}) ORDER BY table_name, ordinal_position"""
-    ):
-        columns = found.setdefault(table, [])
-        if column not in columns:  # a view that lies over the table of its name has them, too
-            columns.append(column)
-    return {name: found[name] for name in TABLES if name in found}
+    """The tables and views that are meant for people, with the names of their columns."""
+    return {table: [column.name for column in columns] for table, columns in Account(engine).described().items()}

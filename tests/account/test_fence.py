@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+import orjson
 import pytest
 
 from otel_llm.account.in_duckdb.fence import Fence, FenceError, Limits
@@ -84,3 +88,30 @@ def test_what_takes_too_long_is_stopped(store: Path) -> None:
             fence.run("SELECT count(*) FROM range(1000000000) AS a, range(1000000) AS b")
     finally:
         fence.close()
+
+
+def test_it_is_stopped_where_nobody_is_left_to_stop_it(store: Path) -> None:
+    """Whoever asked was killed: the process behind the fence ends by itself."""
+    asked = {
+        "sql": "SELECT count(*) FROM range(1000000000) AS a, range(1000000) AS b",
+        "rows": 1,
+        "bytes": 1,
+        "mb": 100,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "otel_llm.account.in_duckdb.fenced", str(store)],
+        input=orjson.dumps(asked | {"seconds": 0.1}), capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (-signal.SIGALRM, b"")
+
+
+def test_a_module_that_lies_about_is_not_taken(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "orjson.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.chdir(tmp_path)
+    fence = Fence(store, Limits(seconds=60))
+    try:
+        assert fence.run("SELECT 1").rows == [[1]]
+    finally:
+        fence.close()
+    with pytest.raises(FenceError, match="stopped"):
+        fence.run("SELECT 1")

@@ -20,6 +20,7 @@ from tests.cli.conftest import Fill, Run, otel_llm_command
 
 ELSEWHERE = {
     "demo": "it runs for a while: tests/integration/test_demo.py",
+    "mcp": "it goes on: test_mcp.py",
     "replay": "it needs a backend: tests/integration/test_replay.py",
     "serve": "it goes on: tests/fleet/serve",
     "ship": "it needs a receiver, and goes on: tests/fleet/ship/test_processes.py",

@@ -55,26 +55,40 @@ class Fence:
         self.limits = limits or Limits()
         self._mutex = threading.Lock()
         self._waiting: subprocess.Popen[bytes] | None = None
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
 
     def warm_up(self) -> None:
         """Starts the process that the next text will run in, where there is none."""
         with self._mutex:
-            if self._waiting is None:
+            if self._waiting is None and not self._closed:
                 self._waiting = self._start()
 
     def run(self, sql: str) -> Fenced:
         """What the last statement answers. Raises `FenceError`."""
         with self._mutex:
+            if self._closed:
+                raise FenceError("it was stopped")
             process, self._waiting = self._waiting or self._start(), None
+            self._running.add(process)
+        limits = self.limits
         try:
             asked = orjson.dumps(
-                {"sql": sql, "rows": self.limits.rows, "bytes": self.limits.bytes, "mb": self.limits.memory_mb}
+                {
+                    "sql": sql,
+                    "rows": limits.rows,
+                    "bytes": limits.bytes,
+                    "mb": limits.memory_mb,
+                    "seconds": limits.seconds,
+                }
             )
             try:
-                told, _ = process.communicate(asked, timeout=self.limits.seconds)
+                told, _ = process.communicate(asked, timeout=limits.seconds)
             except subprocess.TimeoutExpired:
-                raise FenceError(f"it took longer than {self.limits.seconds:g} s and was stopped") from None
+                raise FenceError(f"it took longer than {limits.seconds:g} s and was stopped") from None
         finally:
+            with self._mutex:
+                self._running.discard(process)
             self._end(process)
             with suppress(OSError):
                 self.warm_up()
@@ -92,15 +106,19 @@ class Fence:
         return Fenced(answer["names"], rows, answer["cut"])
 
     def close(self) -> None:
-        """Ends the process that waits."""
+        """Ends the process that waits, and stops what runs; whoever waits for its answer gets a `FenceError`."""
         with self._mutex:
+            self._closed = True
             process, self._waiting = self._waiting, None
+            for one in self._running:
+                one.kill()
         if process is not None:
             self._end(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "otel_llm.account.in_duckdb.fenced", str(self._store)],
+            # -P: a module that lies where somebody works is none of ours.
+            [sys.executable, "-P", "-m", "otel_llm.account.in_duckdb.fenced", str(self._store)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 

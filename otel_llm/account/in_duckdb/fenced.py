@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +19,8 @@ def main() -> None:
     from otel_llm.store import StoreError, reader
 
     asked = orjson.loads(sys.stdin.buffer.read())
+    if hasattr(signal, "alarm"):  # whoever asked may be killed, and could not stop it then
+        signal.alarm(math.ceil(asked["seconds"]) + 1)
     try:
         connection = reader.connect_to_moment(Path(sys.argv[1]))
         answer = _run(connection, asked)

@@ -39,7 +39,9 @@ _GAP = 2
 _SHORTEST_NAME = 20
 
 
-class _Placed(NamedTuple):
+class PlacedSpan(NamedTuple):
+    """A span in its place in the tree."""
+
     span: Span
     depth: int
     lines: str
@@ -83,7 +85,7 @@ def show(trace: str | None, conversation: str | None, as_json: bool, store: Plac
         raise CommandError(f"the spans of trace {trace_id} are no longer in the store; `otel-llm logs` has its calls")
     last = {span.run: span.span_id for spans in parts for span in spans if span.is_part_of_run}
     trees = [
-        list(_place([span._replace(waiting=span.waiting and last[span.run] == span.span_id) for span in spans]))
+        list(in_tree_order([span._replace(waiting=span.waiting and last[span.run] == span.span_id) for span in spans]))
         for spans in parts
     ]
     if as_json:
@@ -145,7 +147,7 @@ def find_trace(account: Account, trace: str | None) -> str:
     return found[0]
 
 
-def _place(spans: Sequence[Span]) -> Iterable[_Placed]:
+def in_tree_order(spans: Sequence[Span]) -> Iterable[PlacedSpan]:
     """The spans in the order of the tree. A span whose parent is not in the store (another service's) is a root."""
     known = {span.span_id for span in spans}
     children: dict[str | None, list[Span]] = {}
@@ -156,14 +158,14 @@ def _place(spans: Sequence[Span]) -> Iterable[_Placed]:
     waiting = [(span, 0, "", "") for span in reversed(children.get(None, []))]
     while waiting:
         span, depth, lines, below = waiting.pop()
-        yield _Placed(span, depth, lines)
+        yield PlacedSpan(span, depth, lines)
         inner = children.get(span.span_id, [])
         for index, child in reversed(list(enumerate(inner))):
             last = index == len(inner) - 1
             waiting.append((child, depth + 1, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  ")))
 
 
-def _print(placed: Sequence[_Placed]) -> None:
+def _print(placed: Sequence[PlacedSpan]) -> None:
     names = [text(one.span.name) for one in placed]
     times = [time_text(one.span.duration_ms) for one in placed]
     facts = [_facts(one.span) for one in placed]

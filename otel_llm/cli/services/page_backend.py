@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from otel_llm.account.engine import AccountError, Engine, FileFormat, Values
-from otel_llm.account.in_duckdb.fence import Fence, FenceError, Limits
+from otel_llm.account.in_duckdb.fence import Fence, FenceError
 from otel_llm.account.in_duckdb.shared import SharedDuckDBEngine
 from otel_llm.cli.errors import one_line
 from otel_llm.cli.manage.doctor import examine
@@ -36,7 +36,9 @@ from otel_llm.ui.live import Live
 from otel_llm.ui.scope import BadRequest, PageScope
 from otel_llm.ui.views.view import Backend, ScoreTold
 
-_LIMITS: Final = Limits()
+if TYPE_CHECKING:
+    from otel_llm.account.shared_clickhouse import ClickHouseFence
+
 _ERRORS: Final = (StoreError, AccountError, duckdb.Error, OSError)
 
 
@@ -48,16 +50,8 @@ def backend_at(place: Path | ClickHouseURL, token: str | None) -> tuple[Backend,
 def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None]]:
     paths = StorePaths.of(path)
     engine = SharedDuckDBEngine(path)
-    fence = Fence(path, _LIMITS)
+    fence = Fence(path)
     live = Live(lambda: JournalFollower(paths), engine.has_news)
-
-    def run_sql(text: str) -> dict[str, Any]:
-        begun = time.perf_counter()
-        try:
-            answer = fence.run(text)
-        except FenceError as error:
-            return {"error": str(error)}
-        return {"columns": [*answer.names], "rows": answer.rows, "cut": answer.cut, "ms": _since(begun)}
 
     written_to: set[Store] = set()
 
@@ -86,7 +80,7 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
         engine,
         str(path),
         live=live,
-        run_sql=run_sql,
+        run_sql=lambda text: _sql(fence, text),
         health=lambda: examine(path),
         running=lambda: running_calls(paths.journal),
         export=lambda scope, kind: _exported(engine, scope, kind),
@@ -100,24 +94,11 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
 
 
 def _of_clickhouse(url: ClickHouseURL, token: str | None) -> tuple[Backend, Callable[[], None]]:
-    from otel_llm.account.shared_clickhouse import ArrivalFollower, SharedClickHouseEngine
+    from otel_llm.account.shared_clickhouse import ArrivalFollower, ClickHouseFence, SharedClickHouseEngine
 
     engine = SharedClickHouseEngine(url)
+    fence = ClickHouseFence(engine)
     live = Live(lambda: ArrivalFollower(engine), lambda: None)
-
-    def run_sql(text: str) -> dict[str, Any]:
-        begun = time.perf_counter()
-        try:
-            answer = engine.run_fenced(text, seconds=_LIMITS.seconds, rows=_LIMITS.rows, memory_mb=_LIMITS.memory_mb)
-            rows = [] if answer is None else [list(row) for row in answer.rows]
-        except AccountError as error:
-            return {"error": one_line(error)}
-        return {
-            "columns": [] if answer is None else [*answer.names],
-            "rows": rows[: _LIMITS.rows],
-            "cut": len(rows) > _LIMITS.rows,
-            "ms": _since(begun),
-        }
 
     def close() -> None:
         live.close()
@@ -127,7 +108,7 @@ def _of_clickhouse(url: ClickHouseURL, token: str | None) -> tuple[Backend, Call
         engine,
         str(url),
         live=live,
-        run_sql=run_sql,
+        run_sql=lambda text: _sql(fence, text),
         health=lambda: examine(url),
         export=lambda scope, kind: _exported(engine, scope, kind),
         quote=_quotes(PriceBook(settings().prices)),
@@ -152,8 +133,14 @@ def _quotes(book: PriceBook) -> Callable[[Mapping[str, Any]], Quote]:
     return quote
 
 
-def _since(begun: float) -> float:
-    return 1000 * (time.perf_counter() - begun)
+def _sql(fence: Fence | ClickHouseFence, text: str) -> dict[str, Any]:
+    begun = time.perf_counter()
+    try:
+        answer = fence.run(text)
+    except FenceError as error:
+        return {"error": one_line(error)}
+    ms = 1000 * (time.perf_counter() - begun)
+    return {"columns": [*answer.names], "rows": [*map(list, answer.rows)], "cut": answer.cut, "ms": ms}
 
 
 def _exported(engine: Engine, scope: PageScope, kind: str) -> Response:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
+from otel_llm.account.recipes import RECIPES
 from otel_llm.ui import charts
 from otel_llm.ui import page_questions as questions
 from otel_llm.ui.scope import PageScope
@@ -14,40 +15,6 @@ from otel_llm.ui.views.view import Backend, PageView
 
 _SHOWN: Final = 1000
 _MOST_BARS: Final = 200
-
-RECIPES: Final = {
-    "The dearest calls": """
-SELECT started_at, request_model, user_id, cost_usd, trace_id
-FROM llm_usage
-ORDER BY cost_usd DESC NULLS LAST
-LIMIT 20""",
-    "Cost by day": """
-SELECT day, sum(cost_usd) AS cost_usd
-FROM llm_daily
-GROUP BY day
-ORDER BY day""",
-    "Cost by user and model": """
-SELECT user_id, request_model, count(*) AS calls, sum(cost_usd) AS cost_usd
-FROM llm_usage
-GROUP BY user_id, request_model
-ORDER BY sum(cost_usd) DESC NULLS LAST""",
-    "What fails": """
-SELECT error_type, request_model, count(*) AS calls, max(started_at) AS last_at
-FROM llm_usage
-WHERE status = 'error'
-GROUP BY error_type, request_model
-ORDER BY count(*) DESC""",
-    "Share read from the cache": """
-SELECT request_model, sum(cache_read_tokens) / sum(input_tokens) AS cached
-FROM llm_usage
-GROUP BY request_model
-ORDER BY cached DESC NULLS LAST""",
-    "Tools and their failures": """
-SELECT tool_name, count(*) AS runs, count(*) FILTER (WHERE status = 'error') AS errors, avg(duration_ms) AS ms
-FROM llm_tool_calls
-GROUP BY tool_name
-ORDER BY runs DESC""",
-}
 
 
 def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
@@ -57,10 +24,11 @@ def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
         result = backend.run_sql(text)
     columns, rows = result.get("columns", []), result.get("rows", [])
     names = questions.tables(backend.engine)
+    recipes = {one.title: one.sql for one in RECIPES if one.everywhere or backend.engine.store is not None}
     context = {
         "title": "SQL", "query": text, "columns": columns, "rows": rows[:_SHOWN], "found": len(rows), "error": result.get("error"),
         "cut": result.get("cut", False), "ms": result.get("ms"), "names": names,
-        "recipes": {name: text.strip() for name, text in RECIPES.items()}, "chart": _chart(columns, rows),
+        "recipes": recipes, "chart": _chart(columns, rows),
     }  # fmt: skip
     data = {"error": result["error"]} if result.get("error") else [dict(zip(columns, row, strict=True)) for row in rows]
     return PageView(
