@@ -8,6 +8,8 @@ from otel_llm.support import lazy
 from otel_llm.version import __version__
 
 if TYPE_CHECKING:
+    from otel_llm.budgets.stop.exceeded import BudgetExceeded
+    from otel_llm.budgets.stop.run_budget import budget
     from otel_llm.context import LLMContext, LLMContextFilter, current_context, llm_context
     from otel_llm.lifecycle import chain, events, step, subscribe, tool
     from otel_llm.lifecycle.scoring import score
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
     from otel_llm.store import connect
 
 __all__ = [
+    "BudgetExceeded",
     "LLMContext",
     "LLMContextFilter",
     "LLMInvoker",
     "LLMProvider",
     "__version__",
+    "budget",
     "chain",
     "connect",
     "current_context",
@@ -37,10 +41,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BudgetExceeded": "budgets.stop.exceeded",
     "LLMContext": "context",
     "LLMContextFilter": "context",
     "LLMInvoker": "routing.invoker",
     "LLMProvider": "routing",
+    "budget": "budgets.stop.run_budget",
     "chain": "lifecycle",
     "connect": "store",
     "current_context": "context",

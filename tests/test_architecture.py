@@ -45,6 +45,7 @@ ROOMS = (
     "lifecycle",
     "budgets",
     "budgets.alerts",
+    "budgets.stop",
     "instrumentation",
     "instrumentation.engine",
     "instrumentation.openai",

@@ -278,7 +278,7 @@ class Account:
         found = self.engine.ask(
             f"""SELECT s.span_id, s.parent_span_id, s.name, s.operation, {moment("s.started_at")}, s.duration_ms, s.status,
                 coalesce(u.error_type, {attribute("s.attributes", "error.type")}), u.input_tokens, u.output_tokens, u.cost_usd,
-                CASE WHEN s.status IN ('error', 'cancelled') THEN s.status_message END, s.trace_id,
+                CASE WHEN s.status IN ('error', 'cancelled', 'refused') THEN s.status_message END, s.trace_id,
                 coalesce({attribute("s.attributes", "otel_llm.run.waiting")} = 'true', false),
                 {attribute("s.attributes", _CONTINUES)}, u.usage_source, s.start_ns
             FROM (SELECT * FROM spans WHERE trace_id = {trace}) AS s

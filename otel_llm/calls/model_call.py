@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from opentelemetry.trace import SpanKind, set_span_in_context
 
 from otel_llm import context
-from otel_llm.calls import abandoned, parent, tracing
+from otel_llm.calls import abandoned, admittance, parent, tracing
 from otel_llm.calls.ending import end_span, error_type_of, is_not_sent
 from otel_llm.calls.listeners import listeners
 from otel_llm.calls.parent import Parent, inherit
@@ -61,6 +61,7 @@ class ModelCall:
         "_chunk_times",
         "_conversation_is_asked",
         "_endings",
+        "_held",
         "_process",
         "_progress_ns",
         "adopted",
@@ -75,6 +76,7 @@ class ModelCall:
         "model",
         "propagates",
         "quiet_until_ns",
+        "refusal",
         "span",
         "started_ns",
         "started_perf_ns",
@@ -119,6 +121,10 @@ class ModelCall:
         self.quiet_until_ns = 0
         """Until when, by the monotonic clock, nothing is to be done for a chunk but to note its time in `last_chunk_ns`."""
         self._chunk_times: metrics.ChunkTimes | None = None
+        self._held: admittance.Held | None = None
+        """What is set aside for it in the budgets that it falls under."""
+        self.refusal: Exception | None = None
+        """Why it may not be made, for whoever is about to make it: to be raised in its place."""
         self.adopted = threading.Lock()
         self.claimed = threading.Lock()
         self._process = abandoned.process()
@@ -152,6 +158,36 @@ class ModelCall:
             start_time=self.started_ns,
             aside=self._aside,
         )
+
+    def ask(self) -> None:
+        """Asks whether it may be made, before it is: once, by the first layer that sees it. One that may not has ended then."""
+        if admittance.gate is None or self._held is not None or self._endings:
+            return
+        try:
+            characters = self._aside.get(semconv.INPUT_CHARACTERS)
+            answer = admittance.gate.admit(self.attributes, self.span, characters)
+        except Exception as fault:
+            faults.report("ask whether a budget has room for a call", fault)
+            return
+        if isinstance(answer, Exception):
+            self.refuse(answer)
+        else:
+            self._held = answer
+
+    def hold(self, held: admittance.Held | None) -> None:
+        """Takes over what was set aside for it before it began; gives it back where it has something of its own."""
+        if held is not None and self._held is None and not self._endings:
+            self._held = held
+        elif held is not None:
+            held.release()
+
+    def refuse(self, refusal: Exception) -> None:
+        """Ends it: it is not made, because of a budget."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
+        self.refusal = refusal
+        self.finish(semconv.REFUSED, error=refusal)
 
     def describe(
         self, operation: str, model: str | None, attributes: Mapping[str, Any], characters: int | None = None
@@ -268,8 +304,20 @@ class ModelCall:
         if not self._endings:
             self._endings.append(ending)  # one step under the GIL
         if self._endings[0] is ending:
-            self._signal(ending, self._end(ending))
+            end_ns = self._end(ending)
+            if self._held is not None:
+                self._settle()
+            self._signal(ending, end_ns)
             self.__class__ = ModelCall
+
+    def _settle(self) -> None:
+        """Tells the budgets what it has cost, now that the account knows."""
+        held, self._held = self._held, None
+        try:
+            if held is not None:
+                held.settle(self.attributes)
+        except Exception as fault:
+            faults.report("settle a call with its budgets", fault)
 
     def _end(self, ending: _Ending) -> int:
         """Ends the span; returns when, in nanoseconds since 1970."""

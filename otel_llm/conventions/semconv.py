@@ -195,8 +195,10 @@ CANCELLED: Final = "cancelled"
 PARTIAL: Final = "partial"
 INTERRUPTED: Final = "interrupted"
 """Its process died, and nobody knows."""
-STATUSES: Final = (OK, ERROR, CANCELLED, PARTIAL, INTERRUPTED)
-FAILED: Final = (ERROR, CANCELLED)
+REFUSED: Final = "refused"
+"""A budget is spent: nothing was sent."""
+STATUSES: Final = (OK, ERROR, CANCELLED, PARTIAL, INTERRUPTED, REFUSED)
+FAILED: Final = (ERROR, CANCELLED, REFUSED)
 
 # --- operations ------------------------------------------------------------------------------------------------------
 CHAT: Final = "chat"

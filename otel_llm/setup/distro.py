@@ -207,6 +207,7 @@ def _keep_account(provider: TracerProvider | None, store: str | os.PathLike[str]
     if path is None or (store is None and _is_turned_off()):
         withholding.withhold()
         wiring.observe(provider)
+        wiring.stop_calls(provider, None)
         return
     wiring.wire(provider, path)
 

@@ -5,6 +5,7 @@ provider."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -15,6 +16,7 @@ from opentelemetry import trace
 
 from otel_llm.calls import abandoned, stream_usage, tracing, withholding
 from otel_llm.calls.listeners import listeners
+from otel_llm.conventions import semconv
 from otel_llm.settings import settings
 from otel_llm.support import otel_private
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from otel_llm.store import Store
+    from otel_llm.store.paths import StorePaths
     from otel_llm.store.usage_processor import UsageSpanProcessor
 
 _lock = threading.Lock()
@@ -149,6 +152,7 @@ def wire(provider: Any, path: Path) -> Store:
                 _watch_budgets(store)
             stream_usage.keep_at(store.paths.stream_usage)
             wiring.keep_account(taking_processors(provider), store)
+            stop_calls(provider, store.paths)
             return store
         return wiring.store
 
@@ -169,6 +173,16 @@ def _watch_budgets(store: Store) -> None:
         watching.begin(store)
 
 
+def stop_calls(provider: Any, paths: StorePaths | None) -> None:
+    """Has budgets stop calls, where `OTEL_LLM_BUDGETS` names any. `paths`: of the store that has the account, if one is kept."""
+    if settings().budgets is not None:
+        from otel_llm.budgets.stop import stopping
+
+        resource = getattr(taking_processors(provider), "resource", None)
+        service = getattr(resource, "attributes", {}).get(semconv.SERVICE_NAME)
+        stopping.begin(paths, service if isinstance(service, str) else None)
+
+
 def unwire() -> None:
     """Takes the account, and the events, off every provider again."""
     from otel_llm.lifecycle.scopes import tracer
@@ -180,6 +194,8 @@ def unwire() -> None:
         _wirings.clear()
         tracing.stages.clear()  # those of providers that are no more, too
         stream_usage.keep_at(None)
+        if (stopping := sys.modules.get("otel_llm.budgets.stop.stopping")) is not None:
+            stopping.end()
         withholding.restore()
 
 

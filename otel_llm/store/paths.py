@@ -107,6 +107,11 @@ class StorePaths:
         return self.journal / "prices.json"
 
     @property
+    def budgets(self) -> Path:
+        """The directory of what budgets have spent and set aside: see `otel_llm.budgets.stop.ledger`."""
+        return _beside(self.database, ".budgets")
+
+    @property
     def prices(self) -> Path:
         """The directory of price lists that were imported."""
         return _beside(self.database, ".prices")

@@ -40,6 +40,9 @@ class Turn(Enum):
     """What a child thinks of its stores is true when their files are closed."""
     SHIPPING = auto()
     BUDGET_ALERTS = auto()
+    BUDGETS = auto()
+    RUN_BUDGETS = auto()
+    BUDGET_READING = auto()
     CALLS = auto()
     LANGCHAIN_RUNS = auto()
     CONTEXT_IDS = auto()

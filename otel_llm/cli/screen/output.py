@@ -33,7 +33,13 @@ _NARROW = re.compile(r"[ -~\xa1-\xac\xae-\u02ff\u2010-\u2027\u2500-\u259f]*")
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _ACTED_UPON = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-STATUS_STYLES: Final = {"error": "red", "interrupted": "red", "cancelled": "yellow", "partial": "yellow"}
+STATUS_STYLES: Final = {
+    "error": "red",
+    "interrupted": "red",
+    "refused": "red",
+    "cancelled": "yellow",
+    "partial": "yellow",
+}
 """How what did not end well stands out."""
 _IN_ASCII: Final = str.maketrans("─│├└–…█▏▎▍▌▋▊▉→", "-||`-~#::::###>")
 

@@ -9,11 +9,13 @@ Signatures are wrapt's, after what the hook itself is given: wrapped, instance, 
 from __future__ import annotations
 
 import sys
+from asyncio import gather
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutinefunction
 from types import CoroutineType, FrameType
 from typing import Any
 
-from otel_llm.calls import hand_over
+from otel_llm.calls import admittance, hand_over
 from otel_llm.conventions import semconv
 from otel_llm.instrumentation.langchain import private
 from otel_llm.instrumentation.langchain._models import ModelRun
@@ -37,12 +39,30 @@ class CallbackHooks:
         if type(started) is CoroutineType:
             return self._started(tell, event, started, manager, args, kwargs, frame_says)
         self._tell_start(tell, event, started, manager, args, kwargs, frame_says)
+        if (refusal := self._refuse(event, started)) is not None:
+            _told_of_refusal(started, refusal)
+            raise refusal
         return started
 
     async def _started(self, tell: Tell, event: str, starting: Awaitable[Any], *of_run: Any) -> Any:
         started = await starting
         self._tell_start(tell, event, started, *of_run)
+        if (refusal := self._refuse(event, started)) is not None:
+            await gather(*_told_of_refusal(started, refusal), return_exceptions=True)
+            raise refusal
         return started
+
+    def _refuse(self, event: str, managers: Sequence[Any]) -> Exception | None:
+        """Why model runs that were started together may not be carried out: one that may not takes the others with it."""
+        if admittance.gate is None or event not in private.STARTS_OF_SEVERAL:
+            return None
+        runs = [run for manager in managers if (run := self._runs.get(manager.run_id)) is not None]
+        calls = [run.model.call for run in runs if run.model is not None]
+        refusal = next((call.refusal for call in calls if call.refusal is not None), None)
+        if refusal is not None:
+            for call in calls:
+                call.refuse(refusal)
+        return refusal
 
     def _tell_start(
         self, tell: Tell, event: str, started: Any, manager: Any, args: Any, kwargs: Any, frame_says: dict[str, Any]
@@ -106,6 +126,12 @@ class CallbackHooks:
             self._begin_many(begun, shared=_answers_at_once(model))
         except Exception as fault:
             faults.report("begin a batch", fault)
+            managers = ()
+        if (refusal := self._refuse("on_llm_start", managers)) is not None:
+            told = _told_of_refusal(managers, refusal)
+            if iscoroutinefunction(wrapped):
+                return _raise_when_told(told, refusal)
+            raise refusal
         return wrapped(*args, **kwargs)
 
     def _begin_many(self, begun: list[Run], *, shared: bool) -> None:
@@ -116,6 +142,7 @@ class CallbackHooks:
             assert first.request is not None
             first.request.characters = _sum([run.request.characters for run in waiting if run.request is not None])
             call = first.request.begin(self._runs.tracer, self._runs.nearest_parent_in(first.parent), first.started_ns)
+            call.ask()
             model = ModelRun(call, [run.request for run in waiting if run.request is not None])
             for run in waiting:
                 run.request, run.model = None, model
@@ -146,6 +173,22 @@ class CallbackHooks:
             self._runs.end(kwargs["run_manager"].run_id, semconv.CANCELLED)
         except Exception as fault:
             faults.report("record a cancelled run", fault)
+
+
+def _told_of_refusal(managers: Sequence[Any], refusal: Exception) -> list[Any]:
+    """Has the app's handlers, which heard of the start, hear that it failed; what is to be awaited, of asynchronous managers."""
+    told = []
+    for manager in managers:
+        try:
+            told.append(manager.on_llm_error(refusal))
+        except Exception as error:  # of a handler of the app's that wants it to be seen: the refusal is
+            faults.pass_on(error)
+    return told
+
+
+async def _raise_when_told(told: Sequence[Awaitable[Any]], refusal: Exception) -> None:
+    await gather(*told, return_exceptions=True)
+    raise refusal
 
 
 def _starting() -> dict[str, Any]:

@@ -215,6 +215,7 @@ class Runs:
             if run.conversation_id is not None:
                 request.attributes.setdefault(semconv.CONVERSATION_ID, run.conversation_id)
             call = request.begin(self.tracer, self.nearest_parent_in(run.parent), run.started_ns or None)
+            call.ask()
         else:
             call.describe(request.operation, request.model, request.attributes, request.characters)
         run.model = ModelRun(call, [request])

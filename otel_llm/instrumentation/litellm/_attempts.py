@@ -10,11 +10,12 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from otel_llm.calls import abandoned, ending, hand_over, stream_usage, tracing
+from otel_llm import context
+from otel_llm.calls import abandoned, admittance, ending, hand_over, parent, stream_usage, tracing
 from otel_llm.calls.hand_over import PassedOn
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
-from otel_llm.conventions import semconv
+from otel_llm.conventions import characters, semconv
 from otel_llm.conventions.hosts import provider_at, provider_name
 from otel_llm.conventions.token_usage import fields
 from otel_llm.instrumentation.engine.exchange import Exchange, carry_out, carry_out_async
@@ -109,6 +110,8 @@ class LiteLLMHooks:
             if logging is not None and not tracing.is_off():
                 attempt = LiteLLMAttempt(self, operation, logging, _arguments(wrapped, args, kwargs), _running.get())
                 self._of[logging] = attempt
+                if admittance.gate is not None:
+                    attempt.ask(admittance.gate)
                 return LiteLLMExchange(attempt, args)
         except Exception as fault:
             faults.report("look at a LiteLLM call", fault)
@@ -135,6 +138,7 @@ class LiteLLMAttempt:
         "__weakref__",
         "_answer",
         "_arguments",
+        "_held",
         "_id",
         "_offer",
         "_operation",
@@ -146,6 +150,7 @@ class LiteLLMAttempt:
         "is_again",
         "offers",
         "records",
+        "refusal",
     )
 
     def __init__(
@@ -176,6 +181,10 @@ class LiteLLMAttempt:
         """What a framework offers around all of LiteLLM's functions that are at work here."""
         self.offers: list[ModelCall | PassedOn] = []
         """What the OpenAI client is offered in this run."""
+        self._held: admittance.Held | None = None
+        """What is set aside for the call, until it begins."""
+        self.refusal: Exception | None = None
+        """Why nothing may be asked, to be raised instead."""
 
     def is_of(self, logging: Any) -> bool:
         """Whether it is of the call that a `Logging` object stands for."""
@@ -185,6 +194,35 @@ class LiteLLMAttempt:
     def is_taken_over(self) -> bool:
         """Whether the OpenAI client makes the request: its hook ends the call."""
         return self._offer is not None and hand_over.is_claimed(self._offer)
+
+    def ask(self, gate: admittance.CallGate) -> None:
+        """Asks whether the call may be made. Here already: what is raised where LiteLLM makes its request, it makes another of.
+
+        A framework around has asked, and so has the function around where there is one for the same call.
+        """
+        if self.around is not None or private.is_mocked(self._arguments):
+            return
+        if any(offer.is_waiting for offer in self.framework_offers):
+            return
+        asked = self._arguments
+        provider, model = private.named(asked)
+        known = attributes(Endpoint(self._operation), _server("", provider), asked, bool(asked.get("stream")))
+        try:
+            length = characters.of_request(asked) if settings().estimate else None
+        except Exception as fault:
+            faults.report("measure a request", fault)
+            length = None
+        said = {semconv.OPERATION: self._operation, **known, **context.attributes()}
+        if model is not None:
+            said[semconv.REQUEST_MODEL] = model
+        if (above := parent.find_parent()) is not None:
+            parent.inherit(said, above)
+        answer = gate.admit(said, None if above is None else above.span, length)
+        if isinstance(answer, Exception):
+            self.refusal = answer
+            ModelCall(self.records.tracer, self._operation, model, known, under=above).refuse(answer)
+        else:
+            self._held = answer
 
     # --- the request ---------------------------------------------------------------------------------------------------
     def begin(self, logging: Any, said: Mapping[str, Any]) -> None:
@@ -229,6 +267,9 @@ class LiteLLMAttempt:
             self._offer = PassedOn(call)
             call.describe(self._operation, model, {**known, semconv.RECORDED_BY: self.records.scope})
         self.call = call
+        outermost = self if self.around is None else self.around
+        held, outermost._held = outermost._held, None
+        call.hold(held)
         call.attempts = 1
         call.propagates = server.address in settings().propagate_to
         self.offers.append(self._offer)
@@ -265,6 +306,9 @@ class LiteLLMAttempt:
         """The function is at its end: what it was called with is not needed any more."""
         self.records.left(private.logging_of(self._arguments), self)
         self._arguments = {}
+        held, self._held = self._held, None
+        if held is not None:  # no request was made
+            held.release()
 
     def take(self, result: Any) -> None:
         """The function has returned. What is no stream ends when LiteLLM has put a price on it, which it does next."""
@@ -321,6 +365,8 @@ class LiteLLMExchange(Exchange):
         """What the app is handling, which is nothing of this call's."""
 
     def attach(self) -> None:
+        if self._attempt.refusal is not None:
+            raise self._attempt.refusal
         _running.set(self._attempt)
         hand_over.offered.set(self._attempt.offers)
 

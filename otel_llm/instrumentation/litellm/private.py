@@ -108,6 +108,17 @@ def told(logging: Any) -> tuple[str | None, str | None]:
     return provider if isinstance(provider, str) else None, model if isinstance(model, str) else None
 
 
+def named(arguments: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The provider and the model that the arguments of a function name, before LiteLLM has looked who it is."""
+    model, provider = arguments.get("model"), arguments.get("custom_llm_provider")
+    if not isinstance(model, str):
+        return provider if isinstance(provider, str) else None, None
+    if isinstance(provider, str) and provider:
+        return provider, model.removeprefix(f"{provider}/")
+    before, slash, rest = model.partition("/")
+    return (before, rest) if slash else ("openai", model)
+
+
 def request(arguments: Mapping[str, Any]) -> tuple[str, Any]:
     """Where a request goes, and its body, from what is said before it is sent: the body itself, which is sent as it is then."""
     additional = arguments.get("additional_args") or {}

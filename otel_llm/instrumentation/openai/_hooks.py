@@ -116,6 +116,7 @@ class ClientHooks:
             call.describe(endpoint.operation, model, {**known, semconv.RECORDED_BY: self._scope}, length)
         call.attempts = 1
         call.propagates = propagates
+        call.ask()
         return RecordedExchange(call, args, asking, propagates=propagates)
 
     def _look_on(self, client: Any, options: Any, args: Any, *, stream: bool) -> RecordedExchange | None:
@@ -147,6 +148,12 @@ class RecordedExchange(Exchange):
         self.call = call
         self._asking = asking
         self._as_the_app_made_it = args
+
+    def attach(self) -> None:
+        """Begins the request, unless a budget is spent: then the app gets that instead of an answer."""
+        if isinstance(self.call, ModelCall) and self.call.refusal is not None:
+            raise self.call.refusal
+        super().attach()
 
     @property
     def _is_stream(self) -> bool:
@@ -196,6 +203,8 @@ class RecordedExchange(Exchange):
     def fail(self, error: BaseException) -> None:
         """The app gets `error` instead of an answer. What had arrived of one was billed all the same."""
         self.detach()
+        if isinstance(self.call, ModelCall) and self.call.refusal is not None:
+            return  # it has ended, and says nothing about the server
         self._learn(error)
         answer = Answer()
         try:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import inspect
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from otel_llm.calls import abandoned, tracing
+from otel_llm import context
+from otel_llm.calls import abandoned, admittance, tracing
 from otel_llm.calls.model_call import ModelCall
 from otel_llm.calls.tracing import Tracer
 from otel_llm.conventions import semconv
@@ -53,6 +55,10 @@ _TELLING = _ENDS | {
     b"response.event",
     b"decision.event",
 }
+_ASKS = frozenset({"response.create", "decision.create", "session.start"})
+"""What an app sends to have a model answer."""
+_HEARS = ("input_audio.append", "input_audio_buffer.append", "input_audio_buffer.commit")
+"""How what it sends ends that a model may answer without being asked."""
 _MENTIONED = re.compile(rb'"(?:' + b"|".join(re.escape(kind) for kind in sorted(_TELLING)) + rb')"')
 """Inside a JSON string the quotes are escaped, so this finds no text that a model wrote."""
 
@@ -102,6 +108,15 @@ class WebsocketHooks:
 
     def _send(self, api: str, wrapped: Callable[..., Any], connection: Any, args: Any, kwargs: Any) -> Any:
         """Around `send`, async or not. Before it: the answer may come while it is still at work."""
+        if admittance.gate is not None:
+            refusal = None
+            try:
+                if (session := self._session(api, connection)) is not None:
+                    refusal = session.ask(admittance.gate, args[0] if args else kwargs.get("event"))
+            except Exception as fault:
+                faults.report("ask whether a budget has room for what a websocket sends", fault)
+            if refusal is not None:
+                raise refusal
         try:
             if settings().captures_content and (session := self._session(api, connection)) is not None:
                 session.send(args[0] if args else kwargs.get("event"))
@@ -166,6 +181,9 @@ class Session:
         self._live_details: dict[str, Any] = {}
         self._live_usage: object = None
         self._transcription_model: str | None = None
+        self._held: deque[admittance.Held] = deque()
+        """What is set aside for responses that were asked for and have not begun."""
+        self._is_refused = False
         self._sent: Any = None
         """What keeps what the app sends, where that is captured."""
         request = private.handshake(connection)
@@ -185,6 +203,28 @@ class Session:
             self._sent = Sent(self._api == "live")
         if capture.wanted():
             self._sent.see(event)
+
+    def ask(self, gate: admittance.CallGate, event: object) -> Exception | None:
+        """Why what the app is about to send may not be sent: it has a model answer, and a budget is spent."""
+        kind = fields(event).get("type")
+        if not isinstance(kind, str) or not (kind in _ASKS or kind.endswith(_HEARS)):
+            return None
+        said = attributes(Endpoint(semconv.CHAT, self._api), self._server, {}, True)
+        said = {semconv.OPERATION: semconv.CHAT, **said, **context.attributes()}
+        if self._model is not None:
+            said[semconv.REQUEST_MODEL] = self._model
+        answer = gate.admit(said, None, None)
+        is_new, self._is_refused = not self._is_refused, isinstance(answer, Exception)
+        if isinstance(answer, Exception):
+            if kind in _ASKS or is_new:  # of pieces of audio there are fifty in a second
+                self._call(semconv.CHAT, self._model).refuse(answer)
+            return answer
+        if answer is not None:
+            if kind not in _ASKS:
+                answer.release()
+            elif len(self._held) < self.MAX_OPEN:
+                self._held.append(answer)
+        return None
 
     def see(self, message: bytes) -> None:
         """Takes note of a message before the app sees it."""
@@ -228,6 +268,8 @@ class Session:
         if answer.id is None or not _counted.first(answer.id):
             return None
         call = self._call(semconv.CHAT, self._model)
+        if self._held:
+            call.hold(self._held.popleft())
         self._open[answer.id] = call, answer
         if len(self._open) > self.MAX_OPEN:
             oldest, answer = self._open.pop(next(iter(self._open)))
@@ -321,6 +363,8 @@ class Session:
     def end(self, status: str, error: BaseException | None = None) -> None:
         """The connection is gone, and with it everything that runs on it."""
         try:
+            while self._held:
+                self._held.popleft().release()
             while self._open:
                 _, (call, answer) = self._open.popitem()
                 call.finish(status, error=error, usage=answer.usage, attributes=answer.attributes())
@@ -329,6 +373,8 @@ class Session:
             faults.report("end the calls of a websocket", fault)
 
     def __del__(self) -> None:
+        for held in self._held:
+            abandoned.later(held.release)
         for call, answer in self._open.values():
             call.abandon(semconv.PARTIAL, answer.usage, answer.attributes())
         if self._live is not None:

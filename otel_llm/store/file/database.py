@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_llm")
 
 SCHEMA_VERSION: Final = 10
-VIEWS_VERSION: Final = 12
+VIEWS_VERSION: Final = 13
 """Of `schema/views.sql` and `schema/comments.sql`: raised whenever those change, so that stored files get the new ones. They hold
 no data, so that takes no schema step; the comment on the table `schema_version` says which version a file has."""
 _STORAGE: Final = "v1.5.0"

@@ -284,7 +284,8 @@ SELECT
     {_tokens(semconv.REASONING_CHARACTERS)} AS reasoning_chars,
     {_usd("reported_cost")} AS reported_cost_usd, {_usd("litellm_cost")} AS litellm_cost_usd,
     coalesce(TRY_CAST(cache_hit AS BOOLEAN), false) AS cache_hit,
-    status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false)) AS refused,
+    status = {literal(semconv.REFUSED)}
+        OR (status = 'error' AND ({_is_refusal()} OR coalesce(TRY_CAST(not_sent AS BOOLEAN), false))) AS refused,
     st // {SLOT_NS} AS price_slot, o AS endpoint, writer
 FROM judged"""
 
@@ -679,7 +680,8 @@ def load_stored_calls(wanted: str) -> str:
         coalesce(service_tier, (SELECT any_value(attributes ->> '$."{tier}"') FROM spans
             WHERE spans.trace_id = calls.trace_id AND spans.span_id = calls.span_id)) AS service_tier,
         coalesce(price_source = {literal(CACHE_HIT)}, false) AS cache_hit,
-        status = 'error' AND ({_is_refusal()} OR coalesce(price_source = {literal(REFUSED)}, false)) AS refused,
+        status = {literal(semconv.REFUSED)}
+            OR (status = 'error' AND ({_is_refusal()} OR coalesce(price_source = {literal(REFUSED)}, false))) AS refused,
         epoch_us(started_at) * 1000 // {SLOT_NS} AS price_slot
     FROM llm_usage AS calls
     WHERE {wanted} AND ($3 IS NULL OR started_at >= $3::TIMESTAMPTZ) AND ($4 IS NULL OR started_at < $4::TIMESTAMPTZ)"""

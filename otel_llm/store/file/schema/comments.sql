@@ -15,7 +15,7 @@ COMMENT ON COLUMN llm_usage.request_model IS 'The model that was asked for.';
 COMMENT ON COLUMN llm_usage.response_model IS 'The model that answered, as the answer names it.';
 COMMENT ON COLUMN llm_usage.response_id IS 'The id of the answer.';
 COMMENT ON COLUMN llm_usage.stream IS 'Whether the answer was asked for as a stream.';
-COMMENT ON COLUMN llm_usage.status IS 'ok, error, cancelled, partial (a stream that was left early) or interrupted (the process died).';
+COMMENT ON COLUMN llm_usage.status IS 'ok, error, cancelled, partial (a stream that was left early), interrupted (the process died) or refused (a budget was spent, and nothing sent).';
 COMMENT ON COLUMN llm_usage.error_type IS 'The HTTP status, the code or the class of the error.';
 COMMENT ON COLUMN llm_usage.finish_reasons IS 'Why the model stopped, one for each choice: stop, length, tool_calls, ...';
 COMMENT ON COLUMN llm_usage.input_tokens IS 'Tokens of what was asked, those read from a cache or written to one included.';

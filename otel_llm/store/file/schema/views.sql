@@ -80,7 +80,7 @@ WITH RECURSIVE named AS (
     UNION ALL
     SELECT failing.trace_id, chain, last_inside.span_id, last_inside.name, depth + 1
     FROM failing JOIN last_inside ON last_inside.trace_id = failing.trace_id AND last_inside.above = failing.span_id
-    WHERE last_inside.status IN ('error', 'cancelled')
+    WHERE last_inside.status IN ('error', 'cancelled', 'refused')
 ), failed AS (
     SELECT trace_id, chain, arg_max(name, depth) AS name, arg_max(span_id, depth) AS span_id FROM failing GROUP BY ALL
 ), chain_end AS (

@@ -1,0 +1,186 @@
+"""What the account says was spent, brought into the ledger: before the first call, and every so often by one process for all.
+
+So what the counters cannot know counts too: calls made before there was a budget or without one, a late end, another price, a call
+whose process died, and what other machines have spent where the account is a shared one.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from otel_llm.budgets.stop.amounts import in_parts
+from otel_llm.budgets.stop.gatekeeper import NO_VALUE, StopRule
+from otel_llm.budgets.stop.ledger import Ledger, LedgerUnusable
+from otel_llm.store.journal import locks
+from otel_llm.support import forks
+
+if TYPE_CHECKING:
+    from otel_llm.account.questions import Account
+
+_logger = logging.getLogger("otel_llm")
+
+EVERY: Final = 15.0
+"""Seconds between two readings of the account."""
+WAIT: Final = 5.0
+"""Seconds that the first call of a period waits for the account to be read."""
+_LOOKS_EVERY: Final = 0.02
+_AGAIN: Final = 2.0
+"""Seconds after which the account is tried again that could not be read."""
+_REFRESH: Final = 3600.0
+_MOST: Final = 1_000_000
+
+Open = Callable[[], AbstractContextManager["Account"]]
+"""Opens the account: it shows one moment."""
+
+
+class Rebasing:
+    """Keeps the ledger of one store in line with its account, by a thread of its own."""
+
+    def __init__(self, ledger: Ledger, open_account: Open, on_reading: Callable[[], None] | None = None) -> None:
+        """`on_reading` is called before each reading."""
+        self._ledger = ledger
+        self._open_account = open_account
+        self._on_reading = on_reading
+        self.rules: Sequence[StopRule] = ()
+        self._stopped = False
+        self._start_afresh()
+        _all.add(self)
+
+    def _start_afresh(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
+        self._wake = threading.Event()
+        self._role: io.FileIO | None = None
+        self._failed: str | None = None
+        self._failed_at = 0.0
+        self._refreshed_at = time.monotonic()
+
+    # --- in the app's thread -------------------------------------------------------------------------------------------------
+    def wait_for(self, rule: StopRule) -> str | None:
+        """Waits until the account has been read for the period of a rule; says why not where it cannot be."""
+        until = time.monotonic() + WAIT
+        try:
+            while not self._is_read(rule):
+                self.start()
+                self._wake.set()
+                if self._failed is not None and time.monotonic() < self._failed_at + _AGAIN:
+                    return self._failed
+                if time.monotonic() > until:
+                    return "it takes too long"
+                time.sleep(_LOOKS_EVERY)
+        except LedgerUnusable as error:
+            return str(error)
+        return None
+
+    def _is_read(self, rule: StopRule) -> bool:
+        if not rule.is_read and self._ledger.standing(rule.marker()).read_at_us:
+            rule.is_read = True
+        return rule.is_read
+
+    # --- the thread ----------------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Has the thread run, if it does not."""
+        if self._thread is None or not self._thread.is_alive():
+            with self._starting:
+                if (self._thread is None or not self._thread.is_alive()) and not self._stopped:
+                    self._thread = threading.Thread(target=self._run, name="otel-llm-budgets", daemon=True)
+                    self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._wake.set()
+        role, self._role = self._role, None
+        if role is not None:
+            role.close()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self.read()
+            except Exception as error:
+                self._failed, self._failed_at = f"{type(error).__name__}: {error}"[:200], time.monotonic()
+                _logger.debug("the account could not be read for the budgets", exc_info=True)
+            self._wake.clear()
+            self._wake.wait(EVERY if self._failed is None else _AGAIN)
+
+    def read(self) -> None:
+        """Reads the account for all rules, if that is for this process to do now. Raises what reading the account raises."""
+        ledger = self._ledger
+        if ledger.is_replaced():
+            ledger.forget()
+        if time.monotonic() > self._refreshed_at + _REFRESH:
+            self._refreshed_at = time.monotonic()
+            ledger.refresh()
+        now = datetime.now(UTC)
+        for rule in self.rules:
+            rule.turn(time.time_ns())
+            if rule.is_read and not ledger.standing(rule.marker()).read_at_us:
+                ledger.rebase(rule.marker(), 0, 0, _us(now))  # its period has begun under the eyes of this process
+        unread = [rule for rule in self.rules if not self._is_read(rule)]
+        if not self._has_role() and not unread:
+            return
+        if self._on_reading is not None:
+            self._on_reading()
+        with self._account() as account:
+            for rule in self.rules if self._role is not None else unread:
+                self._rebase(account, rule, now)
+        self._failed = None
+
+    @contextmanager
+    def _account(self) -> Iterator[Account]:
+        # What has been settled is looked at before the account is opened, which shows one moment.
+        self._before = {rule.family: self._ledger.family(rule.family[:8]) for rule in self.rules}
+        with self._open_account() as account:
+            yield account
+
+    def _has_role(self) -> bool:
+        """Whether this process reads the account for all."""
+        if self._role is None:
+            try:
+                self._role = locks.hold(self._ledger.directory / "reader")
+            except OSError:
+                return False
+        return self._role is not None
+
+    def _rebase(self, account: Account, rule: StopRule, now: datetime) -> None:
+        from otel_llm.budgets.spending import spent
+
+        ledger, budget = self._ledger, rule.budget
+        before, family = self._before.get(rule.family, {}), rule.family
+        parts: dict[bytes, int] = {}
+        for one in spent(account, budget, now, most=_MOST):
+            value = None if budget.each is None else NO_VALUE if one.value is None else one.value
+            amount = in_parts(budget.unit, one.amount)
+            parts[rule.row_digest((value, one.run))] = max(amount, rule.limit) if one.is_blocked else amount
+        if rule.family != family:
+            return  # another period has begun meanwhile
+        for digest, (row, costs) in before.items():
+            if digest != family:
+                ledger.rebase(row, parts.pop(digest, 0), costs, _us(now))
+        for digest, amount in parts.items():
+            if amount:
+                ledger.rebase(ledger.row(digest, rule.ends_at_us), amount, 0, _us(now))
+        ledger.rebase(ledger.row(family, rule.ends_at_us), 0, 0, _us(now))
+        rule.is_read = True
+
+
+def opener(path: Path) -> Open:
+    """What opens the account of a store."""
+    from otel_llm.account.opening import open_store
+
+    return lambda: open_store(path)
+
+
+def _us(moment: datetime) -> int:
+    return int(moment.timestamp() * 1_000_000)
+
+
+_all = forks.members(forks.Turn.BUDGET_READING, Rebasing._start_afresh)
