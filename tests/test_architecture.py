@@ -62,6 +62,7 @@ ROOMS = (
     "cli.checks",
     "cli.read",
     "cli.manage",
+    "cli.limits",
     "cli.services",
     "cli.demo",
     "cli",

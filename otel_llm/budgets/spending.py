@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Final, Literal
 
 from otel_llm.account.call_filter import CallFilter
 from otel_llm.account.questions import Account
@@ -14,6 +14,8 @@ from otel_llm.account.sums import TAG as DIMENSION_TAG
 from otel_llm.budgets.periods import CalendarPeriod, period
 from otel_llm.budgets.rules import MILLION, TAG, Budget, Per, Unit, Unpriced
 
+State = Literal["ok", "warned", "spent", "stopped"]
+"""Below all thresholds, above one, above the limit; `stopped`: above the limit of a budget that stops."""
 RUNS_OF: Final = timedelta(days=1)
 """Of traces and conversations, those count that had a call in this time; then with all their calls."""
 _SOON: Final = 0.02
@@ -64,6 +66,13 @@ class Spending:
     @property
     def is_spent(self) -> bool:
         return self.amount >= self.budget.limit or self.is_blocked
+
+    @property
+    def state(self) -> State:
+        """How it stands with the limit."""
+        if self.is_spent:
+            return "stopped" if self.budget.stops else "spent"
+        return "warned" if self.crossed else "ok"
 
     @property
     def crossed(self) -> tuple[float, ...]:

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "ui": ("services.ui", "Show the account in a browser: spend, calls as they end, traces, conversations, SQL."),
     "mcp": ("services.mcp", "Offer the account to an agent, as tools of the Model Context Protocol."),
     "tail": ("read.tail", "Follow calls, tools, steps and chains as they begin and end, in every process."),
+    "budget": ("limits.budget", "Show what is spent of each budget, what it will be, and who is next."),
     "prices": ("manage.prices", "Show what models cost per million tokens, and where the price comes from."),
     "reprice": ("manage.reprice", "Price calls again whose price was not known."),
     "report": ("read.report", "Write the overview of a period as one file: no server, no network, nothing to load."),

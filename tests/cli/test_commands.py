@@ -19,6 +19,7 @@ from otel_llm.version import __version__
 from tests.cli.conftest import Fill, Run, otel_llm_command
 
 ELSEWHERE = {
+    "budget": "it needs a file of budgets: tests/budgets/test_command.py",
     "demo": "it runs for a while: tests/integration/test_demo.py",
     "mcp": "it goes on: test_mcp.py",
     "replay": "it needs a backend: tests/integration/test_replay.py",

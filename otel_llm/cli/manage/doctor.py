@@ -54,6 +54,7 @@ def examine(store: Place | None) -> list[Section]:
     from otel_llm.cli.checks import (
         Section,
         account,
+        budget_rules,
         content,
         export_targets,
         installation,
@@ -72,6 +73,7 @@ def examine(store: Place | None) -> list[Section]:
         "store": lambda: account.account(store),
         "shipping": lambda: shipping.shipping(store),
         "prices": price_book.prices,
+        "budgets": budget_rules.budgets,
     }
     sections = []
     for title, check in checks.items():

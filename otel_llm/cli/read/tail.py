@@ -22,14 +22,18 @@ from otel_llm.conventions.dialects import UNNAMED
 from otel_llm.lifecycle import event as kinds
 
 if TYPE_CHECKING:
+    from otel_llm.budgets.alerts.crossings import Crossing
     from otel_llm.lifecycle.from_record import Derived
+    from otel_llm.store.paths import StorePaths
 
 _INTERVAL: Final = 0.1
 """Seconds between two looks at the journals."""
 _COLUMNS: Final = {"user_id": semconv.USER_ID, "module": semconv.MODULE, "conversation_id": semconv.CONVERSATION_ID}
 _INTERRUPTED: Final = "Interrupted"
 """What tail alone tells of: a process has died, and something in it will never end."""
-_EVENTS: Final = (*kinds.TYPES, _INTERRUPTED)
+_CROSSED: Final = "BudgetCrossed"
+"""And of this: a threshold of a budget."""
+_EVENTS: Final = (*kinds.TYPES, _INTERRUPTED, _CROSSED)
 _GAP: Final = ("  ", "")
 _WIDE: Final = 100
 """Columns of a terminal that has room for the process of each line."""
@@ -73,7 +77,8 @@ def tail(
 
     A line has the time, the process, the event and what it is about; the end of a chain the sums over the model calls in it, of a
     chain that has begun since. Where a process dies, a line Interrupted for each part that
-    it was at says for how long. Programs that run on other machines are not seen.
+    it was at says for how long. A line BudgetCrossed tells that a threshold of a budget is crossed. Programs that run on other
+    machines are not seen.
     """
     path = locate(store, must_exist=last > 0)
     if store is not None and not path.parent.is_dir():
@@ -96,12 +101,15 @@ def _follow(
     seen: set[str] = set()
     paths = StorePaths.of(path)
     sums = ChainSums(paths)
+    crossed = _Crossings(paths)
     with JournalFollower(paths) as follower:
         if last:
-            for row in _last(store, last, wanted):
+            rows = [*_last(store, last, wanted), *filter(wanted, crossed.new())]
+            for row in sorted(rows, key=lambda row: int(row["time_ns"]))[-last:]:
                 seen.add(row["id"])
                 write(row)
             sys.stdout.flush()
+        crossed.new()
         while follow:
             heard = [(one, list(events_of(one))) for one in follower.poll()]
             sums.add(heard)
@@ -110,8 +118,56 @@ def _follow(
                     # What ended while the store was being read may be in both.
                     if wanted(row) and row["id"] not in seen:
                         write(row)
+            for row in filter(wanted, crossed.new()):
+                write(row)
             sys.stdout.flush()
             time.sleep(_INTERVAL)
+
+
+class _Crossings:
+    """The thresholds that are crossed, as they are noted beside the journals."""
+
+    def __init__(self, paths: StorePaths) -> None:
+        self._paths = paths
+        self._seen: set[str] = set()
+        self._size = -1
+
+    def new(self) -> list[Row]:
+        """Those that have been told of in the log, and were not answered before."""
+        from otel_llm.budgets.alerts import crossings
+
+        try:
+            size = self._paths.crossings.stat().st_size
+        except OSError:
+            return []
+        if size == self._size:
+            return []
+        self._size = size
+        told = [one for one in crossings.read(self._paths) if one.to and one.crossing.id not in self._seen]
+        self._seen |= {one.crossing.id for one in told}
+        return [_of_crossing(one.crossing) for one in told]
+
+
+def _of_crossing(crossing: Crossing) -> Row:
+    of_value = {crossing.each: crossing.value}
+    return {
+        "id": crossing.id,
+        "time_ns": crossing.time_ns,
+        "event": _CROSSED,
+        "pid": None,
+        "operation": None,
+        "name": crossing.budget,
+        **{column: of_value.get(column) for column in _COLUMNS},
+        "trace_id": crossing.run if crossing.per == "trace" else None,
+        "span_id": None,
+        "parent_span_id": None,
+        "threshold": crossing.threshold,
+        "spent": crossing.spent,
+        "limit": crossing.limit,
+        "unit": crossing.unit,
+        "text": crossing.text,
+        "status": semconv.ERROR if crossing.is_spent else None,
+    }
 
 
 class _Filter:
@@ -247,6 +303,10 @@ def _write_line(row: Row) -> None:
         (f"{row['event']:<{_WIDEST}}", style or style_of(row["event"])),
         (text(row["name"]), "bold"),
     ]
+    if row["event"] == _CROSSED:
+        parts[-1] = (text(row["text"]), style or "yellow")
+        write_parts([each for part in parts for each in (_GAP, part)][1:])
+        return
     parts += [(text(part), style) for part in _details(row)]
     parts += [(f"pid {pid}", style)] if row["event"] == _INTERRUPTED and not wide else []
     parts += [(text(row[column]), "dim") for column in ("user_id", "module") if row[column] is not None]
