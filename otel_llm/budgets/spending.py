@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from otel_llm.account.call_filter import CallFilter
 from otel_llm.account.questions import Account
@@ -43,6 +43,30 @@ class Spending:
     """How many of them have no price."""
     untold: int
     """And of those nobody knows the tokens, so that they count nothing at whatever price."""
+
+    def row(self, now: datetime) -> dict[str, Any]:
+        """All of it, as commands and pages have it for programs; moments in the zone of the budget."""
+        budget = self.budget
+        forecast = self.forecast(now)
+        start, end = (one.astimezone(budget.zone) for one in self.period) if self.period is not None else (None, None)
+        return {
+            "budget": budget.name,
+            "each": budget.each,
+            "value": self.value,
+            "run": self.run,
+            "per": budget.per.value,
+            "start": start,
+            "end": end,
+            "unit": budget.unit.value,
+            "spent": _number(self.amount),
+            "limit": _number(budget.limit),
+            "share": round(self.share, 6),
+            "forecast": None if forecast is None else _number(round(forecast, 9)),
+            "state": self.state,
+            "action": budget.action,
+            "calls": self.calls,
+            "uncounted": self.uncounted,
+        }
 
     @property
     def share(self) -> float:
@@ -128,6 +152,10 @@ def spent(
             )
         )
     return found
+
+
+def _number(amount: Decimal) -> int | Decimal:
+    return int(amount) if amount == int(amount) else amount
 
 
 def _exact(budget: Budget, measures: dict[str, Decimal]) -> Decimal:

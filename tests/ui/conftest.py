@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
 
+BUDGETS = """
+[[budget]]
+name = "users"
+limit_calls = 45
+per = "month"
+each = "user_id"
+[[budget]]
+name = "runs"
+limit_usd = 1
+per = "trace"
+"""
+
 TRAFFIC = f"""
 import sys
 import otel_llm
@@ -95,6 +107,9 @@ def start_ui(_openai_process: LocalOpenAI, tmp_path_factory: pytest.TempPathFact
 
     def start(store: Path, *options: str) -> Ui:
         environment = _environment(_openai_process, store)
+        budgets = store.with_name("budgets.toml")
+        budgets.write_text(BUDGETS)
+        environment |= {"OTEL_LLM_BUDGETS": str(budgets)}
         process = subprocess.Popen(
             ["otel-llm", "ui", "--port", "0", "--no-open", *options], env=environment, text=True, stdout=subprocess.PIPE
         )

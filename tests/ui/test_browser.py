@@ -28,6 +28,7 @@ PATHS = {
     "a conversation": "/conversations/talk-0",
     "compare": "/compare?a=model%3Dgpt-4o-mini&b=model%3Dgpt-5-mini",
     "sql": "/sql?query=SELECT+request_model%2C+count(*)+AS+calls+FROM+llm_usage+GROUP+BY+ALL",
+    "budgets": "/budgets",
     "health": "/health",
 }
 

@@ -95,7 +95,7 @@ def budget(
         found = [(one, spent(account, one, now, most=top + 1)) for one in chosen]  # one more tells that there are more
         place = account.place
     everything = [spending for _, spendings in found for spending in spendings[:top]]
-    rows = [_row(one, now) for one in everything]
+    rows = [[*one.row(now).values()] for one in everything]
     if write_data(output, _NAMES, rows):
         return wrong
     if not everything:
@@ -135,25 +135,10 @@ def _check(account: Account, budgets: Sequence[Budget], now: datetime, output: F
     from otel_llm.budgets.spending import spent
 
     found = [one for budget in budgets for one in spent(account, budget, now, least=1.0) if one.is_spent]
-    if not write_data(output, _NAMES, [_row(one, now) for one in found]):
+    if not write_data(output, _NAMES, [[*one.row(now).values()] for one in found]):
         for one in found:
             write_line(printable(Crossing.of(one, 1.0, now).text))
     return 1 if found else 0
-
-
-def _row(spending: Spending, now: datetime) -> list[Any]:
-    budget, period = spending.budget, spending.period
-    forecast = spending.forecast(now)
-    start, end = (one.astimezone(budget.zone) for one in period) if period is not None else (None, None)
-    return [
-        budget.name, budget.each, spending.value, spending.run, budget.per.value, start, end, budget.unit.value,
-        _number(spending.amount), _number(budget.limit), round(spending.share, 6), forecast and _number(round(forecast, 9)),
-        spending.state, budget.action, spending.calls, spending.uncounted,
-    ]  # fmt: skip
-
-
-def _number(amount: Decimal) -> int | Decimal:
-    return int(amount) if amount == int(amount) else amount
 
 
 # --- for people -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from otel_llm.account.engine import AccountError, Engine, FileFormat, Values
 from otel_llm.account.in_duckdb.fence import Fence, FenceError
 from otel_llm.account.in_duckdb.shared import SharedDuckDBEngine
+from otel_llm.budgets import rules
+from otel_llm.budgets.alerts import crossings
+from otel_llm.budgets.rules import Rules
 from otel_llm.cli.errors import one_line
 from otel_llm.cli.manage.doctor import examine
 from otel_llm.fleet.clickhouse.server_url import ClickHouseURL
@@ -86,6 +89,8 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
         export=lambda scope, kind: _exported(engine, scope, kind),
         score=score,
         quote=_quotes(PriceBook(settings().prices, PriceLists(paths.prices))),
+        rules=_rules(),
+        crossings=lambda: crossings.read(paths),
         jaeger_url=settings().jaeger_url,
         token=token,
         errors=_ERRORS,
@@ -112,6 +117,7 @@ def _of_clickhouse(url: ClickHouseURL, token: str | None) -> tuple[Backend, Call
         health=lambda: examine(url),
         export=lambda scope, kind: _exported(engine, scope, kind),
         quote=_quotes(PriceBook(settings().prices)),
+        rules=_rules(),
         jaeger_url=settings().jaeger_url,
         token=token,
         errors=_ERRORS,
@@ -141,6 +147,12 @@ def _sql(fence: Fence | ClickHouseFence, text: str) -> dict[str, Any]:
         return {"error": one_line(error)}
     ms = 1000 * (time.perf_counter() - begun)
     return {"columns": [*answer.names], "rows": [*map(list, answer.rows)], "cut": answer.cut, "ms": ms}
+
+
+def _rules() -> Callable[[], Rules] | None:
+    """What reads the file of budgets, if one is named."""
+    file = settings().budgets
+    return None if file is None else lambda: rules.load(file)
 
 
 def _exported(engine: Engine, scope: PageScope, kind: str) -> Response:

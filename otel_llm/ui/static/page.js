@@ -107,7 +107,7 @@ document.addEventListener("input", (event) => {
 
 // --- keys
 let leader = 0;
-const PAGES = { o: 0, c: 1, v: 2, p: 3, s: 4, h: 5 };
+const PAGES = { o: 0, c: 1, v: 2, p: 3, b: 4, s: 5, h: 6 };
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") { $$("details.menu[open]").forEach((menu) => { menu.open = false; $("summary", menu).focus(); }); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from otel_llm.ui import charts, wording
 from otel_llm.ui import page_questions as questions
 from otel_llm.ui.scope import COLUMNS, PERIODS, PageScope
+from otel_llm.ui.views.budget_list import crossed
 from otel_llm.ui.views.view import Backend, PageView
 
 MEASURES: Final = {"cost": "cost_usd", "calls": "calls", "tokens": "tokens", "errors": "errors"}
@@ -59,6 +60,7 @@ def overview(request: Request, scope: PageScope, backend: Backend) -> PageView:
         "earlier": None
         if sums["calls"] or scope.period == "all"
         else questions.totals(engine, scope.during("all"))["calls"],
+        "crossed": crossed(backend),
         "all_time": scope.during("all"),
         "all_periods": PERIODS,
     }
@@ -66,6 +68,7 @@ def overview(request: Request, scope: PageScope, backend: Backend) -> PageView:
         "totals": sums,
         "spend": context["spend"],
         "unpriced": context["unpriced"],
+        "crossed_budgets": context["crossed"],
         "by": by,
         "groups": found.groups,
         "series": [

@@ -23,12 +23,22 @@ from starlette.staticfiles import StaticFiles
 from otel_llm.ui import wording
 from otel_llm.ui.gate import Gate, form_token
 from otel_llm.ui.scope import PERIODS, BadRequest, PageScope, chips
-from otel_llm.ui.views import calls, compare, conversation_list, health, overview, score_form, sql_editor, traces
+from otel_llm.ui.views import (
+    budget_list,
+    calls,
+    compare,
+    conversation_list,
+    health,
+    overview,
+    score_form,
+    sql_editor,
+    traces,
+)
 from otel_llm.ui.views.view import Answer, Backend, PageView
 
 NAVIGATION: Final = (
-    ("Overview", "/"), ("Calls", "/calls"), ("Conversations", "/conversations"), ("Compare", "/compare"), ("SQL", "/sql"),
-    ("Health", "/health"),
+    ("Overview", "/"), ("Calls", "/calls"), ("Conversations", "/conversations"), ("Compare", "/compare"), ("Budgets", "/budgets"),
+    ("SQL", "/sql"), ("Health", "/health"),
 )  # fmt: skip
 
 
@@ -74,6 +84,7 @@ def create_app(
         page(path, answer, json=None)
     page("/conversations", conversation_list.many)
     page("/compare", compare.compare)
+    page("/budgets", budget_list.budgets)
     page("/sql", sql_editor.page)
     page("/health", health.health)
 

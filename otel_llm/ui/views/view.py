@@ -10,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from otel_llm.account.engine import Engine
+from otel_llm.budgets.alerts.crossings import Told
+from otel_llm.budgets.rules import Rules
 from otel_llm.prices.rates import Quote
 from otel_llm.ui.live import Arrivals, Live
 from otel_llm.ui.scope import PageScope
@@ -46,6 +48,10 @@ class Backend:
     """Keeps a score of a span, by the ids of its trace and itself. Raises `BadRequest`."""
     quote: Callable[[Mapping[str, Any]], Quote] | None = None
     """What calls like that row of `llm_usage` cost by the prices that are known here."""
+    rules: Callable[[], Rules] | None = None
+    """The budgets as their file says now; None where no file is named."""
+    crossings: Callable[[], Sequence[Told]] | None = None
+    """The thresholds of budgets that were crossed, and who was told."""
     jaeger_url: str | None = None
     token: str | None = None
     errors: tuple[type[Exception], ...] = ()
