@@ -16,6 +16,7 @@ from otel_llm.account.sums import MEASURES
 from otel_llm.prices.billing import BILLED, NO_REASON, REPORTED, UNPRICED, literal, remedy_for
 from otel_llm.store.merge.rows import PRICED_AS, USAGE_TYPES, known
 from otel_llm.ui.scope import COLUMNS, BadRequest, PageScope, column_of
+from otel_llm.ui.score_filter import GOOD, SCORE, SUBJECTS, has_scores
 
 Row = dict[str, Any]
 
@@ -205,6 +206,8 @@ CALL_COLUMNS: Final = {
     "tags": "tags",
 }  # fmt: skip
 """The columns that the table of calls can show, and the SQL of each."""
+SCORES: Final = "scores"
+"""The column beside these that has what was thought of a call."""
 SHOWN_FIRST: Final = ("model", "status", "user", "module", "input_tokens", "output_tokens", "cost_usd", "duration_ms")
 SORTS: Final = ("started_at", "cost_usd", "duration_ms", "input_tokens", "output_tokens", "time_to_first_chunk_ms")
 PAGE: Final = 100
@@ -252,7 +255,65 @@ def calls(
     )
     for index, row in enumerate(rows, skipped + 1):
         row["mark"] = f"{row.pop('us')}-{row['span_id']}" if by_time else str(index)
+    for row, found in zip(rows, _scores_of(engine, rows), strict=True):
+        row[SCORES] = found
     return rows
+
+
+_MOST_SCORES: Final = 10_000
+
+
+def _scores_of(engine: Engine, rows: Sequence[Row]) -> list[list[Row]]:
+    """What was thought of each of these calls."""
+    if not rows or not has_scores(engine):
+        return [[] for _ in rows]
+    values = Values()
+    traces, requests = (
+        ", ".join(engine.value(values.add(one)) for one in sorted({row[key] for row in rows if row[key] is not None}))
+        for key in ("trace_id", "request_id")
+    )
+    of_request = f" OR (trace_id IS NULL AND request_id IN ({requests}))" if requests else ""
+    columns = {"trace_id": "trace_id", **{name: name for name in _OF_SCORE}, "good": f"coalesce({GOOD}, false)"}
+    found = _rows(
+        engine,
+        columns,
+        f"FROM llm_scores WHERE trace_id IN ({traces}){of_request} ORDER BY name, scored_at LIMIT {_MOST_SCORES}",
+        values,
+    )
+    of_span: dict[tuple[Any, ...], list[Row]] = {}
+    for score in found:
+        of_span.setdefault((score["trace_id"], score["span_id"], score["request_id"]), []).append(score)
+    calls = {(row["trace_id"], row["span_id"]) for row in rows}
+    spans = {key[:2] for key in of_span if key[0] is not None and key[1] is not None} - calls
+    calls |= _calls_among(engine, spans)
+    whole: dict[tuple[str, Any], list[Row]] = {}
+    for (trace_id, span_id, request_id), told in of_span.items():
+        if (trace_id, span_id) not in calls:
+            whole.setdefault(("request", request_id) if trace_id is None else ("trace", trace_id), []).extend(told)
+    own: dict[tuple[Any, ...], list[Row]] = {}
+    for key, told in of_span.items():
+        own.setdefault(key[:2], []).extend(told)
+    return [
+        [
+            {name: value for name, value in score.items() if name not in ("trace_id", "span_id", "request_id")}
+            for score in (
+                *own.get((row["trace_id"], row["span_id"]), ()),
+                *whole.get(("trace", row["trace_id"]), ()),
+                *(whole.get(("request", row["request_id"]), ()) if row["request_id"] is not None else ()),
+            )
+        ]
+        for row in rows
+    ]
+
+
+def _calls_among(engine: Engine, spans: Iterable[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """Those of the spans that are calls."""
+    values = Values()
+    pairs = [", ".join(engine.value(values.add(one)) for one in span) for span in spans]
+    if not pairs:
+        return set()
+    listed = ", ".join(f"({pair})" for pair in pairs)
+    return set(engine.ask(f"SELECT trace_id, span_id FROM llm_usage WHERE (trace_id, span_id) IN ({listed})", values))
 
 
 _LONGEST_CALL: Final = timedelta(days=1)
@@ -283,6 +344,8 @@ def facets(engine: Engine, scope: PageScope) -> list[tuple[str, list[Row]]]:
         found.append((name, _facet(engine, scope, name)))
     for key in tag_keys(engine, scope)[:_MOST_TAGS]:
         found.append((f"tag:{key}", _facet(engine, scope, f"tag:{key}")))
+    for name in score_names(engine)[:_MOST_TAGS]:
+        found.append((f"{SCORE}{name}", _score_facet(engine, scope, name)))
     return [(name, values) for name, values in found if any(row["value"] is not None for row in values)]
 
 
@@ -293,6 +356,37 @@ def _facet(engine: Engine, scope: PageScope, name: str) -> list[Row]:
     return _rows(
         engine, columns, f"FROM llm_usage WHERE {where} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST_FACETS}", values
     )
+
+
+def score_names(engine: Engine) -> list[str]:
+    """The names of scores, the commonest first."""
+    if not has_scores(engine):
+        return []
+    found = engine.ask("SELECT name, count(*) FROM llm_scores GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 20")
+    return [name for name, _ in found]
+
+
+def _score_facet(engine: Engine, scope: PageScope, name: str) -> list[Row]:
+    """How many calls have that score above 0, at most 0, or as which word; and how many have none."""
+    values = Values()
+    where = scope.condition(engine, values, but=f"{SCORE}{name}")
+    of_name = f"name = {engine.value(values.add(name))}"
+    told = "CASE WHEN value > 0 THEN '>0' WHEN value <= 0 THEN '<=0' ELSE label END"
+    joined = " UNION ALL ".join(
+        f"""SELECT calls.trace_id, calls.span_id, told FROM calls JOIN (
+            SELECT {told} AS told, {", ".join(f"{key} AS s_{key}" for key in keys)} FROM llm_scores WHERE {of_name} AND {of}
+        ) AS scored ON {" AND ".join(f"calls.{key} = s_{key}" for key in keys)}"""
+        for keys, of in SUBJECTS.items()
+    )
+    found = engine.ask(
+        f"""WITH calls AS (SELECT trace_id, span_id, request_id FROM llm_usage WHERE {where}), joined AS ({joined}),
+            told AS (SELECT told, count(*) AS n FROM (SELECT DISTINCT * FROM joined) AS once GROUP BY told)
+        SELECT told, n FROM told UNION ALL SELECT NULL, (SELECT count(*) FROM calls)
+            - (SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM joined) AS any_score)
+        ORDER BY 1 IS NULL, 2 DESC, 1 LIMIT {_MOST_FACETS}""",
+        values,
+    )
+    return [{"value": value, "calls": calls} for value, calls in found if calls]
 
 
 def tag_keys(engine: Engine, scope: PageScope) -> list[str]:
@@ -417,13 +511,6 @@ def _span_of(call: Row) -> Row:
 
 
 _OF_SCORE: Final = ("span_id", "request_id", "name", "value", "label", "comment", "source", "scored_at")
-GOOD: Final = "(value > 0 OR lower(label) = 'good')"
-"""Whether a score says that an answer was good."""
-
-
-def has_scores(engine: Engine) -> bool:
-    """Whether the account has a table of scores: a ClickHouse has none, nor has the backup of an earlier version."""
-    return bool(engine.ask("SELECT 1 FROM information_schema.tables WHERE table_name = 'llm_scores' LIMIT 1"))
 
 
 def scores(engine: Engine, trace_id: str) -> list[Row]:
@@ -608,6 +695,8 @@ def compared(engine: Engine, one: PageScope, other: PageScope) -> list[Row]:
 
 
 _MOST_NAMES: Final = 20
+_MOST_VALUES: Final = 50
+_MOST_COMPARED: Final = 4
 _NOBODY: Final[Row] = {"n": 0, "mean": None, "deviation": None, "scores": 0, "share": None, "cost_per_good": None}
 
 
@@ -615,7 +704,7 @@ def _compared_scores(engine: Engine, one: PageScope, other: PageScope) -> list[R
     """What was thought of the two groups, by the names of scores: the mean, the share of good ones, and what a good one costs."""
     if not has_scores(engine) or not engine.ask("SELECT 1 FROM llm_scores LIMIT 1"):
         return []
-    a, b = (_score_statistics(engine, scope) for scope in (one, other))
+    a, b = (_score_statistics(engine, scope).get(None, {}) for scope in (one, other))
     rows: list[Row] = []
     for name in dict.fromkeys((*a, *b)):
         x, y = a.get(name, _NOBODY), b.get(name, _NOBODY)
@@ -634,45 +723,67 @@ def _compared_scores(engine: Engine, one: PageScope, other: PageScope) -> list[R
     return rows
 
 
-_SCORED: Final = "llm_usage.trace_id = llm_scores.trace_id AND llm_usage.span_id = llm_scores.span_id"
-_SUBJECTS: Final = {
-    "llm_scores": "s.trace_id = c.trace_id AND s.span_id = c.span_id",
-    f"(SELECT * FROM llm_scores WHERE NOT EXISTS (SELECT 1 FROM llm_usage WHERE {_SCORED}))": "s.trace_id = c.trace_id",
-    "(SELECT * FROM llm_scores WHERE trace_id IS NULL)": "s.request_id = c.request_id",
-}
-"""Scores, and which calls they are about: that of their span; where that is none, those of the trace; or those of the request."""
-
-
-def _score_statistics(engine: Engine, scope: PageScope) -> dict[str, Row]:
-    """What was thought of the calls of the scope, by the names of scores, the commonest first."""
+def _score_statistics(engine: Engine, scope: PageScope, by: str | None = None) -> dict[Any, dict[str, Row]]:
+    """What was thought of the calls of the scope, by each value of a filter's column (all under None without it) and by the names
+    of scores, the commonest first. Raises `BadRequest`."""
     values = Values()
+    value = "NULL" if by is None else column_of(by, engine, values)
     joined = " UNION ALL ".join(
-        f"""SELECT s.*, c.trace_id AS call_trace, c.span_id AS call_span, c.cost AS call_cost
-        FROM {scored} AS s JOIN grouped AS c ON {condition}"""
-        for scored, condition in _SUBJECTS.items()
+        f"""SELECT s.*, c.trace_id AS call_trace, c.span_id AS call_span, c.cost AS call_cost, c.dimension
+        FROM (SELECT * FROM llm_scores WHERE {of}) AS s JOIN grouped AS c
+            ON {" AND ".join(f"s.{key} = c.{key}" for key in keys)}"""
+        for keys, of in SUBJECTS.items()
     )
     chosen = f"""WITH grouped AS (
-            SELECT trace_id, span_id, request_id, CASE WHEN {REPORTED} THEN cost_usd END AS cost
+            SELECT trace_id, span_id, request_id, CASE WHEN {REPORTED} THEN cost_usd END AS cost, {value} AS dimension
             FROM llm_usage WHERE {scope.condition(engine, values)} AND {BILLED}), joined AS ({joined})"""
     found = engine.ask(
-        f"""{chosen} SELECT name, count(value), avg(value), stddev_samp(value), count(*), count(CASE WHEN {GOOD} THEN 1 END)
-        FROM (SELECT DISTINCT trace_id, span_id, request_id, name, source, value, label FROM joined) AS scores
-        GROUP BY name ORDER BY 5 DESC, 1 LIMIT {_MOST_NAMES}""",
+        f"""{chosen} SELECT dimension, name, count(value), avg(value), stddev_samp(value), count(*),
+            count(CASE WHEN {GOOD} THEN 1 END)
+        FROM (SELECT DISTINCT dimension, trace_id, span_id, request_id, name, source, value, label FROM joined) AS scores
+        GROUP BY dimension, name ORDER BY 6 DESC, 2, 1""",
         values,
     )
     costs = engine.ask(
-        f"""{chosen} SELECT name, sum(call_cost)
-        FROM (SELECT DISTINCT name, call_trace, call_span, call_cost FROM joined) AS calls GROUP BY name""",
+        f"""{chosen} SELECT dimension, name, sum(call_cost)
+        FROM (SELECT DISTINCT dimension, name, call_trace, call_span, call_cost FROM joined) AS calls
+        GROUP BY dimension, name""",
         values,
     )
-    cost_of: dict[str, Any] = {row[0]: row[1] for row in costs}
-    return {
-        name: {
-            "n": n, "mean": mean, "deviation": deviation, "scores": count, "share": good / count,
-            "cost_per_good": cost_of[name] / good if good and cost_of.get(name) is not None else None,
-        }
-        for name, n, mean, deviation, count, good in found
+    cost_of: dict[Any, Any] = {(row[0], row[1]): row[2] for row in costs}
+    statistics: dict[Any, dict[str, Row]] = {}
+    for dimension, name, n, mean, deviation, count, good in found:
+        cost = cost_of.get((dimension, name))
+        names = statistics.setdefault(dimension, {})
+        if len(names) < _MOST_NAMES:
+            names[name] = {
+                "n": n, "mean": mean, "deviation": deviation, "scores": count, "share": good / count,
+                "cost_per_good": cost / good if good and cost is not None else None,
+            }  # fmt: skip
+    return statistics
+
+
+def compared_values(engine: Engine, scope: PageScope, by: str) -> tuple[list[Row], list[str]]:
+    """The values of a filter side by side, the one with the most calls first: `value`, calls, failures, cost and time of one,
+    and `scores` by name; and those names. Raises `BadRequest`."""
+    values = Values()
+    column = column_of(by, engine, values)
+    columns = {
+        "value": column, "calls": "count(*)", "error_rate": "avg(CASE WHEN status = 'error' THEN 1.0 ELSE 0.0 END)",
+        **{name: f"avg({sql})" for name, sql in _COMPARED.items()}, "cost_usd_sum": SUMS["cost_usd"],
     }  # fmt: skip
+    rows = _rows(
+        engine,
+        columns,
+        f"""FROM llm_usage WHERE {scope.condition(engine, values)} AND {BILLED}
+        GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST_VALUES}""",
+        values,
+    )
+    found = _score_statistics(engine, scope, by) if has_scores(engine) else {}
+    for row in rows:
+        row[SCORES] = found.get(row["value"], {})
+    names = dict.fromkeys(name for told in found.values() for name in told)
+    return rows, [*names][:_MOST_COMPARED]
 
 
 def _statistics(engine: Engine, scope: PageScope) -> Row:

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from otel_llm.account import sums
 from otel_llm.account.call_filter import between
 from otel_llm.account.engine import Engine, Values
+from otel_llm.ui.score_filter import NO_SCORES, SCORE, BadLimit, has_scores, scored
 
 NOBODY: Final = ""
 """The value of a filter for rows in which the column is NULL."""
@@ -22,7 +23,7 @@ _NAMES: Final = (
     "session",
 )  # fmt: skip
 COLUMNS: Final = {**{name: sums.COLUMNS[name] for name in _NAMES}, "price": sums.COLUMNS["price_source"]}
-"""What can be filtered by, and its SQL. A tag is `tag:<key>`."""
+"""What can be filtered by, and its SQL. A tag is `tag:<key>`, and a score `score:<name>`."""
 
 PERIODS: Final = {
     "15m": "last 15 minutes",
@@ -66,7 +67,7 @@ class PageScope:
         chosen: dict[str, list[str]] = {}
         others: dict[str, str] = {}
         for name, value in parameters:
-            if name in COLUMNS or (name.startswith(_TAG) and len(name) > len(_TAG)):
+            if name in COLUMNS or any(name.startswith(kind) and name != kind for kind in (_TAG, SCORE)):
                 chosen.setdefault(name, []).append(value)
             else:
                 others[name] = value
@@ -87,6 +88,9 @@ class PageScope:
         clauses = between("started_at", self.since, self.until, engine, values)
         for name, chosen in self.filters.items():
             if name == but:
+                continue
+            if name.startswith(SCORE):
+                clauses.append(_scored(name.removeprefix(SCORE), chosen, engine, values))
                 continue
             column = column_of(name, engine, values)
             known = [engine.value(values.add(value)) for value in chosen if value != NOBODY]
@@ -161,6 +165,15 @@ def column_of(name: str, engine: Engine, values: Values) -> str:
     if name.startswith(_TAG) and len(name) > len(_TAG):
         return engine.tag(values.add(name.removeprefix(_TAG)))
     raise BadRequest(f"there is nothing called {name!r}; there are {', '.join(COLUMNS)} and tag:KEY")
+
+
+def _scored(name: str, chosen: Sequence[str], engine: Engine, values: Values) -> str:
+    if not has_scores(engine):
+        raise BadRequest(NO_SCORES)
+    try:
+        return scored(name, chosen, engine, values)
+    except BadLimit as error:
+        raise BadRequest(str(error)) from error
 
 
 def _without(filters: Mapping[str, tuple[str, ...]], name: str) -> dict[str, tuple[str, ...]]:

@@ -26,6 +26,7 @@ PATHS = {
     "conversations": "/conversations",
     "users": "/conversations?by=user",
     "a conversation": "/conversations/talk-0",
+    "compare by a tag": "/compare?by=tag%3Ateam",
     "compare": "/compare?a=model%3Dgpt-4o-mini&b=model%3Dgpt-5-mini",
     "sql": "/sql?query=SELECT+request_model%2C+count(*)+AS+calls+FROM+llm_usage+GROUP+BY+ALL",
     "budgets": "/budgets",

@@ -55,6 +55,7 @@ PATHS = [
     "/traces/00000000000000000000000000000003.json",
     "/traces/00000000000000000000000000000030.json",
     "/traces/00000000000000000000000000000003/spans/0000000000000009.json",
+    "/compare.json?by=tag%3Ateam&period=all",
     "/compare.json?a=period%3Dall%26model%3Dgpt-5&b=period%3Dall%26model%3Dgpt-4o",
     "/sql.json?query=SELECT+user_id,+count(*)+AS+calls+FROM+llm_usage+GROUP+BY+user_id+ORDER+BY+calls,user_id",
 ]

@@ -13,6 +13,7 @@ from otel_llm.conventions import semconv
 from otel_llm.ui import page_questions as questions
 from otel_llm.ui.page_questions import Row
 from otel_llm.ui.scope import BadRequest, PageScope
+from otel_llm.ui.score_filter import has_scores
 from otel_llm.ui.views.view import Backend, PageView
 
 _MOST_NEW: Final = 200
@@ -25,7 +26,7 @@ _RUNNING: Final = {
 
 
 def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
-    chosen = _chosen(request)
+    chosen = _chosen(request, backend)
     newest = None
     if chosen["sort"] == "started_at":  # asked first: what comes meanwhile comes twice, and not never
         _, newest = backend.arrivals.after(None, lambda: _lately(scope, backend))
@@ -40,7 +41,7 @@ def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
             "running": _running(scope, backend),
             "newest": newest,
             "more": found[-1]["mark"] if len(found) == questions.PAGE else None,
-            "all_columns": questions.CALL_COLUMNS,
+            "all_columns": [*questions.CALL_COLUMNS, questions.SCORES],
             **chosen,
         },
         found,
@@ -49,7 +50,7 @@ def page(request: Request, scope: PageScope, backend: Backend) -> PageView:
 
 def rows(request: Request, scope: PageScope, backend: Backend) -> PageView:
     """The next page of the table."""
-    chosen = _chosen(request)
+    chosen = _chosen(request, backend)
     found = questions.calls(backend.engine, scope, sort=chosen["sort"], after=request.query_params.get("after"))
     more = found[-1]["mark"] if len(found) == questions.PAGE else None
     return PageView("calls/rows.html", {"calls": found, "more": more, **chosen}, found)
@@ -57,7 +58,7 @@ def rows(request: Request, scope: PageScope, backend: Backend) -> PageView:
 
 def new(request: Request, scope: PageScope, backend: Backend) -> PageView:
     """What has ended since, and what runs."""
-    chosen = _chosen(request)
+    chosen = _chosen(request, backend)
     known = request.query_params.get("newer", "0")
     if not known.isascii() or not known.isdigit() or len(known) > 20:
         raise BadRequest(f"{known[:40]!r} is no number of an arrival")
@@ -78,7 +79,8 @@ def _lately(scope: PageScope, backend: Backend) -> Mapping[Hashable, Row]:
 
 def facets(request: Request, scope: PageScope, backend: Backend) -> PageView:
     found = questions.facets(backend.engine, scope)
-    return PageView("calls/facets.html", {"facets": found}, dict(found))
+    no_scores = not has_scores(backend.engine)
+    return PageView("calls/facets.html", {"facets": found, "no_scores": no_scores}, dict(found))
 
 
 def export(request: Request, scope: PageScope, backend: Backend) -> Response:
@@ -90,10 +92,12 @@ def export(request: Request, scope: PageScope, backend: Backend) -> Response:
     return answer
 
 
-def _chosen(request: Request) -> dict[str, Any]:
+def _chosen(request: Request, backend: Backend) -> dict[str, Any]:
     """The columns and the order, as the URL has them."""
     named = request.query_params.get("columns", "")
-    columns = [name for name in named.split(",") if name in questions.CALL_COLUMNS] or list(questions.SHOWN_FIRST)
+    columns = [name for name in named.split(",") if name in questions.CALL_COLUMNS or name == questions.SCORES]
+    if not columns:
+        columns = [*questions.SHOWN_FIRST, *([questions.SCORES] if questions.score_names(backend.engine) else [])]
     sort = request.query_params.get("sort", "started_at")
     if sort not in questions.SORTS:
         raise BadRequest(f"calls cannot be sorted by {sort!r}; there are {', '.join(questions.SORTS)}")
