@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 _PREFIXES: Final = ("OTEL_", "_OTEL_")
 _OURS: Final = "OTEL_LLM_"
 _QUOTED: Final = re.compile(r"""'([^']+)'|"([^"]+)"|got (\S+)""")
-_NO_ENDPOINT: Final = "is no URL like http://localhost:4317"
+_NO_ENDPOINT: Final = "is no URL like http://localhost:4318"
 
 
 def make_importable() -> None:

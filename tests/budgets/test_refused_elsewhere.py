@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
@@ -27,7 +27,7 @@ Ask = Callable[[Any], Any]
 class Asked(FakeListChatModel):
     """A model that LangChain asks by itself, and how often."""
 
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def _call(self, *args: Any, **kwargs: Any) -> str:
         self.asked.append("call")
@@ -45,7 +45,7 @@ class Asked(FakeListChatModel):
 class AskedText(FakeListLLM):
     """The same for text."""
 
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def _call(self, *args: Any, **kwargs: Any) -> str:
         self.asked.append("call")

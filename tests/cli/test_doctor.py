@@ -196,7 +196,7 @@ def test_an_endpoint_that_answers_is_well(listener: int, examine: Any, monkeypat
     report = examine()
     assert report["ok"], problems(report)
     assert report["export"]["traces_exporter"] == "otlp, duckdb (default)"
-    assert report["export"]["otlp"] == f"grpc to 127.0.0.1:{listener}"
+    assert report["export"]["otlp"] == f"http/protobuf to 127.0.0.1:{listener}"
     assert report["environment"]["OTEL_EXPORTER_OTLP_HEADERS"] == "(set)"
     assert "secret-word" not in json.dumps(report)
 
@@ -371,7 +371,7 @@ def test_where_metrics_and_events_go(examine: Any, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}")
         report = examine()
     assert report["ok"], problems(report)
-    assert report["metrics"] == {"names": "both (OTEL_LLM_METRICS)", "exporter": f"otlp (grpc to 127.0.0.1:{port})"}
+    assert report["metrics"] == {"names": "both (OTEL_LLM_METRICS)", "exporter": f"otlp (http/protobuf to 127.0.0.1:{port})"}
     assert report["content"]["events"] == "console"
     # The server is gone.
     assert f"nothing answers at 127.0.0.1:{port}" in problems(report := examine())

@@ -293,7 +293,7 @@ def test_without_an_endpoint_nothing_is_sent(
         ({}, "duckdb", None),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, "otlp,duckdb", "http/protobuf"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}, "otlp,duckdb", "grpc"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example"}, "otlp,duckdb", "grpc"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example"}, "otlp,duckdb", "http/protobuf"),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, "otlp,duckdb", "http/protobuf"),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
@@ -306,11 +306,11 @@ def test_without_an_endpoint_nothing_is_sent(
             None,
         ),
         ({"OTEL_TRACES_EXPORTER": "console"}, "console", None),
-        ({"OTEL_TRACES_EXPORTER": "otlp,duckdb"}, "otlp,duckdb", None),
+        ({"OTEL_TRACES_EXPORTER": "otlp,duckdb"}, "otlp,duckdb", "http/protobuf"),
     ],
 )
 def test_defaults(given: dict[str, str], exporters: str, protocol: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4318 is the port of OTLP over HTTP, whatever the SDK's own default; what is given stays."""
+    """HTTP, whatever the SDK's own default, but for the port of gRPC; what is given stays."""
     # A copy, because `set_defaults` writes to the process's environment.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | given
     monkeypatch.setattr(os, "environ", environment)

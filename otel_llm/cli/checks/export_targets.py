@@ -61,6 +61,11 @@ def export() -> Section:
         return section
 
     variables = with_defaults(distro)
+    if "grpc" == _first(os.environ, TRACES.protocols) != _first(variables, TRACES.protocols):
+        section.problem(
+            "OTLP is to go over gRPC, which is not installed: spans go over HTTP, if anywhere",
+            "pip install 'otel-llm[grpc]', or set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+        )
     is_chosen = bool(os.environ.get(TRACES.exporter))
     exporters = named(variables, TRACES) or ["otlp"]
     section.facts["traces exporter"] = f"{', '.join(exporters)} ({TRACES.exporter if is_chosen else 'default'})"
@@ -120,6 +125,8 @@ def check_names(section: Section, exporters: Iterable[str], signal: Signal) -> N
     """Whether something that is installed provides each of the exporters."""
     group = f"opentelemetry_{signal.name.lower()}_exporter"
     known = {entry.name for entry in metadata.entry_points(group=group)} | {"none"}
+    if any(name.startswith("otlp_") for name in known):
+        known.add("otlp")  # which stands for one of those
     lost = (
         "nothing is exported, instrumented or recorded"
         if _is_set_up_by_others()

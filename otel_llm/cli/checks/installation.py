@@ -24,7 +24,7 @@ _PACKAGES = (
     "opentelemetry-sdk",
     "opentelemetry-instrumentation",
     "opentelemetry-distro",
-    "opentelemetry-exporter-otlp",
+    "opentelemetry-exporter-otlp-proto-http",
     "duckdb",
     "genai-prices",
     "openai",

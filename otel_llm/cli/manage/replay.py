@@ -33,12 +33,12 @@ class Protocol(StrEnum):
 @click.option(
     "--endpoint",
     metavar="URL",
-    help="Where to send them, in place of $OTEL_EXPORTER_OTLP_ENDPOINT: http://localhost:4317.",
+    help="Where to send them, in place of $OTEL_EXPORTER_OTLP_ENDPOINT: http://localhost:4318.",
 )
 @click.option(
     "--protocol",
     type=click.Choice([*map(str, Protocol)]),
-    help="In place of $OTEL_EXPORTER_OTLP_PROTOCOL; if neither is given, HTTP for port 4318 and gRPC for others.",
+    help="In place of $OTEL_EXPORTER_OTLP_PROTOCOL; if neither is given, gRPC for port 4317 and HTTP for others.",
 )
 @click.option(
     "--missing", is_flag=True, help="Only what programs that have ended were to send there and has not arrived."
@@ -62,7 +62,7 @@ def replay(
     \b
     Examples:
       otel-llm replay --missing
-      otel-llm replay --since 2h --endpoint http://localhost:4317
+      otel-llm replay --since 2h --endpoint http://localhost:4318
       otel-llm replay --since 2026-11-20T14:00 --until 2026-11-20T15:30 --endpoint http://localhost:4318
 
     What a replay has sent to an endpoint is not sent there by the next one. What your programs sent there themselves is left out

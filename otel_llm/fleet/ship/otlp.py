@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -260,6 +261,8 @@ class _Grpc:
         self._certificates = certificates
         self._compressed = compressed
         self._channel: grpc.Channel | None = None
+        if find_spec("grpc") is None:
+            raise ValueError(f"{target.name} is sent to over gRPC, which needs pip install 'otel-llm[grpc]'")
 
     def send(self, source: Source, body: bytes, timeout: float) -> bytes:
         import grpc

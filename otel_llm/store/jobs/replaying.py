@@ -54,7 +54,7 @@ _BATCH: Final = 512
 """Spans that are sent at once, as many as the SDK's batch processor sends, if they are not too large for that."""
 _CONTENT: Final = re.compile(dialects.CONTENT_PATTERN)
 _TRACES_PATH: Final = "/v1/traces"
-_HTTP_PORT: Final = 4318
+_GRPC_PORT: Final = 4317
 
 
 class BackendError(StoreError):
@@ -79,12 +79,12 @@ class ReplayTarget:
         tls = not endpoint and not is_insecure("", environment)
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} is not an endpoint like http://localhost:4317")
+            raise ValueError(f"{url} is not an endpoint like http://localhost:4318")
         chosen = (
             protocol
             or environment.get(OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, "").strip()
             or environment.get(OTEL_EXPORTER_OTLP_PROTOCOL, "").strip()
-            or ("http/protobuf" if parts.port == _HTTP_PORT or parts.path.endswith(_TRACES_PATH) else "grpc")
+            or ("grpc" if parts.port == _GRPC_PORT and not parts.path.endswith(_TRACES_PATH) else "http/protobuf")
         )
         match chosen:
             case "grpc":
@@ -104,7 +104,12 @@ class ReplayTarget:
     def exporter(self) -> SpanExporter:
         """The OpenTelemetry exporter for it. Headers, certificates and timeouts come from `OTEL_EXPORTER_OTLP_*`."""
         if self.protocol == "grpc":
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+            try:
+                from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+            except ModuleNotFoundError as error:
+                raise BackendError(
+                    f"{self.name} is asked over gRPC, which needs pip install 'otel-llm[grpc]'"
+                ) from error
 
             return GrpcExporter(endpoint=self.endpoint)
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter

@@ -374,7 +374,7 @@ def test_spans_of_one_resource_share_it(journal: Journal, paths: StorePaths, bac
     [
         ("http://h:4317", None, {}, ("http://h:4317", "grpc")),
         ("h:4317", None, {}, ("http://h:4317", "grpc")),
-        ("https://h", None, {}, ("https://h", "grpc")),
+        ("https://h", None, {}, ("https://h/v1/traces", "http/protobuf")),
         ("http://h:4318", None, {}, ("http://h:4318/v1/traces", "http/protobuf")),
         ("http://h:4318/", None, {}, ("http://h:4318/v1/traces", "http/protobuf")),
         ("http://h/v1/traces", None, {}, ("http://h/v1/traces", "http/protobuf")),
