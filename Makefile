@@ -7,6 +7,7 @@
 # make bench    what recording costs, beside its peers, and what the command line does (a quarter of an hour)
 # make matrix   which ways to call a model are recorded right, here and by peers (minutes)
 # make soak     the long tests: what `make test` shows in short form, at full length
+# make release  build what is released, twice, with its bill of materials; publishes nothing (docs/releasing.md)
 # make pictures  draw the pictures of docs/pictures that show a terminal or the browser page
 # make clean    remove what the others made
 #
@@ -33,6 +34,9 @@ BENCH_VENV := $(VENV)-bench
 MATRIX_VENV := $(BENCH_VENV)/matrix
 MATRIX := $(MATRIX_VENV)/.installed
 
+RELEASE_VENV := $(VENV)-release
+RELEASE := $(RELEASE_VENV)/.installed
+
 NEWEST_VENV := $(VENV)-newest
 NEWEST := $(NEWEST_VENV)/constraints.txt
 NEWEST_PIP := $(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet
@@ -42,7 +46,7 @@ UV := $(VENV)-uv/bin/uv
 RESOLVE = printf 'hatchling\neditables\n' | $(UV) --quiet pip compile pyproject.toml - --extra dev \
 	--universal --python-version 3.11 --upgrade --strip-extras --no-annotate --custom-compile-command 'make constraints'
 
-.PHONY: demo test test-newest outdated constraints lint bench matrix soak pictures clean
+.PHONY: demo test test-newest outdated constraints lint bench matrix soak release pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -82,15 +86,23 @@ matrix: $(MATRIX)
 soak: $(DEV)
 	$(VENV)/bin/python benchmarks/soak.py
 
+release: $(RELEASE)
+	@$(RELEASE_VENV)/bin/python .ci/release $(RELEASE_ARGS)
+
 pictures: $(DEV)
 	$(VENV)/bin/python docs/pictures/make.py
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python docs/pictures/pages.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-uv $(BENCH_VENV) $(NEWEST_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-uv $(BENCH_VENV) $(NEWEST_VENV) $(RELEASE_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/bin/python $(MATRIX_VENV)/bin/python $(NEWEST_VENV)/bin/python:
+$(VENV)/bin/python $(MATRIX_VENV)/bin/python $(NEWEST_VENV)/bin/python $(RELEASE_VENV)/bin/python:
 	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
+
+# They look at what was made, and are no part of it.
+$(RELEASE): | $(RELEASE_VENV)/bin/python
+	PIP_CONSTRAINT= $(RELEASE_VENV)/bin/python -m pip --disable-pip-version-check --quiet install build twine cyclonedx-bom
+	@touch $@
 
 # The newest uv itself: an old one may not read what a registry says a year from now.
 $(UV):

@@ -371,7 +371,10 @@ def test_where_metrics_and_events_go(examine: Any, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}")
         report = examine()
     assert report["ok"], problems(report)
-    assert report["metrics"] == {"names": "both (OTEL_LLM_METRICS)", "exporter": f"otlp (http/protobuf to 127.0.0.1:{port})"}
+    assert report["metrics"] == {
+        "names": "both (OTEL_LLM_METRICS)",
+        "exporter": f"otlp (http/protobuf to 127.0.0.1:{port})",
+    }
     assert report["content"]["events"] == "console"
     # The server is gone.
     assert f"nothing answers at 127.0.0.1:{port}" in problems(report := examine())
