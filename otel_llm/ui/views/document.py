@@ -28,7 +28,7 @@ def as_html(engine: Engine, scope: PageScope, *, place: str, by: Sequence[str] =
     environment.filters.update(wording.FILTERS)
     style = (resources.files("otel_llm.ui") / "static" / "page.css").read_text(encoding="utf-8")
     found = [page_questions.series(engine, scope, name) for name in by]
-    return environment.get_template("report.html").render(
+    return environment.get_template("overview/report.html").render(
         scope=scope, place=place, made=datetime.now().astimezone(), style=Markup(style), rows=_ROWS, **_asked(engine, scope),
         sections=[(one, chart(one, _measure(one), scope, lambda *_, **__: None)) for one in found],
     )  # fmt: skip

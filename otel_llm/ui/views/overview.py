@@ -77,7 +77,7 @@ def overview(request: Request, scope: PageScope, backend: Backend) -> PageView:
             for value, row in sorted(cell.items(), key=lambda item: str(item[0]))
         ],
     }
-    return PageView("overview.html", context, data)
+    return PageView("overview/page.html", context, data)
 
 
 def link(request: Request, path: str, scope: PageScope, **more: str) -> str:
