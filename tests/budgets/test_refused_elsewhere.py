@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel, FakeListLLM
 from langchain_openai import ChatOpenAI
+from pydantic import Field
 
 import otel_llm
+from otel_llm.budgets.stop.call_costs import Cost
 from otel_llm.conventions import semconv
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.conftest import Spans
@@ -27,7 +29,7 @@ Ask = Callable[[Any], Any]
 class Asked(FakeListChatModel):
     """A model that LangChain asks by itself, and how often."""
 
-    asked: ClassVar[list[str]] = []
+    asked: list[str] = Field(default_factory=list)
 
     def _call(self, *args: Any, **kwargs: Any) -> str:
         self.asked.append("call")
@@ -45,7 +47,7 @@ class Asked(FakeListChatModel):
 class AskedText(FakeListLLM):
     """The same for text."""
 
-    asked: ClassVar[list[str]] = []
+    asked: list[str] = Field(default_factory=list)
 
     def _call(self, *args: Any, **kwargs: Any) -> str:
         self.asked.append("call")
@@ -73,7 +75,9 @@ def statuses(spans: Spans) -> list[Any]:
 
 
 def spent() -> otel_llm.budget:
-    return otel_llm.budget("spent", limit_tokens=1)
+    budget = otel_llm.budget("spent", limit_calls=1)
+    budget.settle({}, Cost(0, 0))
+    return budget
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,6 +13,7 @@ pytest.importorskip("websockets")
 import openai
 
 import otel_llm
+from otel_llm.budgets.stop.call_costs import Cost
 from otel_llm.calls import abandoned
 from otel_llm.conventions import semconv
 from otel_llm.conventions.dialects import is_model_call
@@ -46,7 +47,9 @@ def _nobody_waits(matrix: cells.Matrix, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _spent() -> AbstractContextManager[object]:
-    return otel_llm.budget("spent", limit_tokens=1)
+    budget = otel_llm.budget("spent", limit_calls=1)
+    budget.settle({}, Cost(0, 0))
+    return budget
 
 
 @pytest.mark.parametrize("cell", _CHOSEN, ids=lambda cell: cell.name)

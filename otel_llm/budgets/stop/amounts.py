@@ -38,6 +38,14 @@ def parts_of(unit: Unit, cost: Cost, unpriced: Unpriced | Decimal) -> int | None
     return None if unpriced is Unpriced.block else 0
 
 
+def to_set_aside(unit: Unit, expected: Cost, unpriced: Unpriced | Decimal, limit: int) -> int | None:
+    """How much is set aside for a call; as `parts_of`. A guess alone refuses no call where nothing else is spent."""
+    amount = parts_of(unit, expected, unpriced)
+    if amount is None or expected.sure is None or amount <= limit:
+        return amount
+    return max(limit, parts_of(unit, expected.sure, unpriced) or 0)
+
+
 def no_price(attributes: Mapping[str, Any]) -> str:
     """Why a call is refused whose model has no price."""
     model = attributes.get(semconv.REQUEST_MODEL) or "the model"

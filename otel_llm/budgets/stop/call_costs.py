@@ -46,6 +46,8 @@ class Cost(NamedTuple):
     """In billionths of a US dollar; None where no price is known."""
     tokens: int
     calls: int = 1
+    sure: Cost | None = None
+    """What it costs at least of what is only guessed, while nothing is known of the model; None where more is known."""
 
 
 NOTHING: Final = Cost(0, 0, 0)
@@ -71,7 +73,7 @@ class _RateInNanos(NamedTuple):
     per_call: float
     per_token: tuple[tuple[str, float | None], ...]
     """By attribute: what one of them adds; None where that is not known."""
-    per_unit: Mapping[str, float]
+    per_unit: tuple[tuple[str, float], ...]
 
 
 class CallCosts:
@@ -100,19 +102,27 @@ class CallCosts:
             asked = max(asked, int(learned.input_tokens)) if characters is None else asked
         elif characters is None:
             asked = _FIRST_TOKENS
-        answered = 0
+        sure_asked = asked if characters is not None or learned is not None else 0
+        answered = sure_answered = 0
+        is_guessed = sure_asked < asked
         if operation in _WRITES:
             most = attributes.get(semconv.REQUEST_MAX_TOKENS)
             if type(most) is int and most > 0:
                 answered = most * max(1, _count(attributes.get(semconv.REQUEST_CHOICE_COUNT)))
             recent = None if learned is None else learned.output_tokens
-            answered = max(answered, int(recent)) if recent is not None else answered or _FIRST_TOKENS
+            is_guessed = is_guessed or (recent is None and not answered)
+            sure_answered = max(answered, int(recent)) if recent is not None else answered
+            answered = sure_answered or _FIRST_TOKENS
         tier = attributes.get(semconv.OPENAI_REQUEST_SERVICE_TIER)
         _, prices = self._priced(attributes, None, tier)
         nanos = _sum(prices, {semconv.INPUT_TOKENS: asked, semconv.OUTPUT_TOKENS: answered}, asked)
         if learned is not None and learned.nanos is not None:
             nanos = max(nanos or 0, int(learned.nanos))
-        return Cost(nanos, asked + answered)
+        sure = None
+        if is_guessed:
+            least = _sum(prices, {semconv.INPUT_TOKENS: sure_asked, semconv.OUTPUT_TOKENS: sure_answered}, asked)
+            sure = Cost(least, sure_asked + sure_answered)
+        return Cost(nanos, asked + answered, 1, sure)
 
     # --- at its end --------------------------------------------------------------------------------------------------------
     def actual(self, attributes: Mapping[str, Any], expected: Cost, characters: int | None) -> Cost:
@@ -121,14 +131,13 @@ class CallCosts:
         given, written = attributes.get(semconv.INPUT_TOKENS), attributes.get(semconv.OUTPUT_TOKENS)
         if status == semconv.REFUSED or attributes.get(semconv.CACHE_HIT):
             return NOTHING
-        if given is None and written is None and status == semconv.ERROR:
-            refused = _REFUSAL.fullmatch(str(attributes.get(semconv.ERROR_TYPE)))
+        told = attributes.get(semconv.REPORTED_COST_USD)
+        if given is None and written is None and told is None:
+            refused = status == semconv.ERROR and _REFUSAL.fullmatch(str(attributes.get(semconv.ERROR_TYPE)))
             if refused or attributes.get(semconv.NOT_SENT):
                 return Cost(0, 0)
-        has_units = any(name.startswith(semconv.UNIT_PREFIX) for name in attributes)
-        told = attributes.get(semconv.REPORTED_COST_USD)
-        if given is None and written is None and told is None and not has_units:
-            return expected
+            if not any(name.startswith(semconv.UNIT_PREFIX) for name in attributes):
+                return expected
         nanos: int | None
         if told is not None:
             nanos = round(told * NANO)
@@ -195,8 +204,9 @@ class CallCosts:
                 tuple(
                     (TOKEN_COLUMNS[column], None if factor is None else float(factor) * NANO)
                     for column, factor in rate.factors().items()
+                    if factor != 0
                 ),
-                {semconv.UNIT_PREFIX + unit: float(price) * NANO for unit, price in rate.per_unit.items()},
+                tuple((semconv.UNIT_PREFIX + unit, float(price) * NANO) for unit, price in rate.per_unit.items()),
             )
             for rate in quote.rates
         )
@@ -225,9 +235,10 @@ def _sum(prices: tuple[_RateInNanos, ...], counted: Mapping[str, Any], size: int
                 if price is None:
                     return None
                 total += count * price
-        for attribute, price in rate.per_unit.items():
-            total += _number(counted.get(attribute)) * price
-        return max(0, round(total))
+        for attribute, each in rate.per_unit:
+            if attribute in counted:
+                total += _number(counted[attribute]) * each
+        return int(total + 0.5) if total > 0 else 0
     return None
 
 

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, get_current_span
 
 from otel_llm.budgets.periods import period
 from otel_llm.budgets.rules import TAG, Budget, Per, Unit, Unpriced
-from otel_llm.budgets.stop.amounts import in_parts, in_units, no_price, open_here, parts_of
+from otel_llm.budgets.stop.amounts import in_parts, in_units, no_price, open_here, parts_of, to_set_aside
 from otel_llm.budgets.stop.call_costs import CallCosts, Cost
 from otel_llm.budgets.stop.exceeded import BudgetExceeded, exceeded
 from otel_llm.budgets.stop.ledger import Ledger, LedgerUnusable, digest
@@ -159,7 +159,7 @@ class StopRule:
         now_ns = time.time_ns()
         if not self.start_ns <= now_ns < self.end_ns:
             self.turn(now_ns)
-        amount = parts_of(budget.unit, expected, budget.unpriced)
+        amount = to_set_aside(budget.unit, expected, budget.unpriced, self.limit)
         if amount is None:
             return exceeded(budget.name, because=no_price(attributes), resets_at=self.resets_at)
         if amount == 0 and expected.nanos is None and budget.unit is Unit.usd:
@@ -256,7 +256,7 @@ class Gatekeeper:
 
     def use(self, rules: Sequence[StopRule], costs: CallCosts | None) -> None:
         """Has these rules stop calls from now on."""
-        self.rules, self._costs = tuple(rules), costs or self._costs
+        self.rules, self._costs = tuple(rules), costs
         if rules:
             admittance.gate = self
 

@@ -84,7 +84,7 @@ class Ledger:
         self._rows: dict[bytes, int] = {}
         self._seen_rows = 0
         self._own: dict[int, list[int]] = {}
-        """This process's cells, by row: it alone writes them."""
+        """This process's cells by row, which it alone writes: cost, set aside, and where in the file they are."""
         self._looked_at = 0.0
         self.generation = object()
         """Another after a fork, and after the file was made again: what was set aside before is not in these rows."""
@@ -105,14 +105,17 @@ class Ledger:
     def _reserve(self, row: int, amount: int, limit: int) -> Standing | None:
         try:
             with self._lock:
-                cells = self._cells(row)
+                cells = self._own.get(row)
+                if cells is None:
+                    cells = self._cells(row)
                 cells[1] += amount
-                self._put(row, cells)
-                standing = self._standing(row)
-                if standing.spent + standing.reserved <= limit:
+                self._put(cells)
+                found = self._read(row)
+                if found[2] + sum(found[_BEFORE_CELLS:]) <= limit:
                     return None
                 cells[1] -= amount
-                self._put(row, cells)
+                self._put(cells)
+                standing = _standing(found)
                 return standing._replace(reserved=standing.reserved - amount)
         except OSError as error:
             raise LedgerUnusable(str(error)) from error
@@ -120,16 +123,18 @@ class Ledger:
     def settle(self, row: int, reserved: int, cost: int) -> None:
         """A call for which `reserved` was set aside has cost `cost`."""
         with self._lock, suppress(OSError):
-            cells = self._cells(row)
+            cells = self._own.get(row)
+            if cells is None:
+                cells = self._cells(row)
             cells[0] += cost
             cells[1] -= reserved
-            self._put(row, cells)
+            self._put(cells)
 
     def standing(self, row: int) -> Standing:
         """Raises LedgerUnusable."""
         try:
             with self._lock:
-                return self._standing(row)
+                return _standing(self._read(row))
         except OSError as error:
             raise LedgerUnusable(str(error)) from error
 
@@ -161,10 +166,6 @@ class Ledger:
                 raise LedgerUnusable(str(error)) from error
 
     # --- the file --------------------------------------------------------------------------------------------------------
-    def _standing(self, row: int) -> Standing:
-        found = self._read(row)
-        return Standing(found[2] + sum(found[_BEFORE_CELLS::2]), sum(found[_BEFORE_CELLS + 1 :: 2]), found[3])
-
     def _read(self, row: int) -> tuple[int, ...]:
         """The words of a row. Raises OSError, LedgerUnusable."""
         whole = os.pread(self._fd(), _ROW, _HEADER + row * _ROW)
@@ -172,15 +173,15 @@ class Ledger:
             self.forget()
             raise LedgerUnusable(f"{self.path} was cut")
         (used,) = _COUNT.unpack_from(whole, _USED)
-        words: tuple[int, ...] = _WORDS[max(0, min(used, SLOTS))].unpack_from(whole)
+        words: tuple[int, ...] = _WORDS[used if 0 <= used <= SLOTS else SLOTS].unpack_from(whole)
         return words
 
     def _write(self, row: int, word: int, values: tuple[int, ...]) -> None:
         os.pwrite(self._fd(), _words(*values), _HEADER + row * _ROW + word * _WORD)
 
-    def _put(self, row: int, cells: list[int]) -> None:
-        place = _HEADER + row * _ROW + (_BEFORE_CELLS + 2 * self._slot) * _WORD
-        os.pwrite(self._fd(), _CELLS.pack(cells[0], max(cells[1], 0)), place)
+    def _put(self, cells: list[int]) -> None:
+        cost, reserved, place = cells
+        os.pwrite(self._fd(), _CELLS.pack(cost, reserved if reserved > 0 else 0), place)
 
     def _cells(self, row: int) -> list[int]:
         """This process's cells; the slot is taken where there is none yet. Raises OSError, LedgerUnusable."""
@@ -194,20 +195,20 @@ class Ledger:
                 if used <= self._slot:
                     self._write(row, _USED // _WORD, (self._slot + 1,))
             (before,) = _unpacked(os.pread(self._fd(), _WORD, place)) or (0,)
-            cells = self._own[row] = [before, 0]
+            cells = self._own[row] = [before, 0, place]
         return cells
 
     def _fd(self) -> int:
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        return self._file.fileno()
+        file = self._file
+        if file is None:
+            file = self._open()
+        return file.fileno()
 
-    def _open(self) -> None:
+    def _open(self) -> io.FileIO:
         """Raises LedgerUnusable."""
         try:
             files.make_own_dir(self.directory)
-            self._file = io.FileIO(files.open_or_create(self.path), "r+")
+            file = self._file = io.FileIO(files.open_or_create(self.path), "r+")
             with self._alone():
                 header = _unpacked(os.pread(self._fd(), _HEADER, 0))
                 size = os.fstat(self._fd()).st_size
@@ -218,6 +219,7 @@ class Ledger:
         except OSError as error:
             self._file = None
             raise LedgerUnusable(f"{self.path}: {error.strerror or error}") from error
+        return file
 
     def forget(self) -> None:
         """Lets go of the file, which is opened again by the next who needs it; made again where it is not what it was."""
@@ -378,6 +380,10 @@ _COUNT: Final = struct.Struct("=q")
 
 def _words(*values: int) -> bytes:
     return struct.pack(f"={len(values)}q", *values)
+
+
+def _standing(words: tuple[int, ...]) -> Standing:
+    return Standing(words[2] + sum(words[_BEFORE_CELLS::2]), sum(words[_BEFORE_CELLS + 1 :: 2]), words[3])
 
 
 def _unpacked(data: bytes) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from otel_llm.budgets.stop.amounts import in_parts
 from otel_llm.budgets.stop.gatekeeper import NO_VALUE, StopRule
 from otel_llm.budgets.stop.ledger import Ledger, LedgerUnusable
+from otel_llm.store.file import exits
 from otel_llm.store.journal import locks
-from otel_llm.support import forks
+from otel_llm.support import forks, importing, masking
 
 if TYPE_CHECKING:
     from otel_llm.account.questions import Account
@@ -35,6 +36,7 @@ _LOOKS_EVERY: Final = 0.02
 _AGAIN: Final = 2.0
 """Seconds after which the account is tried again that could not be read."""
 _REFRESH: Final = 3600.0
+_EXIT: Final = 10.0
 _MOST: Final = 1_000_000
 
 Open = Callable[[], AbstractContextManager["Account"]]
@@ -44,11 +46,11 @@ Open = Callable[[], AbstractContextManager["Account"]]
 class Rebasing:
     """Keeps the ledger of one store in line with its account, by a thread of its own."""
 
-    def __init__(self, ledger: Ledger, open_account: Open, on_reading: Callable[[], None] | None = None) -> None:
-        """`on_reading` is called before each reading."""
+    def __init__(self, ledger: Ledger, open_account: Open, before: Callable[[], None]) -> None:
+        """`before` is called before each look."""
         self._ledger = ledger
         self._open_account = open_account
-        self._on_reading = on_reading
+        self._before_look = before
         self.rules: Sequence[StopRule] = ()
         self._stopped = False
         self._start_afresh()
@@ -69,6 +71,8 @@ class Rebasing:
         until = time.monotonic() + WAIT
         try:
             while not self._is_read(rule):
+                if self._stopped:
+                    return "this process is about to end"
                 self.start()
                 self._wake.set()
                 if self._failed is not None and time.monotonic() < self._failed_at + _AGAIN:
@@ -91,29 +95,37 @@ class Rebasing:
         if self._thread is None or not self._thread.is_alive():
             with self._starting:
                 if (self._thread is None or not self._thread.is_alive()) and not self._stopped:
+                    exits.register(self.stop)
                     self._thread = threading.Thread(target=self._run, name="otel-llm-budgets", daemon=True)
                     self._thread.start()
 
     def stop(self) -> None:
+        """Waits for its end: a process must not end while DuckDB is at work."""
         self._stopped = True
         self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_EXIT)
         role, self._role = self._role, None
         if role is not None:
             role.close()
 
+    @importing.whole()
     def _run(self) -> None:
         while not self._stopped:
+            self._wake.clear()
             try:
                 self.read()
-            except Exception as error:
-                self._failed, self._failed_at = f"{type(error).__name__}: {error}"[:200], time.monotonic()
+            except (Exception, SystemExit) as error:
+                self._failed, self._failed_at = masking.error(error), time.monotonic()
                 _logger.debug("the account could not be read for the budgets", exc_info=True)
-            self._wake.clear()
-            self._wake.wait(EVERY if self._failed is None else _AGAIN)
+            if not self._stopped:
+                self._wake.wait(EVERY if self._failed is None else _AGAIN)
 
     def read(self) -> None:
         """Reads the account for all rules, if that is for this process to do now. Raises what reading the account raises."""
         ledger = self._ledger
+        self._before_look()
         if ledger.is_replaced():
             ledger.forget()
         if time.monotonic() > self._refreshed_at + _REFRESH:
@@ -127,8 +139,6 @@ class Rebasing:
         unread = [rule for rule in self.rules if not self._is_read(rule)]
         if not self._has_role() and not unread:
             return
-        if self._on_reading is not None:
-            self._on_reading()
         with self._account() as account:
             for rule in self.rules if self._role is not None else unread:
                 self._rebase(account, rule, now)

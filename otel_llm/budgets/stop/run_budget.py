@@ -9,7 +9,15 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from otel_llm.budgets.rules import Unit, Unpriced
-from otel_llm.budgets.stop.amounts import in_parts, in_units, no_price, open_from_here, open_here, parts_of
+from otel_llm.budgets.stop.amounts import (
+    in_parts,
+    in_units,
+    no_price,
+    open_from_here,
+    open_here,
+    parts_of,
+    to_set_aside,
+)
 from otel_llm.budgets.stop.call_costs import NANO, Cost
 from otel_llm.budgets.stop.exceeded import BudgetExceeded, exceeded
 from otel_llm.budgets.stop.gatekeeper import gatekeeper
@@ -109,7 +117,7 @@ class budget:
         """What is set aside for a call, or why it may not be made."""
         amounts = {}
         for limit in self._limits:
-            amount = parts_of(limit.unit, expected, self._unpriced)
+            amount = to_set_aside(limit.unit, expected, self._unpriced, limit.parts)
             if amount is None:
                 return exceeded(self.name, because=no_price(attributes))
             amounts[limit.unit] = amount

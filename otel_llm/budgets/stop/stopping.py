@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from otel_llm.budgets.rules import load
+from otel_llm.budgets.rules import Budget, load
 from otel_llm.budgets.stop.call_costs import CallCosts
 from otel_llm.budgets.stop.gatekeeper import StopRule, gatekeeper
 from otel_llm.budgets.stop.ledger import Ledger
@@ -29,20 +30,32 @@ def begin(paths: StorePaths | None, service: str | None) -> None:
     file = settings().budgets
     if file is None or _rebasing is not None:
         return
-    found = load(file)
-    for mistake in found.mistakes:
-        _logger.warning("%s", mistake)
-    stopping = [budget for budget in found.budgets if budget.stops]
-    if not stopping:
-        return
     if paths is None:
-        gatekeeper.use([StopRule(budget, None, lambda _: None, service) for budget in stopping], None)
-        return
+        gatekeeper.use([StopRule(budget, None, lambda _: None, service) for budget in _stopping(file)], None)
+    elif stopping := _stopping(file):
+        _rebasing = _begin(file, stopping, paths, service)
+
+
+def _begin(file: Path, stopping: list[Budget], paths: StorePaths, service: str | None) -> Rebasing:
     ledger, costs = Ledger(paths.budgets), CallCosts(paths)
-    _rebasing = rebasing = Rebasing(ledger, opener(paths.database), costs.prices_may_have_changed)
-    rebasing.rules = [StopRule(budget, ledger, rebasing.wait_for, service) for budget in stopping]
-    gatekeeper.use(rebasing.rules, costs)
+    known = {"file": _seen(file)}
+
+    def use(budgets: list[Budget]) -> None:
+        # One that is as it was keeps what it knows of its period.
+        before = {rule.budget: rule for rule in rebasing.rules}
+        rebasing.rules = [before.get(each) or StopRule(each, ledger, rebasing.wait_for, service) for each in budgets]
+        gatekeeper.use(rebasing.rules, costs)
+
+    def look() -> None:
+        costs.prices_may_have_changed()
+        if (seen := _seen(file)) != known["file"]:
+            known["file"] = seen
+            use(_stopping(file))
+
+    rebasing = Rebasing(ledger, opener(paths.database), look)
+    use(stopping)
     rebasing.start()
+    return rebasing
 
 
 def end() -> None:
@@ -53,3 +66,20 @@ def end() -> None:
         rebasing.stop()
     gatekeeper.use((), None)
     admittance.gate = None
+
+
+def _stopping(file: Path) -> list[Budget]:
+    """The budgets in a file that stop calls. What is wrong with it is said."""
+    found = load(file)
+    for mistake in found.mistakes:
+        _logger.warning("%s", mistake)
+    return [budget for budget in found.budgets if budget.stops]
+
+
+def _seen(file: Path) -> tuple[int, int]:
+    """Another after the file has changed."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size

@@ -11,11 +11,19 @@ pytest.importorskip("litellm", reason="LiteLLM is not installed: `.ci/beside` ha
 import litellm
 
 import otel_llm
+from otel_llm.budgets.rules import Unit
+from otel_llm.budgets.stop.call_costs import Cost
 from otel_llm.conventions import semconv
 from tests.conftest import LocalOpenAI
 from tests.instrumentation.litellm.conftest import Account
 from tests.instrumentation.litellm.test_ways import MESSAGES, ask, base, billed, ways
 from tests.instrumentation.litellm.wires import Wires
+
+
+def spent() -> otel_llm.budget:
+    budget = otel_llm.budget("spent", limit_calls=1)
+    budget.settle({}, Cost(0, 0))
+    return budget
 
 
 @pytest.mark.parametrize(("name", "server", "provider", "arguments"), ways())
@@ -28,7 +36,7 @@ def test_nothing_is_sent(
     wires: Wires,
     account: Account,
 ) -> None:
-    with otel_llm.budget("spent", limit_tokens=1), pytest.raises(otel_llm.BudgetExceeded):
+    with spent(), pytest.raises(otel_llm.BudgetExceeded):
         ask(name, {**arguments, **base(arguments["model"], openai_server, wires, server)})
     assert billed(openai_server, wires) == []
     (row,) = account()
@@ -51,17 +59,11 @@ def test_with_room_each_call_counts_once(
         ask(name, {**arguments, **base(arguments["model"], openai_server, wires, server)})
         account()
         assert run.spent_calls == 1
-        assert run._reserved[otel_llm_unit("calls")] == 0
-
-
-def otel_llm_unit(name: str) -> Any:
-    from otel_llm.budgets.rules import Unit
-
-    return Unit(name)
+        assert run._reserved[Unit.calls] == 0
 
 
 def test_a_mocked_answer_costs_nothing(account: Account) -> None:
-    with otel_llm.budget("spent", limit_tokens=1):
+    with spent():
         answer = litellm.completion(model="openai/gpt-4o-mini", messages=MESSAGES, mock_response="hi")
     assert answer.choices[0].message.content == "hi"
 
@@ -77,6 +79,6 @@ def test_the_router_does_not_get_round_it(openai_server: LocalOpenAI, account: A
         num_retries=1,
         retry_after=0,
     )
-    with otel_llm.budget("spent", limit_tokens=1), pytest.raises(otel_llm.BudgetExceeded):
+    with spent(), pytest.raises(otel_llm.BudgetExceeded):
         router.completion(model="a", messages=MESSAGES)
     assert openai_server.ledger == []
