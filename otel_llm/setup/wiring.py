@@ -18,7 +18,7 @@ from otel_llm.calls import abandoned, stream_usage, tracing, withholding
 from otel_llm.calls.listeners import listeners
 from otel_llm.conventions import semconv
 from otel_llm.settings import settings
-from otel_llm.support import otel_private
+from otel_llm.support import faults, otel_private
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -176,11 +176,14 @@ def _watch_budgets(store: Store) -> None:
 def stop_calls(provider: Any, paths: StorePaths | None) -> None:
     """Has budgets stop calls, where `OTEL_LLM_BUDGETS` names any. `paths`: of the store that has the account, if one is kept."""
     if settings().budgets is not None:
-        from otel_llm.budgets.stop import stopping
+        try:
+            from otel_llm.budgets.stop import stopping
 
-        resource = getattr(taking_processors(provider), "resource", None)
-        service = getattr(resource, "attributes", {}).get(semconv.SERVICE_NAME)
-        stopping.begin(paths, service if isinstance(service, str) else None)
+            resource = getattr(taking_processors(provider), "resource", None)
+            service = getattr(resource, "attributes", {}).get(semconv.SERVICE_NAME)
+            stopping.begin(paths, service if isinstance(service, str) else None)
+        except Exception as fault:  # the account is kept all the same
+            faults.report("have budgets stop calls", fault)
 
 
 def unwire() -> None:

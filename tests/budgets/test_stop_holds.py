@@ -415,7 +415,7 @@ def test_where_the_account_cannot_be_read_the_budget_says_what_happens(
 def test_calls_without_a_price(
     run_instrumented: Run, budgets: Budgets, unpriced: str, sent: str, log: str | None
 ) -> None:
-    env = budgets.env(f'limit_usd = 0.1\nper = "day"\nfail = "closed"\nunpriced = {unpriced}')
+    env = budgets.env(f'limit_usd = 0.09\nper = "day"\nfail = "closed"\nunpriced = {unpriced}')
     env["OTEL_LLM_PRICES"] = ""
     script = one_by_one(3, "{'max_tokens': 30}").replace('"gpt-4o-mini"', '"nobody-knows-it"')
     done = run_instrumented(script, env=env, stderr=".")

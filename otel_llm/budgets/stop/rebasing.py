@@ -10,15 +10,17 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_llm.budgets.stop.amounts import in_parts
 from otel_llm.budgets.stop.gatekeeper import NO_VALUE, StopRule
 from otel_llm.budgets.stop.ledger import Ledger, LedgerUnusable
+from otel_llm.settings import settings
 from otel_llm.store.file import exits
 from otel_llm.store.journal import locks
 from otel_llm.support import forks, importing, masking
@@ -46,10 +48,10 @@ Open = Callable[[], AbstractContextManager["Account"]]
 class Rebasing:
     """Keeps the ledger of one store in line with its account, by a thread of its own."""
 
-    def __init__(self, ledger: Ledger, open_account: Open, before: Callable[[], None]) -> None:
-        """`before` is called before each look."""
+    def __init__(self, ledger: Ledger, accounts: Sequence[Open], before: Callable[[], None]) -> None:
+        """`accounts`: of several the larger sum counts. `before` is called before each look."""
         self._ledger = ledger
-        self._open_account = open_account
+        self._accounts = accounts
         self._before_look = before
         self.rules: Sequence[StopRule] = ()
         self._stopped = False
@@ -139,17 +141,14 @@ class Rebasing:
         unread = [rule for rule in self.rules if not self._is_read(rule)]
         if not self._has_role() and not unread:
             return
-        with self._account() as account:
-            for rule in self.rules if self._role is not None else unread:
-                self._rebase(account, rule, now)
-        self._failed = None
-
-    @contextmanager
-    def _account(self) -> Iterator[Account]:
+        rules = list(self.rules if self._role is not None else unread)
         # What has been settled is looked at before the account is opened, which shows one moment.
-        self._before = {rule.family: self._ledger.family(rule.family[:8]) for rule in self.rules}
-        with self._open_account() as account:
-            yield account
+        settled = [(rule, rule.family, ledger.family(rule.family[:8])) for rule in rules]
+        with ExitStack() as stack:
+            accounts = [stack.enter_context(open_account()) for open_account in self._accounts]
+            for rule, family, before in settled:
+                self._rebase(accounts, rule, family, before, now)
+        self._failed = None
 
     def _has_role(self) -> bool:
         """Whether this process reads the account for all."""
@@ -160,20 +159,31 @@ class Rebasing:
                 return False
         return self._role is not None
 
-    def _rebase(self, account: Account, rule: StopRule, now: datetime) -> None:
+    def _rebase(
+        self,
+        accounts: Sequence[Account],
+        rule: StopRule,
+        family: bytes,
+        before: Mapping[bytes, tuple[int, int]],
+        now: datetime,
+    ) -> None:
         from otel_llm.budgets.spending import spent
 
         ledger, budget = self._ledger, rule.budget
-        before, family = self._before.get(rule.family, {}), rule.family
         parts: dict[bytes, int] = {}
-        for one in spent(account, budget, now, most=_MOST):
-            value = None if budget.each is None else NO_VALUE if one.value is None else one.value
-            amount = in_parts(budget.unit, one.amount)
-            parts[rule.row_digest((value, one.run))] = max(amount, rule.limit) if one.is_blocked else amount
+        for account in accounts:
+            for one in spent(account, budget, now, most=_MOST):
+                value = None if budget.each is None else NO_VALUE if one.value is None else one.value
+                amount = in_parts(budget.unit, one.amount)
+                if one.is_blocked:
+                    amount = max(amount, rule.limit)
+                digest = rule.row_digest((value, one.run))
+                parts[digest] = max(parts.get(digest, 0), amount)
         if rule.family != family:
             return  # another period has begun meanwhile
         for digest, (row, costs) in before.items():
-            if digest != family:
+            # A trace or a conversation that has rested for long is not among what was answered, and keeps what it had.
+            if digest != family and (digest in parts or budget.per.run_column is None):
                 ledger.rebase(row, parts.pop(digest, 0), costs, _us(now))
         for digest, amount in parts.items():
             if amount:
@@ -182,11 +192,19 @@ class Rebasing:
         rule.is_read = True
 
 
-def opener(path: Path) -> Open:
-    """What opens the account of a store."""
-    from otel_llm.account.opening import open_store
+def openers(path: Path) -> list[Open]:
+    """What opens the account of a store, and that of all machines where `OTEL_LLM_STORE` names a ClickHouse."""
+    from otel_llm.account.opening import open_clickhouse, open_store
 
-    return lambda: open_store(path)
+    found: list[Open] = [partial(open_store, path)]
+    if (url := settings().account_url) is not None:
+        from otel_llm.fleet.clickhouse.server_url import BadURL, ClickHouseURL
+
+        try:
+            found.append(partial(open_clickhouse, ClickHouseURL.parse(url)))
+        except BadURL as error:
+            _logger.warning("OTEL_LLM_STORE: %s; budgets count what this machine has spent", masking.text(error))
+    return found
 
 
 def _us(moment: datetime) -> int:

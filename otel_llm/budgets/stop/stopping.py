@@ -9,7 +9,7 @@ from otel_llm.budgets.rules import Budget, load
 from otel_llm.budgets.stop.call_costs import CallCosts
 from otel_llm.budgets.stop.gatekeeper import StopRule, gatekeeper
 from otel_llm.budgets.stop.ledger import Ledger
-from otel_llm.budgets.stop.rebasing import Rebasing, opener
+from otel_llm.budgets.stop.rebasing import Rebasing, openers
 from otel_llm.calls import admittance
 from otel_llm.settings import settings
 from otel_llm.store.paths import StorePaths
@@ -52,7 +52,7 @@ def _begin(file: Path, stopping: list[Budget], paths: StorePaths, service: str |
             known["file"] = seen
             use(_stopping(file))
 
-    rebasing = Rebasing(ledger, opener(paths.database), look)
+    rebasing = Rebasing(ledger, openers(paths.database), look)
     use(stopping)
     rebasing.start()
     return rebasing
