@@ -233,6 +233,29 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "cannot be read (Permission denied)" in rules.load(file).mistakes[0]
 
 
+def test_nobody_elses_commands_are_run(tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text(RIGHT)
+    file.chmod(0o664)
+    assert "page" in rules.load(file).receivers
+    file.chmod(0o666)
+    found = rules.load(file)
+    assert [*found.receivers] == ["team-slack"] and len(found.budgets) == 2
+    assert found.mistakes == (
+        f"{file}: another user may have written it, so no [[command]] is run; chown it, and chmod o-w",
+    )
+    file.write_text(RIGHT.partition("[[command]]")[0].replace(', "page"', ""))
+    assert rules.load(file).mistakes == ()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_another_users_commands_are_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text(RIGHT)
+    os.chown(file, 12345, -1)
+    assert [*rules.load(file).receivers] == ["team-slack"]
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     assert loaded(tmp_path, f"\ufeff{RIGHT}").mistakes == ()
 
