@@ -177,7 +177,10 @@ def _run(command: Command, event: dict[str, Any], timeout: float) -> None:
                 raise NotTold(f"has not ended after {timeout:g} s") from None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                else:
+                    process.kill()
                 process.wait()
     if process.returncode:
         words = " ".join(said[-_LONGEST:].decode(errors="replace").split())
