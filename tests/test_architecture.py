@@ -39,6 +39,7 @@ ROOMS = (
     "fleet.serve",
     "account.engine",
     "account.formulas",
+    "account.spoken_words",
     "account.sql_words",
     "account.in_duckdb",
     "account",

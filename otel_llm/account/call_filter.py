@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -65,8 +64,7 @@ class CallFilter:
             either = [f"{column} IN ({', '.join(exact)})"] if exact else []
             either += [engine.glob((column,), value, values) for value in chosen if _is_pattern(value)]
             clauses.append(f"({' OR '.join(either)})")
-        # Messages stand there as JSON.
-        clauses += [engine.said(json.dumps(word, ensure_ascii=False)[1:-1], values) for word in self.search.split()]
+        clauses += [engine.said(word, values) for word in self.search.split()]
         if self.errors:
             clauses.append("status = 'error'")
         if self.where is not None:

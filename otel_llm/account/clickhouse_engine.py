@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from otel_llm.account.engine import AccountError, BadCondition, ColumnKind, FileFormat, QueryAnswer, Row, Values
 from otel_llm.account.formulas import FORMULA, PLAIN_NUMBER
+from otel_llm.account.spoken_words import in_ascii_json, in_json, without_surrogates
 from otel_llm.fleet.clickhouse.http_client import ClickHouseClient, ClickHouseError
 from otel_llm.fleet.wire_row import SPAN_COLUMNS, USAGE_COLUMNS, Kind
 
@@ -230,9 +231,16 @@ class ClickHouseEngine:
         return f"({' OR '.join(f'match({column}, {{{name}:String}})' for column in columns)})"
 
     def said(self, word: str, values: Values) -> str:
-        error = "if(isNull(error_message), '', toJSONString(assumeNotNull(error_message)))"
-        texts = f"concatWithSeparator(' ', ifNull(input_messages, ''), ifNull(output_messages, ''), {error})"
-        return f"positionCaseInsensitiveUTF8({texts}, {{{values.add(word)}:String}}) > 0"
+        messages = ("input_messages", "output_messages")
+        forms = [(messages, in_json(word)), (("error_message",), without_surrogates(word))]
+        forms += [(messages, form) for form in in_ascii_json(word)]
+        either = []
+        for columns, form in forms:
+            name = values.add(form)
+            either += [
+                f"positionCaseInsensitiveUTF8(ifNull({column}, ''), {{{name}:String}}) > 0" for column in columns
+            ]
+        return f"({' OR '.join(either)})"
 
     @cached_property
     def _zone(self) -> str:

@@ -134,7 +134,7 @@ class Engine(Protocol):
         """Whether one of the columns matches a pattern with `*` and `?`."""
 
     def said(self, word: str, values: Values) -> str:
-        """Whether a word stands in the messages or the error of a call, in whatever case. `word` is as JSON has it."""
+        """Whether a word stands in the messages or the error of a call, in whatever case, as it is."""
 
 
 def iso(moment: str) -> str:

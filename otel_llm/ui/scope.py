@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -98,8 +97,7 @@ class PageScope:
             if NOBODY in chosen:
                 either.append(f"{column} IS NULL")
             clauses.append(f"({' OR '.join(either)})")
-        # Messages stand there as JSON.
-        clauses += [engine.said(json.dumps(word, ensure_ascii=False)[1:-1], values) for word in self.search.split()]
+        clauses += [engine.said(word, values) for word in self.search.split()]
         return " AND ".join(clauses) or "true"
 
     def pairs(self) -> list[tuple[str, str]]:

@@ -8,11 +8,16 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from otel_llm.conventions import semconv
+from otel_llm.store.journal.writer import Journal
+from otel_llm.store.paths import StorePaths
 from tests.cli.conftest import Fill, Run, both_engines
+from tests.store.conftest import merging, write_call
 
 CALL: dict[str, Any] = {
     "started_at": "2026-11-20T12:00:00Z", "request_model": "gpt-5-mini", "response_model": "gpt-5-mini-2025-08-07",
@@ -100,6 +105,52 @@ def test_which_calls(arguments: list[str], found: list[str], fill: Fill, run: Ru
     )
     fill(CALL | SAID, OTHER | {"input_messages": said})
     assert users(run, *arguments) == found
+
+
+TEXT = 'Straße, ÉCOLE 日本 50% O\'Neil_x a.b*c (d) [e] {f} ^g$ h|i \\j "k" l/m <n> n-o\tp;q Winter'
+
+
+@both_engines
+@pytest.mark.parametrize("kept", [{"ensure_ascii": False}, {"ensure_ascii": True}], ids=["UTF-8", "ASCII"])
+def test_what_was_said_is_found_as_it_is_and_in_any_case(kept: dict[str, bool], fill: Fill, run: Run) -> None:
+    fill(
+        {"user_id": "asked", "input_messages": json.dumps([{"role": "user", "content": TEXT}], **kept)},
+        {"user_id": "answered", "output_messages": json.dumps([{"role": "assistant", "content": TEXT}], **kept)},
+        {"user_id": "failed", "error_message": TEXT},
+        {
+            "user_id": "other",
+            "input_messages": json.dumps([{"role": "user", "content": "50 ONeil x axb 日 ecole"}], **kept),
+        },
+    )
+    for word in TEXT.split():
+        for form in (word, word.lower(), word.upper().replace("STRASSE", "STRAßE")):
+            assert users(run, "-q", form) == ["asked", "answered", "failed"], form
+    assert users(run, "--search", f"WINTER {TEXT}") == ["asked", "answered", "failed"]
+    for pattern in ("a.*c", "5.%", "_NEIL", "^", "h|", ".", "(?i)", "\\d", "%", "50% summer"):
+        expected = [
+            user
+            for user, found in (("asked", _has(pattern)), ("answered", _has(pattern)), ("failed", _has(pattern)))
+            if found
+        ]
+        assert users(run, "-q", pattern) == expected, pattern
+    assert users(run, "-q", "\udcff") == []
+
+
+def _has(words: str) -> bool:
+    return all(word.lower() in TEXT.lower() for word in words.split())
+
+
+def test_what_is_still_in_a_journal_is_found(run: Run, store_path: Path) -> None:
+    paths = StorePaths.of(store_path)
+    journal = Journal(paths.journal)
+    said = json.dumps([{"role": "user", "content": "Which TYRES?"}])
+    write_call(journal, {semconv.USER_ID: "early", semconv.INPUT_MESSAGES: said})
+    assert users(run, "-q", "tyres") == ["early"]
+    with merging(paths):
+        write_call(journal, {semconv.USER_ID: "late", semconv.INPUT_MESSAGES: said})
+        assert users(run, "-q", "tyres") == ["early", "late"]
+        assert users(run, "-q", "hubcaps") == []
+    journal.close()
 
 
 @both_engines
