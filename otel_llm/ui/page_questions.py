@@ -232,13 +232,11 @@ def calls(
     where = scope.condition(engine, values)
     us = engine.microseconds("started_at")
     by_time = sort == "started_at"
-    skipped = 0
-    if after is not None:
-        if by_time:
-            at, span = _mark(after)
-            where += f" AND ({us}, span_id) < ({at}, {engine.value(values.add(span))})"
-        else:
-            skipped = _number(after)
+    if after is not None and by_time:
+        at, span = _mark(after)
+        where += f" AND ({us}, span_id) < ({at}, {engine.value(values.add(span))})"
+    elif after is not None:
+        where += f" AND {_behind(sort, after, engine, values)}"
     if lately:
         now = datetime.now(UTC)
         # By the longest that a call may take the engine knows what it need not read.
@@ -250,11 +248,14 @@ def calls(
         engine,
         columns,
         f"""FROM llm_usage WHERE {where}
-        ORDER BY {sort} DESC NULLS LAST, span_id DESC LIMIT {most}{f" OFFSET {skipped}" if skipped else ""}""",
+        ORDER BY {sort} DESC NULLS LAST, span_id DESC LIMIT {most}""",
         values,
     )
-    for index, row in enumerate(rows, skipped + 1):
-        row["mark"] = f"{row.pop('us')}-{row['span_id']}" if by_time else str(index)
+    for row in rows:
+        begun_us = row.pop("us")
+        row["mark"] = (
+            f"{begun_us}-{row['span_id']}" if by_time else f"{'' if row[sort] is None else row[sort]}~{row['span_id']}"
+        )
     for row, found in zip(rows, _scores_of(engine, rows), strict=True):
         row[SCORES] = found
     return rows
@@ -319,6 +320,22 @@ def _calls_among(engine: Engine, spans: Iterable[tuple[Any, ...]]) -> set[tuple[
 _LONGEST_CALL: Final = timedelta(days=1)
 _LATE: Final = timedelta(minutes=1)
 """How long after its end a call may get into the store and is still seen to arrive: it may come from another machine."""
+
+
+def _behind(sort: str, mark: str, engine: Engine, values: Values) -> str:
+    """The condition for what comes after a row in that order, those without a value last. Raises `BadRequest`."""
+    text, _, span = mark.partition("~")
+    after_it = f"span_id < {engine.value(values.add(span))}"
+    if not text:
+        return f"{sort} IS NULL AND {after_it}"
+    try:
+        known = Decimal(text)
+    except ArithmeticError:
+        known = Decimal("NaN")
+    if not known.is_finite() or abs(known.adjusted()) > 300:
+        raise BadRequest(f"{mark[:40]!r} is no place in the list")
+    value = f"CAST({engine.value(values.add(text))} AS {USAGE_TYPES[sort]})"
+    return f"({sort} < {value} OR ({sort} = {value} AND {after_it}) OR {sort} IS NULL)"
 
 
 def _mark(text: str) -> tuple[int, str]:
@@ -571,8 +588,9 @@ def _placed(spans: Sequence[Row]) -> Iterable[Node]:
 GROUPS: Final = {"conversation": "conversation_id", "session": "session_id", "user": "user_id"}
 
 
-def groups(engine: Engine, scope: PageScope, by: str, *, skip: int = 0, most: int = PAGE) -> list[Row]:
-    """Conversations, sessions or users with their sums, the one that was heard of last first. Raises `BadRequest`."""
+def groups(engine: Engine, scope: PageScope, by: str, *, after: str | None = None, most: int = PAGE) -> list[Row]:
+    """Conversations, sessions or users with their sums, the one that was heard of last first. `after` is the `mark` of the last one
+    of the page before. Raises `BadRequest`."""
     if by not in GROUPS:
         raise BadRequest(f"there is no list of {by!r}; there are {', '.join(GROUPS)}")
     values = Values()
@@ -582,59 +600,89 @@ def groups(engine: Engine, scope: PageScope, by: str, *, skip: int = 0, most: in
         **SUMS,
         "user_name": "max(user_id)", "module": "max(module)", "model": f"max({COLUMNS['model']})",
     }  # fmt: skip
-    return _rows(
+    last_us = engine.microseconds("max(started_at)")
+    behind = ""
+    if after is not None:
+        at, value = _mark(after)
+        behind = f"HAVING {last_us} < {at} OR ({last_us} = {at} AND {GROUPS[by]} > {engine.value(values.add(value))})"
+    rows = _rows(
         engine,
-        columns,
-        f"FROM llm_usage WHERE {where} AND {GROUPS[by]} IS NOT NULL GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT {most} OFFSET {skip}",
+        {**columns, "us": last_us},
+        f"""FROM llm_usage WHERE {where} AND {GROUPS[by]} IS NOT NULL GROUP BY 1 {behind} ORDER BY 3 DESC, 1 LIMIT {most}""",
         values,
     )
+    for row in rows:
+        row["mark"] = f"{row.pop('us')}-{row['value']}"
+    return rows
 
 
 @dataclass(slots=True)
 class TalkTurn:
-    """A call of a conversation: what is new in what it was asked, and what came back."""
+    """A call of a talk: what is new in what it was asked, and what came back."""
 
     call: Row
     asked: list[Row]
     answered: list[Row]
     spent: Decimal | None
-    """The cost of the conversation up to here, as far as it is known."""
+    """The cost of the talk up to here, as far as it is known."""
     pause_ms: float | None
     """From the end of the call before."""
+    goes_on: bool = True
+    """Whether it is of the same conversation as the call before."""
 
 
-def conversation(engine: Engine, conversation_id: str, *, most: int = 500) -> list[TalkTurn]:
-    """The calls of a conversation as turns of a talk."""
+@dataclass(slots=True)
+class Talk:
+    """The calls of a conversation, of a session or of a user in their order; of very many the last ones."""
+
+    turns: list[TalkTurn]
+    calls: int
+    """How many there are in all."""
+    conversations: int
+
+
+def talk(engine: Engine, by: str, key: str, *, most: int = 500) -> Talk:
+    """What was said in one of the `GROUPS`."""
     values = Values()
+    of_key = f"FROM llm_usage WHERE {GROUPS[by]} = {engine.value(values.add(key))}"
+    sums = {"calls": "count(*)", "conversations": "count(DISTINCT conversation_id)", "cost": MEASURES["cost_usd"]}
+    whole = _rows(engine, sums, of_key, values)[0]
     names = (
         "trace_id", "span_id", "started_at", "duration_ms", "status", "error_type", "error_message", "operation", "input_tokens",
-        "output_tokens", "cost_usd", "price_source", "usage_source", "user_id", "module", "input_messages", "output_messages",
+        "output_tokens", "cost_usd", "price_source", "usage_source", "user_id", "module", "conversation_id", "input_messages",
+        "output_messages",
     )  # fmt: skip
     rows = _rows(
         engine,
         {**{name: name for name in names}, "model": COLUMNS["model"]},
-        f"""FROM llm_usage WHERE conversation_id = {engine.value(values.add(conversation_id))}
-        ORDER BY started_at, span_id LIMIT {most}""",
+        f"{of_key} ORDER BY llm_usage.started_at DESC, span_id DESC LIMIT {most}",
         values,
-    )
+    )[::-1]
+    costs = [None if row["usage_source"] == "estimated" else row["cost_usd"] for row in rows]
+    # What came before those that are shown was spent, too.
+    spent = None if whole["cost"] is None else whole["cost"] - (_sum(costs) or 0)
+    if spent is not None and whole["calls"] == len(rows):
+        spent = None  # nothing came before
     turns: list[TalkTurn] = []
-    said: list[str] = []
-    spent: Decimal | None = None
+    heard: dict[str, list[str]] = {}
     ended: datetime | None = None
-    for row in rows:
+    last: str | None = None
+    for row, cost in zip(rows, costs, strict=True):
         given, taken = messages(row.pop("input_messages")), messages(row.pop("output_messages"))
+        of = row["conversation_id"] or row["trace_id"]
+        said = heard.get(of, [])
         known = 0
         marks = [json.dumps(message, sort_keys=True) for message in given]
         while known < min(len(marks), len(said)) and marks[known] == said[known]:
             known += 1
-        new = [message for message in given[known:] if message.get("role") != "assistant" or not turns]
-        said = marks + [json.dumps(message, sort_keys=True) for message in taken]
-        if row["cost_usd"] is not None and row["usage_source"] != "estimated":
-            spent = (spent or Decimal(0)) + row["cost_usd"]
+        new = [message for message in given[known:] if message.get("role") != "assistant" or of not in heard]
+        heard[of] = marks + [json.dumps(message, sort_keys=True) for message in taken]
+        if cost is not None:
+            spent = (spent or Decimal(0)) + cost
         pause = None if ended is None else max((row["started_at"] - ended).total_seconds() * 1000, 0.0)
-        turns.append(TalkTurn(row, new, taken, spent, pause))
-        ended = row["started_at"] + timedelta(milliseconds=row["duration_ms"] or 0)
-    return turns
+        turns.append(TalkTurn(row, new, taken, spent, pause, of == last))
+        ended, last = row["started_at"] + timedelta(milliseconds=row["duration_ms"] or 0), of
+    return Talk(turns, whole["calls"], whole["conversations"])
 
 
 def messages(value: Any) -> list[Row]:

@@ -51,7 +51,8 @@ def ask(model, text, **more):
 for number in range(int(sys.argv[1])):
     user = ("alice", "bob", HOSTILE)[number % 3]
     team = ("core", "growth")[number % 2]
-    with otel_llm.llm_context(user_id=user, module="chat", conversation_id=f"talk-{{number % 4}}", team=team):
+    who = dict(user_id=user, conversation_id=f"talk-{{number % 4}}", session_id=f"session/{{number % 2}}")
+    with otel_llm.llm_context(module="chat", **who, team=team):
         ask(("gpt-4o-mini", "gpt-5-mini")[number % 2], f"Question {{number}}: **bold** {{HOSTILE}}")
 with otel_llm.llm_context(user_id="alice", module="agents", conversation_id="talk/with a slash"):
     with otel_llm.chain("tyres"):

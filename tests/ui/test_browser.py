@@ -26,6 +26,8 @@ PATHS = {
     "conversations": "/conversations",
     "users": "/conversations?by=user",
     "a conversation": "/conversations/talk-0",
+    "a session": "/sessions/session/0",
+    "a user": "/users/alice",
     "compare by a tag": "/compare?by=tag%3Ateam",
     "compare": "/compare?a=model%3Dgpt-4o-mini&b=model%3Dgpt-5-mini",
     "sql": "/sql?query=SELECT+request_model%2C+count(*)+AS+calls+FROM+llm_usage+GROUP+BY+ALL",
@@ -199,6 +201,26 @@ def test_a_conversation_is_a_talk(open_page: Open) -> None:
     assert page.locator(".r-user .h").inner_text() == "Which tyres?"
     assert page.locator(".turns > li").count() == 4
     assert "so far $" in page.locator(".turns").inner_text()
+
+
+def test_a_session_is_its_conversations_in_their_order(open_page: Open) -> None:
+    page = open_page("/conversations?by=session")
+    page.get_by_role("link", name="session/0").click()
+    page.locator(".turns .of").first.wait_for()
+    assert page.locator(".turns .of").all_inner_texts()[:3] == ["talk-0", "talk-2", "talk-0"]
+    spent = [float(text.rpartition("$")[2]) for text in page.locator(".turns .meta").all_inner_texts()]
+    assert spent == sorted(spent) and spent[0] > 0
+    page.locator(".turns .of a").first.click()
+    page.wait_for_url("**/conversations/talk-0")
+    assert page.locator(".turns .of").count() == 0
+
+
+def test_a_user_is_replayed(open_page: Open) -> None:
+    page = open_page("/conversations?by=user")
+    page.get_by_role("link", name="bob", exact=True).click()
+    page.locator(".turns > li").first.wait_for()
+    assert page.locator("h1").inner_text() == "bob"
+    assert page.locator(".turns > li").count() == page.locator(".r-user").count() > 10
 
 
 def test_sql_is_completed_run_and_drawn(open_page: Open) -> None:

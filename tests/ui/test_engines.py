@@ -21,13 +21,14 @@ from tests.fleet import clickhouse_server
 _FILL = """
 INSERT INTO llm_usage (started_at, duration_ms, time_to_first_chunk_ms, trace_id, span_id, service_name, operation, provider,
     request_model, response_model, status, error_type, input_tokens, output_tokens, cache_read_tokens, usage_source, cost_usd,
-    price_source, module, user_id, conversation_id, tags, input_messages, output_messages)
+    price_source, module, user_id, conversation_id, session_id, tags, input_messages, output_messages)
 SELECT now() - to_minutes(n * 37), 100 + n * 7 % 300, CASE WHEN n % 2 = 0 THEN 50 + n % 40 END, printf('%032x', n // 3),
     printf('%016x', n), 'shop', 'chat', 'openai', ['gpt-5', 'gpt-4o', NULL][1 + n % 3], ['gpt-5', 'gpt-4o', 'x'][1 + n % 3],
     CASE WHEN n % 7 = 0 THEN 'error' ELSE 'ok' END, CASE WHEN n % 7 = 0 THEN '429' END, 10 + n, CASE WHEN n % 5 <> 0 THEN n END,
     n % 4, CASE WHEN n % 11 = 0 THEN 'estimated' ELSE 'reported' END, CASE WHEN n % 6 <> 0 THEN n * 0.000000123 END,
     CASE WHEN n % 6 <> 0 THEN 'genai-prices' ELSE 'no price for x' END, ['chat', 'search'][1 + n % 2],
-    ['alice', 'bob', NULL][1 + n % 3], printf('talk-%d', n // 4), MAP {'team': ['core', 'it''s'][1 + n % 2]},
+    ['alice', 'bob', NULL][1 + n % 3], printf('talk-%d', n // 4), printf('session-%d', n // 12),
+    MAP {'team': ['core', 'it''s'][1 + n % 2]},
     CASE WHEN n % 4 = 0 THEN '[{"role": "user", "parts": [{"type": "text", "content": "Winter tyres?"}]}]' END,
     CASE WHEN n % 4 = 0 THEN '[{"role": "assistant", "parts": [{"type": "text", "content": "Yes"}]}]' END
 FROM (SELECT range AS n FROM range(150))
@@ -52,6 +53,8 @@ PATHS = [
     "/conversations.json?period=all",
     "/conversations.json?period=all&by=user",
     "/conversations/talk-3.json",
+    "/sessions/session-2.json",
+    "/users/alice.json",
     "/traces/00000000000000000000000000000003.json",
     "/traces/00000000000000000000000000000030.json",
     "/traces/00000000000000000000000000000003/spans/0000000000000009.json",

@@ -1,4 +1,4 @@
-"""Conversations, sessions and users: the list of them with sums, and one conversation as the talk that it was."""
+"""Conversations, sessions and users: the list of them with sums, and each as the talk that it was."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from otel_llm.ui.views.view import Backend, PageView
 
 def many(request: Request, scope: PageScope, backend: Backend) -> PageView:
     by = request.query_params.get("by", "conversation")
-    skip = request.query_params.get("skip", "0")
-    if not skip.isascii() or not skip.isdigit() or len(skip) > 9:
-        raise BadRequest(f"{skip[:40]!r} is no place in the list")
-    found = questions.groups(backend.engine, scope, by, skip=int(skip))
+    found = questions.groups(backend.engine, scope, by, after=request.query_params.get("after"))
     if not found and questions.is_empty(backend.engine):
         return PageView("empty.html", {"title": "Conversations"}, [])
     context = {
-        "title": "Conversations", "groups": found, "by": by, "kinds": questions.GROUPS, "skip": int(skip),
-        "more": len(found) == questions.PAGE, "page": questions.PAGE,
+        "title": "Conversations", "groups": found, "by": by, "kinds": questions.GROUPS,
+        "more": found[-1]["mark"] if len(found) == questions.PAGE else None,
     }  # fmt: skip
     return PageView("conversations/many.html", context, found)
 
 
-def one(request: Request, scope: PageScope, backend: Backend) -> PageView:
+def one(request: Request, backend: Backend, by: str) -> PageView:
+    """A conversation, or all of a session or of a user, as a talk."""
     key = request.path_params["key"]
-    turns = questions.conversation(backend.engine, key)
-    if not turns:
-        raise BadRequest(f"there is no conversation {key[:100]!r} in the store")
-    captured = any(turn.asked or turn.answered for turn in turns)
+    found = questions.talk(backend.engine, by, key)
+    if not found.turns:
+        raise BadRequest(f"there is no {by} {key[:100]!r} in the store")
     data = [
         {
             **turn.call,
@@ -38,8 +35,22 @@ def one(request: Request, scope: PageScope, backend: Backend) -> PageView:
             "spent_usd": turn.spent,
             "pause_ms": turn.pause_ms,
         }
-        for turn in turns
+        for turn in found.turns
     ]
-    return PageView(
-        "conversations/one.html", {"title": key[:60], "key": key, "turns": turns, "captured": captured}, data
-    )
+    context = {
+        "title": key[:60], "key": key, "by": by, "turns": found.turns, "talk": found,
+        "captured": any(turn.asked or turn.answered for turn in found.turns),
+    }  # fmt: skip
+    return PageView("conversations/one.html", context, data)
+
+
+def conversation(request: Request, scope: PageScope, backend: Backend) -> PageView:
+    return one(request, backend, "conversation")
+
+
+def session(request: Request, scope: PageScope, backend: Backend) -> PageView:
+    return one(request, backend, "session")
+
+
+def user(request: Request, scope: PageScope, backend: Backend) -> PageView:
+    return one(request, backend, "user")

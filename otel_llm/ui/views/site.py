@@ -73,7 +73,9 @@ def create_app(
     for path, answer in (
         ("/traces/{trace_id:str}/spans/{span_id:str}", traces.span),
         ("/traces/{trace_id:str}", traces.trace),
-        ("/conversations/{key:path}", conversation_list.one),
+        ("/conversations/{key:path}", conversation_list.conversation),
+        ("/sessions/{key:path}", conversation_list.session),
+        ("/users/{key:path}", conversation_list.user),
     ):
         own = answer
 
