@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from otel_llm.conventions.token_usage import TOKEN_COLUMNS
+from otel_llm.conventions.token_usage import TOKEN_COLUMNS, WHOLE_OF
 from otel_llm.prices.rates import LEAST_BILLED, Rate, wholes
 
 _BILLIONTH: Final = Decimal("1e-9")
@@ -37,7 +37,7 @@ def terms(call: Mapping[str, Any], rate: Rate) -> list[CostTerm]:
     for column in reversed(tuple(TOKEN_COLUMNS)):  # a part comes after its whole
         parts = sum(own[part] for part in own if column in wholes(part))
         own[column] = (call.get(column) or 0) - parts
-    for column in TOKEN_COLUMNS:
+    for column in sorted(TOKEN_COLUMNS, key=lambda one: WHOLE_OF.get(one, one)):  # the parts of the input beside it
         if own[column] and (price := rate.per_token.get(column)) is not None:
             found.append(CostTerm(column, Decimal(own[column]), price))
     for unit, number in (call.get("units") or {}).items():
