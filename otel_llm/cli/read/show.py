@@ -111,7 +111,7 @@ def _show_conversation(account: Account, conversation: str, *, as_json: bool) ->
     from otel_llm.cli.read.logs import write_call
     from otel_llm.ui import page_questions as questions
 
-    turns = questions.conversation(account.engine, conversation, most=MOST)
+    turns = questions.talk(account.engine, "conversation", conversation, most=MOST).turns
     if not turns:
         raise CommandError(
             f"there is no conversation {conversation!r} in the store; `otel-llm usage --by conversation` lists them"
