@@ -17,6 +17,8 @@ import pytest
 from tests.conftest import LocalOpenAI, Rows, Run, command
 
 PRICE = '[[price]]\nmodel = "*"\ninput = {0}\noutput = {0}\n'
+HEAD = '[[budget]]\nname = "all"\naction = "stop"\nthresholds = [10]\n'
+"""Nobody is told of what is spent: what is written to stderr fails a test."""
 PROCESSES, TASKS = 8, 50
 
 ASK = """
@@ -43,7 +45,7 @@ class Budgets:
         (self._directory / "prices.toml").write_text(PRICE.format(usd))
 
     def env(self, text: str) -> dict[str, str]:
-        (self._directory / "budgets.toml").write_text(f'[[budget]]\nname = "all"\naction = "stop"\n{text}\n')
+        (self._directory / "budgets.toml").write_text(f"{HEAD}{text}\n")
         files = {"OTEL_LLM_BUDGETS": "budgets.toml", "OTEL_LLM_PRICES": "prices.toml"}
         return {**self._environment, **{name: str(self._directory / file) for name, file in files.items()}}
 

@@ -32,7 +32,7 @@ _logger = logging.getLogger("otel_llm")
 
 EVERY: Final = 15.0
 """Seconds between two readings of the account."""
-WAIT: Final = 5.0
+WAIT: Final = 15.0
 """Seconds that the first call of a period waits for the account to be read."""
 _LOOKS_EVERY: Final = 0.02
 _AGAIN: Final = 2.0
