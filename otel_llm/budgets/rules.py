@@ -115,7 +115,7 @@ class Unpriced(StrEnum):
     ignore = "ignore"
     """It is not in the sum; how many there are is told with it."""
     block = "block"
-    """The budget counts as spent."""
+    """It is refused where the budget stops calls; where it does not, the budget counts as spent with it."""
 
 
 @dataclass(frozen=True)

@@ -78,14 +78,13 @@ class Spending:
         """How many calls are not in `amount`, because nobody knows what they have spent."""
         if self.budget.unit is Unit.calls:
             return 0
-        return (
-            self.unpriced if self.budget.unit is Unit.usd and self.budget.unpriced is Unpriced.ignore else self.untold
-        )
+        has_price = self.budget.unit is not Unit.usd or isinstance(self.budget.unpriced, Decimal)
+        return self.untold if has_price else self.unpriced
 
     @property
     def is_blocked(self) -> bool:
-        """Whether a call without a price has spent it."""
-        return self.budget.unit is Unit.usd and self.budget.unpriced is Unpriced.block and self.unpriced > 0
+        """Whether a call without a price has spent it. (A budget that stops has refused such calls.)"""
+        return _blocks(self.budget) and self.unpriced > 0
 
     @property
     def is_spent(self) -> bool:
@@ -132,7 +131,7 @@ def spent(
         run=run,
     )
     floor = None if least is None else budget.limit * Decimal(str(least)) * _NEARLY
-    if budget.unpriced is Unpriced.block and budget.unit is Unit.usd:
+    if _blocks(budget):
         floor = None  # what has cost nothing may be blocked
     rows = account.spent(by, calls, _amount(budget), least=floor, most=most)
     found = []
@@ -152,6 +151,10 @@ def spent(
             )
         )
     return found
+
+
+def _blocks(budget: Budget) -> bool:
+    return budget.unit is Unit.usd and budget.unpriced is Unpriced.block and not budget.stops
 
 
 def _number(amount: Decimal) -> int | Decimal:

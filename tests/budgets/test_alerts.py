@@ -147,6 +147,17 @@ def test_another_limit_is_told_of_again(watched: Watching, server: WebhookServer
     assert [(body["limit"], body["spent"]) for body in server.received] == [(1, 1), (2, 2)]
 
 
+def test_a_lower_threshold_that_comes_later_is_not_told_of(
+    watched: Watching, server: WebhookServer, budgets: Write
+) -> None:
+    store, watch = watched(rules_for(server, thresholds=[1.0]))
+    spend(store, 1)
+    look(watch)
+    budgets(rules_for(server, thresholds=[0.5, 1.0]))
+    look(watch)
+    assert [body["threshold"] for body in server.received] == [1.0]
+
+
 def test_over_processes_one_after_another(budgets: Write, server: WebhookServer, store_path: Path) -> None:
     budgets(rules_for(server))
     said = [ended(run(store_path, 1, usd)) for usd in (0.3, 0.3, 0.1, 0.1, 0.3)]
@@ -413,7 +424,7 @@ def test_what_is_said_of_calls_that_nobody_can_price() -> None:
         Budget("b", Unit.usd, Decimal(1), Per.trace, unpriced=Unpriced.block), None, "f", None, Decimal(0), 9, 2, 0
     )
     assert Crossing.of(blocking, 1.0, NOON).text == (
-        "budget 'b', trace f: spent, 0 of 1 USD; a call without a price blocks it"
+        "budget 'b', trace f: spent, 0 of 1 USD; a call without a price blocks it; 2 calls of unknown cost not counted"
     )
 
 

@@ -91,6 +91,9 @@ def test_calls_without_a_price(ask: Ask, unpriced: Any, amount: str, crossed: tu
     (found,) = ask([call(), call(None), call(None)], budget(unpriced=unpriced))
     assert (found.amount, found.unpriced, found.crossed) == (Decimal(amount), 2, crossed)
     assert found.is_spent is (unpriced is Unpriced.block)
+    assert found.uncounted == (0 if isinstance(unpriced, Decimal) else 2)
+    (stopping,) = ask([], budget(unpriced=unpriced, action="stop"))
+    assert (stopping.amount, stopping.is_spent) == (Decimal(amount), False)  # which has refused what it blocks
 
 
 @both_engines
