@@ -257,6 +257,24 @@ def test_doctor_says_whether_the_file_is_right(budgets: Write, run: Run, monkeyp
     assert "sesame" not in run("doctor").out
 
 
+def test_doctor_says_where_calls_are_removed_too_soon(
+    budgets: Write, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets(TWO)
+
+    def problems() -> list[str]:
+        return [
+            problem["what"]
+            for problem in json.loads(run("doctor", "--json").out)["problems"]
+            if "sooner" in problem["what"]
+        ]
+
+    monkeypatch.setenv("OTEL_LLM_RETENTION", "90d")
+    assert problems() == []
+    monkeypatch.setenv("OTEL_LLM_RETENTION", "30d")
+    assert problems() == ["budget 'all' is for a month, and calls are removed sooner (OTEL_LLM_RETENTION)"]
+
+
 def test_tail_shows_the_moment(store_path: Path, run: Run, budgets: Write) -> None:
     budgets(TWO)
     log = CrossingLog(StorePaths.of(store_path))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from otel_llm.cli.checks import Section
 from otel_llm.cli.screen.output import counted
 from otel_llm.settings import settings
+
+_LONGEST: Final = {"hour": 1, "day": 2, "week": 8, "month": 32}
+"""Days that calls must be kept for, to be counted to the end of a period."""
 
 
 def budgets() -> Section:
@@ -29,6 +34,11 @@ def budgets() -> Section:
                 rules.expanded(text)
             except ValueError as error:
                 section.problem(f"webhook {receiver.name!r}: {error}", "set it where the program runs, or name another")
+    if (kept := settings().retention) is not None:
+        for one in found.budgets:
+            if _LONGEST.get(one.per, 0) * 86_400 > kept:
+                what = f"budget {one.name!r} is for a {one.per}, and calls are removed sooner (OTEL_LLM_RETENTION)"
+                section.problem(what, "what is removed is not counted: keep calls for longer, or limit a shorter time")
     if (waiting := _waiting()) > 0:
         remedy = "otel-llm budget says who, and otel-llm budget --test-notify why; a program that runs tells them later"
         section.remark(f"{counted(waiting, 'notification')} did not get through yet", remedy)
