@@ -31,6 +31,9 @@ from otel_llm.store.paths import StorePaths
 from tests.budgets.conftest import Write
 from tests.budgets.spender import call
 from tests.budgets.webhook_server import WebhookServer, webhook_server
+from tests.fleet.serve.conftest import serve
+
+__all__ = ["serve"]
 
 SPENDER = Path(__file__).with_name("spender.py")
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -174,6 +177,22 @@ def test_over_processes_at_once(budgets: Write, server: WebhookServer, store_pat
     assert set(Counter(server.answered).values()) == {1}
     assert [body["threshold"] for body in server.received][-1] == 1.0
     assert len(server.received) - 1 <= said.count("budget 'b'") <= len(server.received)
+
+
+def test_one_at_a_time_tells(watched: Watching, server: WebhookServer) -> None:
+    store, watch = watched(rules_for(server, thresholds=[0.5]))
+    other = BudgetWatch(store, watch._file)
+    spend(store, 0.3)
+    look(watch)  # has the lock from here on
+    spend(store, 0.3)
+    look(other)
+    assert server.received == []
+    look(watch)
+    look(other)
+    assert len(server.received) == 1
+    watch.start_afresh()
+    look(other)  # takes over, and knows who was told
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize("moment", ["noted", "asked", "answered"])
@@ -566,6 +585,22 @@ for _ in range(2):
     done = run_instrumented(program, env={"OTEL_LLM_BUDGETS": str(file)}, stderr="^budget 'b': ")
     assert done.stderr.startswith("budget 'b': spent, 2 of 2 calls this month, until ")
     assert [body["threshold"] for body in server.received] == [1.0]
+
+
+def test_a_receiver_tells_of_what_others_send(
+    serve: Callable[..., Any], budgets: Write, server: WebhookServer, tmp_path: Path
+) -> None:
+    receiving = serve(env={"OTEL_LLM_BUDGETS": str(budgets(rules_for(server)))})
+    here = tmp_path / "here.duckdb"
+    store = Store.open(here)
+    spend(store, 1.5)
+    store.close()
+    command = str(Path(sys.executable).with_name("otel-llm"))
+    shipped = [command, "ship", "--to", f"http://127.0.0.1:{receiving.http}", "--once", "--store", str(here)]
+    subprocess.run(shipped, check=True, capture_output=True, timeout=60)
+    server.wait_for(lambda: len(server.answered) == 1)
+    assert server.received[0]["threshold"] == 1.0
+    assert "budget 'b': spent, 1.50 of 1 USD this month" in receiving.stop()
 
 
 def test_no_budgets_no_thread(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
