@@ -472,9 +472,10 @@ def test_the_formats_of_a_webhook(server: WebhookServer, monkeypatch: pytest.Mon
     assert all(headers["Idempotency-Key"] == found.id for headers in server.headers)
 
 
-def test_a_redirect_is_not_followed(server: WebhookServer) -> None:
-    server.answers = [lambda: (307, {"Location": server.url})]
-    with pytest.raises(NotTold, match="answers 307"):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(server: WebhookServer, status: int) -> None:
+    server.answers = [lambda: (status, {"Location": server.url})]
+    with pytest.raises(NotTold, match=f"answers {status}"):
         receivers.tell(Webhook("w", server.url), crossing())
     assert len(server.received) == 1
 
