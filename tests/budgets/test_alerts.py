@@ -179,6 +179,23 @@ def test_over_processes_at_once(budgets: Write, server: WebhookServer, store_pat
     assert len(server.received) - 1 <= said.count("budget 'b'") <= len(server.received)
 
 
+def test_nobody_is_told_of_hundreds_one_by_one(watched: Watching, server: WebhookServer, caplog: Any) -> None:
+    store, watch = watched(rules_for(server, each="user_id"))
+    for number in range(30):
+        store.write(call(0.6 + number / 100, **{"user.id": f"user {number}"}))
+    assert store.flush()
+    look(watch)
+    assert [body["value"] for body in server.received] == [f"user {number}" for number in range(29, 9, -1)]
+    said = [record.getMessage() for record in caplog.records if "one by one" in record.getMessage()]
+    assert said == [
+        "budget 'b': 10 more limits are above a threshold, of which nobody is told one by one; otel-llm budget has them"
+    ]
+    look(watch)
+    spend(store, 1, **{"user.id": "user 0"})
+    look(watch)
+    assert [(body["value"], body["threshold"]) for body in server.received[20:]] == [("user 0", 1.0)]
+
+
 def test_one_at_a_time_tells(watched: Watching, server: WebhookServer) -> None:
     store, watch = watched(rules_for(server, thresholds=[0.5]))
     other = BudgetWatch(store, watch._file)

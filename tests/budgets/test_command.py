@@ -120,6 +120,15 @@ def test_check_finds_one_of_many_values(budgets: Write, fill: Fill, run: Run) ->
     assert run("budget", "--check").code == 1
 
 
+def test_check_prints_few_of_many(budgets: Write, fill: Fill, run: Run) -> None:
+    budgets(TWO)
+    fill(*[call(f"user {number}", "0.01") for number in range(8) for _ in range(3)])
+    result = run("budget", "--check", "--top", "2")
+    assert result.code == 1 and result.out.count("\n") == 3
+    assert result.out.splitlines()[-1] == "budget 'users': 6 more"
+    assert len(json.loads(run("budget", "--check", "--json").out)) == 8
+
+
 def test_a_call_that_blocks_is_found(budgets: Write, fill: Fill, run: Run) -> None:
     budgets('[[budget]]\nname = "b"\nlimit_usd = 1\nper = "day"\neach = "user_id"\nunpriced = "block"\n')
     fill(call("alice", "0.9"), call("bob", None))

@@ -45,6 +45,8 @@ _FIRST_BACK_OFF: Final = 1.0
 _LONGEST_BACK_OFF: Final = 600.0
 _LONGEST_ASKED: Final = 3600.0
 """Seconds that a receiver may ask to wait."""
+_MOST_AT_ONCE: Final = 20
+"""Limits of one budget that a look tells of: the largest."""
 _TOO_OLD_SECONDS: Final = 86_400.0
 """After so long nobody is told any more."""
 _EXIT_SECONDS: Final = 5.0
@@ -163,11 +165,27 @@ class BudgetWatch:
         new: list[tuple[Crossing, list[str]]] = []
         with open_merged(self._store.paths) as account:
             for budget in read.budgets:
-                for spending, at in _spent_of(account, budget, now):
-                    new += self._crossed(spending, at, [one.name for one in read.receivers_of(budget)])
+                new += self._crossed_of(read, budget, _spent_of(account, budget, now), now)
         self._cost = time.thread_time() - began
         self._log.add(new)
         self._seen = seen
+
+    def _crossed_of(
+        self, read: Rules, budget: Budget, spendings: list[Spending], now: datetime
+    ) -> list[tuple[Crossing, list[str]]]:
+        """What is new of one budget. Nobody is told of hundreds of limits one by one."""
+        to = [one.name for one in read.receivers_of(budget)]
+        found = [one for spending in spendings for one in self._crossed(spending, now, to)]
+        told = [one for one in found if one[1]]
+        for _, receivers in told[_MOST_AT_ONCE:]:
+            receivers.clear()
+        if len(told) > _MOST_AT_ONCE:
+            _logger.warning(
+                "budget %s: %d more limits are above a threshold, of which nobody is told one by one; otel-llm budget has them",
+                masking.text(repr(budget.name)),
+                len(told) - _MOST_AT_ONCE,
+            )
+        return found
 
     def _crossed(self, spending: Spending, now: datetime, to: list[str]) -> list[tuple[Crossing, list[str]]]:
         """What is new. Of several thresholds at once the highest is told of."""
@@ -244,7 +262,7 @@ class BudgetWatch:
             faults.note("tell of a budget", error)
 
 
-def _spent_of(account: Account, budget: Budget, now: datetime) -> list[tuple[Spending, datetime]]:
+def _spent_of(account: Account, budget: Budget, now: datetime) -> list[Spending]:
     """What is spent of a budget, as far as a threshold may be crossed; also in a period that has just ended."""
     from otel_llm.budgets.spending import spent
 
@@ -253,7 +271,7 @@ def _spent_of(account: Account, budget: Budget, now: datetime) -> list[tuple[Spe
         start = period(budget.per, now, budget.zone).start
         if now - start < _JUST_ENDED:
             moments.append(start - timedelta(microseconds=1))
-    return [(one, now) for at in moments for one in spent(account, budget, at, least=budget.thresholds[0])]
+    return [one for at in moments for one in spent(account, budget, at, least=budget.thresholds[0])]
 
 
 def _say(crossing: Crossing) -> None:

@@ -91,7 +91,7 @@ def budget(
     now = datetime.now(UTC)
     with asking(store) as account:
         if check:
-            return _check(account, chosen, now, output) or wrong
+            return _check(account, chosen, now, top, output) or wrong
         found = [(one, spent(account, one, now, most=top + 1)) for one in chosen]  # one more tells that there are more
         place = account.place
     everything = [spending for _, spendings in found for spending in spendings[:top]]
@@ -130,15 +130,19 @@ def _chosen(rules: Rules, names: Sequence[str]) -> list[Budget]:
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------
-def _check(account: Account, budgets: Sequence[Budget], now: datetime, output: Format) -> int:
+def _check(account: Account, budgets: Sequence[Budget], now: datetime, top: int, output: Format) -> int:
     from otel_llm.budgets.alerts.crossings import Crossing
     from otel_llm.budgets.spending import spent
 
-    found = [one for budget in budgets for one in spent(account, budget, now, least=1.0) if one.is_spent]
-    if not write_data(output, _NAMES, [[*one.row(now).values()] for one in found]):
-        for one in found:
-            write_line(printable(Crossing.of(one, 1.0, now).text))
-    return 1 if found else 0
+    found = [(one, [each for each in spent(account, one, now, least=1.0) if each.is_spent]) for one in budgets]
+    everything = [one for _, spendings in found for one in spendings]
+    if not write_data(output, _NAMES, [[*one.row(now).values()] for one in everything]):
+        for budget, spendings in found:
+            for one in spendings[:top]:
+                write_line(printable(Crossing.of(one, 1.0, now).text))
+            if len(spendings) > top:
+                write_line(printable(f"budget {budget.name!r}: {len(spendings) - top:,} more"))
+    return 1 if everything else 0
 
 
 # --- for people -------------------------------------------------------------------------------------------------------

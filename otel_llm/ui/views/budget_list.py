@@ -15,6 +15,8 @@ from otel_llm.ui.views.view import Backend, PageView
 
 _MOST: Final = 10
 """Values, or runs, of a budget with a limit for each."""
+_FEW: Final = 100
+"""Of one budget, for the overview."""
 _LATEST: Final = 50
 """Crossings."""
 NO_RULES: Final = Rules()
@@ -55,11 +57,12 @@ def budgets(request: Request, scope: PageScope, backend: Backend) -> PageView:
 
 
 def crossed(backend: Backend) -> list[dict[str, Any]]:
-    """The limits of which a threshold is crossed now, a row each as `Spending.row` has it, those that are spent first."""
+    """The limits of which a threshold is crossed now, a row each as `Spending.row` has it, those that are spent
+    first; of one budget a hundred."""
     rules = NO_RULES if backend.rules is None else backend.rules()
     now = datetime.now(UTC)
     account = Account(backend.engine)
     found: list[Spending] = []
     for one in rules.budgets:
-        found += [row for row in spent(account, one, now, least=one.thresholds[0]) if row.crossed]
+        found += [row for row in spent(account, one, now, least=one.thresholds[0], most=_FEW) if row.crossed]
     return [row.row(now) for row in sorted(found, key=lambda row: (not row.is_spent, -row.share))]
