@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from otel_llm.context import LLMContext, LLMContextFilter, current_context, llm_context
     from otel_llm.lifecycle import chain, events, step, subscribe, tool
     from otel_llm.lifecycle.scoring import score
+    from otel_llm.notebook.frames import df
+    from otel_llm.notebook.shown import trace, usage
     from otel_llm.routing import LLMProvider
     from otel_llm.routing.invoker import LLMInvoker
     from otel_llm.setup.distro import flush, instrument, uninstrument
@@ -29,6 +31,7 @@ __all__ = [
     "chain",
     "connect",
     "current_context",
+    "df",
     "events",
     "flush",
     "instrument",
@@ -37,7 +40,9 @@ __all__ = [
     "step",
     "subscribe",
     "tool",
+    "trace",
     "uninstrument",
+    "usage",
 ]
 
 _HOMES = {
@@ -50,6 +55,7 @@ _HOMES = {
     "chain": "lifecycle",
     "connect": "store",
     "current_context": "context",
+    "df": "notebook.frames",
     "events": "lifecycle",
     "flush": "setup.distro",
     "instrument": "setup.distro",
@@ -58,7 +64,9 @@ _HOMES = {
     "step": "lifecycle",
     "subscribe": "lifecycle",
     "tool": "lifecycle",
+    "trace": "notebook.shown",
     "uninstrument": "setup.distro",
+    "usage": "notebook.shown",
 }
 
 

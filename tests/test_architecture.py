@@ -67,6 +67,7 @@ ROOMS = (
     "cli.services",
     "cli.demo",
     "cli",
+    "notebook",
     "_pyinstaller",
     "",  # the package itself
 )

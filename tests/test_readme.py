@@ -43,6 +43,7 @@ ELSEWHERE = {
     ".venv/bin/pytest": "this is it",
     "otel-llm ui": "tests/ui",
     "otel-llm mcp": "tests/cli/test_mcp.py",
+    "duckdb -readonly": "that command line is not here: docs/analysts.md has the same in Python",
     "claude mcp": "that client is not here: tests/cli/test_mcp.py has another",
     "otel-llm score 4bf92f35": "it needs that trace: tests/lifecycle/test_scoring.py",
     "make bench": "tests/benchmarks",

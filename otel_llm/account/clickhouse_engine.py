@@ -125,13 +125,21 @@ class ClickHouseEngine:
         return f"(\n{text}\n)"
 
     def export(
-        self, table: str, where: str, values: Mapping[str, str], file: Path, kind: FileFormat, *, raw: bool
+        self,
+        table: str,
+        where: str,
+        values: Mapping[str, str],
+        file: Path,
+        kind: FileFormat,
+        *,
+        raw: bool,
+        zones: bool = True,
     ) -> int:
         if table not in _TABLES:
             raise AccountError(f"{table} is in a DuckDB store alone; a ClickHouse has {', '.join(_TABLES)}")
         form, settings = _FORMATS[kind]
         bound = Values(values)
-        columns = self._columns(table, kind, bound, raw=raw)
+        columns = self._columns(table, kind, bound, raw=raw, zones=zones)
         sql = f"SELECT {columns} FROM {table} WHERE {where}"
         try:
             # Waiting for the end: an error in the middle of a file would be part of it.
@@ -142,7 +150,7 @@ class ClickHouseEngine:
             raise AccountError(str(error)) from error
         return _rows_of(file, kind)
 
-    def _columns(self, table: str, kind: FileFormat, values: Values, *, raw: bool) -> str:
+    def _columns(self, table: str, kind: FileFormat, values: Values, *, raw: bool, zones: bool) -> str:
         """The columns as they are written: CSV has no lists and maps, and its texts must not be formulas unless they are `raw`."""
         names, types = self._told(self.client.rows(f"SELECT * FROM {table} LIMIT 0", settings=_WHOLE))
         guarded = kind is FileFormat.csv and not raw
@@ -154,6 +162,8 @@ class ClickHouseEngine:
                 continue
             if kind is FileFormat.csv and type_.startswith(("Array(", "Map(")):
                 written.append(f"if(empty({name}), NULL, toJSONString({name})) AS {name}")
+            elif kind is FileFormat.csv and not zones and _plain(type_).startswith("DateTime"):
+                written.append(f"toString({table}.{name}, '{self._zone}') AS {name}")
             elif guarded and _plain(type_) == "String":
                 calculated = f"match({table}.{name}, {formula}) AND NOT match({table}.{name}, {number})"
                 written.append(f"if({calculated}, concat('\\'', {table}.{name}), {table}.{name}) AS {name}")

@@ -89,9 +89,18 @@ class Engine(Protocol):
         """The condition that a user wrote, as it can stand in a WHERE. Raises `BadCondition` where it is not one."""
 
     def export(
-        self, table: str, where: str, values: Mapping[str, str], file: Path, kind: FileFormat, *, raw: bool
+        self,
+        table: str,
+        where: str,
+        values: Mapping[str, str],
+        file: Path,
+        kind: FileFormat,
+        *,
+        raw: bool,
+        zones: bool = True,
     ) -> int:
-        """Writes rows to a file that is there already, and empty; returns how many. Without `raw`, no text in CSV is a formula."""
+        """Writes rows to a file that is there already, and empty; returns how many. Without `raw`, no text in CSV is a formula;
+        without `zones`, times in CSV are local ones that do not say so."""
 
     def names(self) -> list[str]:
         """Every table, view and column."""

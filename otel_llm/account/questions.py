@@ -331,12 +331,12 @@ class Account:
 
     def export(
         self, table: str, file: Path, kind: FileFormat, *,
-        since: datetime | None = None, until: datetime | None = None, raw: bool = False,
+        since: datetime | None = None, until: datetime | None = None, raw: bool = False, zones: bool = True,
     ) -> int:  # fmt: skip
         """Writes one of the `TABLES` to a file that is there and empty; returns the number of rows."""
         values = Values()
         where = " AND ".join(between(TABLES[table], since, until, self.engine, values)) or "true"
-        return self.engine.export(table, where, values, file, kind, raw=raw)
+        return self.engine.export(table, where, values, file, kind, raw=raw, zones=zones)
 
     def described(self) -> dict[str, list[DescribedColumn]]:
         """The tables and views that are meant for people, with their columns, for whoever writes SQL."""

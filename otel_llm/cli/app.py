@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "reprice": ("manage.reprice", "Price calls again whose price was not known."),
     "report": ("read.report", "Write the overview of a period as one file: no server, no network, nothing to load."),
     "score": ("manage.score", "Say how good an answer was: a number or a word, about a trace, a span or a request."),
-    "export": ("read.export", "Write a table to a Parquet, CSV or JSON file."),
+    "export": ("read.export", "Write a table to a Parquet, CSV, JSON or Excel file."),
     "replay": ("manage.replay", "Send stored spans to Jaeger or any OTLP backend again."),
     "ship": ("manage.ship", "Send the account to another machine, for ever or once."),
     "serve": ("services.serve", "Take what other machines and languages send over OTLP into one store."),

@@ -79,18 +79,26 @@ class DuckDBEngine:
         return f"(\n{text}\n)"
 
     def export(
-        self, table: str, where: str, values: Mapping[str, str], file: Path, kind: FileFormat, *, raw: bool
+        self,
+        table: str,
+        where: str,
+        values: Mapping[str, str],
+        file: Path,
+        kind: FileFormat,
+        *,
+        raw: bool,
+        zones: bool = True,
     ) -> int:
         from otel_llm.store.file import database
 
         ((rows,),) = self.ask(
-            f"COPY (SELECT {self._columns(table, kind, raw=raw)} FROM {table} WHERE {where}) "
+            f"COPY (SELECT {self._columns(table, kind, raw=raw, zones=zones)} FROM {table} WHERE {where}) "
             f"TO {database.literal(file)} ({_OPTIONS[kind]}, USE_TMP_FILE false)",
             values,
         )
         return int(rows)
 
-    def _columns(self, table: str, kind: FileFormat, *, raw: bool) -> str:
+    def _columns(self, table: str, kind: FileFormat, *, raw: bool, zones: bool) -> str:
         """The columns as they are written: CSV has no lists and maps, and its texts must not be formulas unless they are `raw`."""
         if kind is not FileFormat.csv:
             return "*"
@@ -101,6 +109,8 @@ class DuckDBEngine:
             if type_.endswith("[]") or type_.startswith(("MAP", "STRUCT"))
         }
         for name, type_ in columns:
+            if type_ == "TIMESTAMP WITH TIME ZONE" and not zones:
+                changed[name] = f"{name}::TIMESTAMP"
             if type_ == "VARCHAR" and not raw:
                 formula = f"regexp_matches({name}, '{FORMULA}') AND NOT regexp_matches({name}, '{PLAIN_NUMBER}')"
                 changed[name] = f"CASE WHEN {formula} THEN chr(39) || {name} ELSE {name} END"

@@ -168,7 +168,7 @@ def in_tree_order(spans: Sequence[Span]) -> Iterable[PlacedSpan]:
 def _print(placed: Sequence[PlacedSpan]) -> None:
     names = [text(one.span.name) for one in placed]
     times = [time_text(one.span.duration_ms) for one in placed]
-    facts = [_facts(one.span) for one in placed]
+    facts = [facts_of(one.span) for one in placed]
     widths = [cell_width(one.lines + name) for one, name in zip(placed, names, strict=True)]
     time_width = max(map(len, times))
     room = line_width() - time_width - 2 * _GAP - max(map(cell_width, facts))
@@ -205,7 +205,7 @@ def time_text(milliseconds: float | None) -> str:
     return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"
 
 
-def _facts(span: Span) -> str:
+def facts_of(span: Span) -> str:
     facts: list[str] = []
     about = about_of(span.usage_source)
     if span.input_tokens is not None or span.output_tokens is not None:

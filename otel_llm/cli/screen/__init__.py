@@ -1,1 +1,1 @@
-"""What a terminal shows: tables, numbers, plots."""
+"""What people look at: tables, numbers and plots on a terminal, workbooks."""
