@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "otel_llm"
 
 ROOMS = (
     "version",
+    "support.system",
     "support",
     "settings",
     "conventions",

@@ -167,8 +167,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        if error.name == "fcntl":
-            return _fail("the account needs a POSIX system such as Linux or macOS; spans go over OTLP from here too")
+        if error.name in ("fcntl", "msvcrt"):
+            return _fail(
+                "the account needs locks of files, which this platform has not; spans go over OTLP from here too"
+            )
         return _fail(f"{one_line(error)}; pip install --force-reinstall otel-llm brings what it needs")
     except Exception as error:
         if os.environ.get("OTEL_LOG_LEVEL", "").lower() == "debug":

@@ -15,6 +15,7 @@ from pathlib import Path
 from otel_llm.settings import default_store, temporary_store
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
+from otel_llm.support.system import users
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def _others(asked: StorePaths, *, beside: bool) -> Iterator[StorePaths]:
 
 def _beside(asked: StorePaths) -> StorePaths:
     file = asked.database
-    return StorePaths.of(file.with_name(f"{file.stem}.{os.geteuid()}{file.suffix}"))
+    return StorePaths.of(file.with_name(f"{file.stem}.{users.effective()}{file.suffix}"))
 
 
 def _is_there(paths: StorePaths) -> bool:

@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from otel_llm.support.system import users
+
 PRIVATE_FILE: Final = 0o600
 PRIVATE_DIRECTORY: Final = 0o700
 OTHERS_MAY_WRITE: Final = 0o022
 
-_SAFELY: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-"""A link is not followed, and a FIFO or a device is not waited for: `os.fstat` then says what it is."""
+_FLAGS: Final = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_NOINHERIT", "O_BINARY")
+_SAFELY: Final = sum(getattr(os, name, 0) for name in _FLAGS)
+"""A link is not followed, and a FIFO or a device is not waited for: `os.fstat` then says what it is. Windows has the last two."""
 _NO_FILE: Final = {errno.ELOOP: "a link", errno.ENXIO: "a socket or a FIFO", errno.EISDIR: "a directory"}
 """What the system says in place of opening something that is no regular file. (FreeBSD has EMLINK for a link.)"""
 _KINDS: Final = (
@@ -58,7 +61,7 @@ class NotOurs(PermissionError):
 
 def owned(found: os.stat_result) -> bool:
     """Whether it belongs to who runs this. To root, everybody's files do: `sudo otel-llm` works on a user's store."""
-    return found.st_uid == os.geteuid() or os.geteuid() == 0
+    return found.st_uid == users.effective() or users.effective() == 0
 
 
 def no_file(found: os.stat_result) -> str | None:
@@ -102,7 +105,7 @@ def objection(path: Path) -> str | None:
         return None
     if (kind := no_file(found)) is not None:
         return f"{path} is {kind}, not a file"
-    if not owned(found) or (found.st_uid != os.geteuid() and path.parent.stat().st_mode & OTHERS_MAY_WRITE):
+    if not owned(found) or (found.st_uid != users.effective() and path.parent.stat().st_mode & OTHERS_MAY_WRITE):
         return f"{path} belongs to {user(found.st_uid)}"
     return None
 
@@ -160,8 +163,9 @@ def create(path: Path, flags: int = os.O_RDWR) -> int:
 
 def make_private(file: int | Path, directory: Path) -> None:
     """Opens `file` to its owner alone, who is that of `directory` where root has made it. Raises OSError."""
-    os.chmod(file, PRIVATE_FILE)  # noqa: PTH101  (a descriptor has no Path; a umask may have taken from the owner as well)
-    if os.geteuid() == 0 and (owner := directory.stat()).st_uid:
+    if users.ARE_KNOWN:
+        os.chmod(file, PRIVATE_FILE)  # noqa: PTH101  (a descriptor has no Path; a umask may have taken from the owner as well)
+    if users.effective() == 0 and (owner := directory.stat()).st_uid:
         os.chown(file, owner.st_uid, owner.st_gid)
 
 
@@ -223,7 +227,7 @@ def make_private_dir(directory: Path) -> None:
         make_private_dir(directory)
         return
     directory.chmod(PRIVATE_DIRECTORY)  # a umask may have taken from the owner as well
-    if os.geteuid() == 0 and (owner := directory.parent.stat()).st_uid:
+    if users.effective() == 0 and (owner := directory.parent.stat()).st_uid:
         os.chown(directory, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
@@ -244,16 +248,16 @@ def directory_objection(directory: Path) -> str | None:
         return f"{directory} is {no_file(found) or 'a file'}, not a directory"
     if not _is_owners(directory, found):
         return f"{directory} belongs to {user(found.st_uid)}"
-    if found.st_mode & OTHERS_MAY_WRITE:
+    if users.ARE_KNOWN and found.st_mode & OTHERS_MAY_WRITE:
         return f"others may write to {directory}"
     return None
 
 
 def _is_owners(directory: Path, found: os.stat_result) -> bool:
     """Whether it belongs to who runs this; to root also, where it belongs to whose directory it is in and nobody else's."""
-    if found.st_uid == os.geteuid():
+    if found.st_uid == users.effective():
         return True
-    if os.geteuid() != 0:
+    if users.effective() != 0:
         return False
     above = directory.parent.stat()
     return above.st_uid == found.st_uid and not above.st_mode & OTHERS_MAY_WRITE

@@ -14,6 +14,7 @@ from pathlib import Path
 from otel_llm.store.journal import locks
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
+from otel_llm.support.system import offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class ShippingNote:
 def write(lock: io.FileIO, note: ShippingNote) -> None:
     """Puts the note into the file, whose lock is held. Raises OSError."""
     text = json.dumps(asdict(note)).encode()
-    os.pwrite(lock.fileno(), text + b"\n", 0)
+    offsets.pwrite(lock.fileno(), text + b"\n", 0)
     os.ftruncate(lock.fileno(), len(text) + 1)
 
 

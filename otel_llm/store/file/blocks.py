@@ -13,6 +13,8 @@ import os
 import struct
 from typing import Final
 
+from otel_llm.support.system import offsets
+
 _HEADERS: Final = 3 * 4096
 _MAIN: Final = struct.Struct("<8x4sQ")
 """Of the first header: the magic bytes and the version of the format."""
@@ -58,7 +60,7 @@ def compare(source: int, target: int, start: int, room: int) -> tuple[int, int]:
     damaged = 0
     for number in range(first, first + min(max(room // block, 1), len(starts))):
         offset = starts[number % len(starts)]
-        ours, theirs = os.pread(source, block, offset), os.pread(target, block, offset)
+        ours, theirs = offsets.pread(source, block, offset), offsets.pread(target, block, offset)
         if ours != theirs:
             sound = _is_sound(ours), _is_sound(theirs)
             damaged += not all(sound)
@@ -80,7 +82,7 @@ def _is_sound(block: bytes) -> bool:
 def _layout(fd: int, size: int) -> tuple[int, int]:
     """The size of a block, and how many of its first bytes tell whether two of them are equal."""
     if size >= _HEADERS:
-        headers = os.pread(fd, _HEADERS, 0)
+        headers = offsets.pread(fd, _HEADERS, 0)
         magic, version = _MAIN.unpack_from(headers)
         _, block = max(_DATABASE.unpack_from(headers, offset) for offset in (4096, 8192))
         if magic == b"DUCK" and version in _KNOWN_FORMATS and 4096 <= block <= 2**20 and not block & (block - 1):
@@ -89,14 +91,14 @@ def _layout(fd: int, size: int) -> tuple[int, int]:
 
 
 def _differ(source: int, target: int, offset: int, length: int) -> bool:
-    return os.pread(source, length, offset) != os.pread(target, length, offset)
+    return offsets.pread(source, length, offset) != offsets.pread(target, length, offset)
 
 
 def _copy(source: int, target: int, offset: int, length: int) -> int:
-    data = memoryview(os.pread(source, length, offset))
+    data = memoryview(offsets.pread(source, length, offset))
     if len(data) != length:
         raise OSError(f"the file ends at {offset + len(data)} while it is copied")
     written = 0
     while written < length:
-        written += os.pwrite(target, data[written:], offset + written)
+        written += offsets.pwrite(target, data[written:], offset + written)
     return length

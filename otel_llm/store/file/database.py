@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from otel_llm.store.file import exits, handles
 from otel_llm.store.file.publish import WorkingCopy
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
+from otel_llm.support.system import file_locks
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -183,7 +183,7 @@ def require_openable(paths: StorePaths) -> None:
     """Raises StoreError where DuckDB would look for the database, or for its log, in another place than its name says."""
     import duckdb
 
-    misread = "?\\" if _version(duckdb.__version__) >= (2,) else "?"
+    misread = "?\\" if _version(duckdb.__version__) >= (2,) and os.sep != "\\" else "?"
     found = [character for character in misread if character in str(paths.database)]
     if found:
         raise StoreError(f"DuckDB cannot use a path with {found[0]} in it, as {paths.database} has: name another store")
@@ -208,13 +208,16 @@ def _remove_placeholder(file: Path) -> None:
     """Deletes an empty file, as `tempfile` makes them: DuckDB takes none. One that somebody is just making is locked."""
     fd = files.open_own(file, os.O_RDWR)
     try:
-        handles.lock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_size == 0:
+        handles.lock(fd, handles.EXCLUSIVE)
+        is_empty = os.fstat(fd).st_size == 0
+        if is_empty and file_locks.IS_POSIX:
             file.unlink()
     except BlockingIOError:
         raise StoreBusy(f"the store {file} is being made by somebody else") from None
     finally:
         handles.let_go(fd)
+    if is_empty and not file_locks.IS_POSIX:  # where nobody can delete what is open
+        file.unlink()
 
 
 def _attach_or_quarantine(connection: DuckDBPyConnection, paths: StorePaths, working_copy: WorkingCopy) -> None:

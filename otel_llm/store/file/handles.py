@@ -4,23 +4,32 @@ DuckDB locks its files with POSIX locks. Those do not hold within a process, a p
 that it had, and it loses all of them as soon as it closes any descriptor of that file. So we lock by open file descriptions where
 the system can. And before we open the file of a store ourselves we look whether the app has it open in a DuckDB connection of its
 own, and do not close it before that does.
+
+On Windows DuckDB opens its files so that nobody else can open them at the same time; there is nothing to lock.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
 import sys
 from typing import Final
 
 from otel_llm.support import forks
+from otel_llm.support.system import file_locks
+
+if file_locks.IS_POSIX:
+    import fcntl
+
+SHARED: Final = 1
+EXCLUSIVE: Final = 2
+NONE: Final = 8
+"""Kinds of locks, by the numbers that `flock` and `lockf` have for them everywhere."""
 
 _DIRECTORY: Final = "/dev/fd"
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 """`struct flock` of Linux: type, whence, start, length, process."""
-_KINDS: Final = {fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
 
 _parked: set[int] = set()
 """Descriptors of ours that are kept open for the sake of the app's locks. Whoever uses it holds `guard.mutex`."""
@@ -34,32 +43,41 @@ def others(file: os.stat_result) -> list[int]:
 
 
 def lock(fd: int, kind: int) -> None:
-    """Takes `fcntl.LOCK_SH` or `LOCK_EX` on the file behind `fd` or lets go of it (`LOCK_UN`).
+    """Takes a lock that is `SHARED` or `EXCLUSIVE` on the file behind `fd` or lets go of it (`NONE`).
 
     It conflicts with the locks that DuckDB takes, in this process as well. Raises BlockingIOError, OSError.
     """
+    if not file_locks.IS_POSIX:
+        return
     if sys.platform == "linux":
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(_KINDS[kind], os.SEEK_SET, 0, 0, 0))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(_type_of(kind), os.SEEK_SET, 0, 0, 0))
             return
         except OSError as error:
             if error.errno != errno.EINVAL:  # not one of those who only look like Linux
                 raise
     app = [other for other in others(os.fstat(fd)) if other != fd]
-    if kind == fcntl.LOCK_UN:
+    if kind == NONE:
         if not app:
-            fcntl.lockf(fd, fcntl.LOCK_UN)  # a lock of the app's own would go with ours
+            fcntl.lockf(fd, NONE)  # a lock of the app's own would go with ours
         return
     if any(_access(other) != os.O_RDONLY for other in app):
         raise BlockingIOError(errno.EAGAIN, "open to write in this process")
     fcntl.lockf(fd, kind | fcntl.LOCK_NB)
 
 
+def _type_of(kind: int) -> int:
+    return {SHARED: fcntl.F_RDLCK, EXCLUSIVE: fcntl.F_WRLCK, NONE: fcntl.F_UNLCK}[kind]
+
+
 def let_go(fd: int) -> None:
     """Closes `fd`, or keeps it open for as long as something else in this process has the same file open."""
+    if not file_locks.IS_POSIX:
+        os.close(fd)
+        return
     _parked.add(fd)  # first: whatever comes up in here, the next sweep closes it
     try:
-        lock(fd, fcntl.LOCK_UN)
+        lock(fd, NONE)
     except OSError:  # it goes when the descriptor is closed
         pass
     sweep()

@@ -5,19 +5,17 @@ database is not opened to write at all. What is written is `<store>.next`, a cop
 step. Whoever reads goes on with the file that he has opened. That one stays as `<store>.spare` and is brought up to date by its
 changed blocks for the next merge, unless somebody still reads it or it is not as it was left: then a new copy is made.
 
-Where that cannot be (somebody has left a write-ahead log, no room for a copy, a file that cannot be renamed),
+Where that cannot be (somebody has left a write-ahead log, no room for a copy, a file that cannot be renamed, Windows),
 the database itself is written, as any DuckDB client would.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +28,7 @@ from otel_llm.store.errors import StoreBusy
 from otel_llm.store.file import blocks, handles, spare_note
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, forks
+from otel_llm.support.system import file_locks, users
 
 _logger = logging.getLogger("otel_llm")
 
@@ -110,7 +109,7 @@ class WorkingCopy:
             _failed.discard(self._target)
             remove_spare(self._paths)
             return
-        if self._target in _fixed or self._paths.wal.exists():
+        if self._target in _fixed or self._paths.wal.exists() or not file_locks.IS_POSIX:
             return
         _remove(self._paths.next)
         for file in (self._paths.next, _beside(self._paths.next, ".wal")):
@@ -120,10 +119,10 @@ class WorkingCopy:
             _unlink(self._paths.spare)  # whoever deletes the store wants its contents gone
             self.file = self._paths.next
             return
-        if os.geteuid() not in (0, self._target.stat().st_uid):
+        if users.effective() not in (0, self._target.stat().st_uid):
             return
         self._source = files.open_own(self._target)
-        handles.lock(self._source, fcntl.LOCK_SH)  # nobody writes to it while it is copied
+        handles.lock(self._source, handles.SHARED)  # nobody writes to it while it is copied
         self._before = os.fstat(self._source)
         self._spare_note = spare_note.read(self._paths)
         if not (self._reuse_spare(self._source) or self._copy_whole(self._source, self._before)):
@@ -131,7 +130,7 @@ class WorkingCopy:
             return
         os.utime(self._paths.next, ns=(time.time_ns(), _UNTOUCHED))
         self.file = self._paths.next
-        handles.lock(self._source, fcntl.LOCK_UN)  # others may write from here on; `publish` sees whether they have
+        handles.lock(self._source, handles.NONE)  # others may write from here on; `publish` sees whether they have
 
     def _reuse_spare(self, source: int) -> bool:
         """Makes the working copy from the spare file, if there is one that nobody reads."""
@@ -149,7 +148,7 @@ class WorkingCopy:
         if not fresh and stat.st_nlink <= 1 and ours and not handles.others(stat):
             fd = files.open_own(spare, os.O_RDWR)
             try:
-                handles.lock(fd, fcntl.LOCK_EX)
+                handles.lock(fd, handles.EXCLUSIVE)
                 spare.rename(self._paths.next)  # first: half up to date, it must not be taken for the spare file
                 belong_alike(fd, source)
                 blocks.copy_changed(source, fd)
@@ -263,7 +262,7 @@ class WorkingCopy:
 
     def _replace(self, source: int, before: os.stat_result) -> None:
         try:
-            handles.lock(source, fcntl.LOCK_SH)
+            handles.lock(source, handles.SHARED)
         except OSError:
             raise StoreBusy(f"the store {self._target} has been opened to write while it was merged") from None
         if self._paths.wal.exists() or not unchanged(self._target, before):
@@ -329,7 +328,7 @@ def snapshot(paths: StorePaths, target: Path) -> None:
     """
     source = files.open_own(paths.database)
     try:
-        handles.lock(source, fcntl.LOCK_SH)
+        handles.lock(source, handles.SHARED)
         with os.fdopen(files.create(target), "r+b") as copy:
             blocks.copy_changed(source, copy.fileno())
         if paths.wal.exists():
@@ -361,7 +360,7 @@ def remove_leftovers(path: Path) -> None:
 def belong_alike(file: int | Path, like: int | Path) -> None:
     """Whoever may read the file `like` may read `file`, and nobody else. Raises OSError."""
     stat, own = os.stat(like), os.stat(file)
-    owner = stat.st_uid if os.geteuid() == 0 else own.st_uid
+    owner = stat.st_uid if users.effective() == 0 else own.st_uid
     if (owner, stat.st_gid) != (own.st_uid, own.st_gid):
         os.chown(file, owner, stat.st_gid)
     os.chmod(file, stat.st_mode & 0o777)  # noqa: PTH101  (a descriptor has no Path)
@@ -372,7 +371,7 @@ def belong_alike(file: int | Path, like: int | Path) -> None:
 
 def _acl(file: int | Path) -> bytes | None:
     """Who else may read it, where the system has such lists."""
-    if sys.platform != "linux":
+    if not hasattr(os, "getxattr"):
         return None
     try:
         return os.getxattr(file, _ACL)

@@ -21,6 +21,7 @@ from otel_llm.store.file.waiting import when_free
 from otel_llm.store.jobs import exclusive, retention
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, fork_guard
+from otel_llm.support.system import file_locks
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -61,6 +62,9 @@ def compact(paths: StorePaths, *, timeout: float = exclusive.PATIENCE) -> Copied
             publish.belong_alike(new, target)
             if paths.wal.exists():
                 raise StoreError(f"{paths.wal} is not empty after a checkpoint; the store is left as it is")
+            if not file_locks.IS_POSIX:  # what is open cannot be replaced
+                connection.execute("USE memory")
+                connection.execute(f"DETACH {_SOURCE}")
             if not publish.unchanged(target, before):
                 raise StoreBusy(f"{target} was changed or replaced while it was copied; try again")
             # The old file is still open here, so that nobody else can begin to write to it.

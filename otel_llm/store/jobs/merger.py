@@ -17,7 +17,8 @@ from otel_llm.store.jobs.merge_role import MergeRole
 from otel_llm.store.journal.writer import Journal
 from otel_llm.store.merge import ingest
 from otel_llm.store.paths import StorePaths
-from otel_llm.support import fork_guard, memory
+from otel_llm.support import fork_guard
+from otel_llm.support.system import memory
 
 _logger = logging.getLogger("otel_llm")
 

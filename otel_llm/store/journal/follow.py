@@ -23,9 +23,11 @@ from otel_llm.store.journal import locks, record, segments
 from otel_llm.store.journal.segments import Segment
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files
+from otel_llm.support.system import offsets
 
 _T = TypeVar("_T")
 
+_BY_DESCRIPTOR: Final = os.utime in os.supports_fd
 _SIGN: Final = "follower-"
 _PATIENCE_NS: Final = 60 * 10**9
 _CLOCK_NS: Final = 20 * 10**6
@@ -79,15 +81,15 @@ class JournalFollower:
         files.make_own_dir(self._directory)
         sign = self._directory / f"{_SIGN}{os.getpid()}-{secrets.token_hex(4)}"
         with locks.new_and_held(sign, os.O_WRONLY) as fd:
-            os.utime(fd, ns=(0, 0))  # nothing has been read yet
+            os.utime(fd if _BY_DESCRIPTOR else sign, ns=(0, 0))  # nothing has been read yet
         self._sign, self._sign_fd = sign, fd
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._sign is not None:
-            self._sign.unlink(missing_ok=True)
             os.close(self._sign_fd)
+            self._sign.unlink(missing_ok=True)
         while self._positions:
             os.close(self._positions.popitem()[1].fd)
 
@@ -116,7 +118,7 @@ class JournalFollower:
         for segment in self._positions.keys() - set(there):  # deleted before this look, so it was read to its end
             os.close(self._positions.pop(segment).fd)
         if self._sign is not None:
-            os.utime(self._sign_fd, ns=(begun_ns, begun_ns))
+            os.utime(self._sign_fd if _BY_DESCRIPTOR else self._sign, ns=(begun_ns, begun_ns))
         return found
 
     def _latest(self) -> dict[str, Segment]:
@@ -142,7 +144,7 @@ class JournalFollower:
 
     def _read_segment(self, segment: Segment, position: _Position) -> list[dict[str, Any]]:
         found = []
-        while block := os.pread(position.fd, _BLOCK, position.offset):
+        while block := offsets.pread(position.fd, _BLOCK, position.offset):
             position.offset += len(block)
             *lines, position.rest = (position.rest + block).split(b"\n")
             for line in lines:

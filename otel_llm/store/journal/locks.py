@@ -1,4 +1,4 @@
-"""Locks between processes that a dead one cannot keep: `flock`, freed by the kernel with the last descriptor.
+"""Locks between processes that a dead one cannot keep (`file_locks`).
 
 A writer holds it on its open segment, which tells the living from the dead where process ids, which are reused, do not;
 a merge holds it on the store's sidecar file.
@@ -6,7 +6,6 @@ a merge holds it on the store's sidecar file.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import time
@@ -17,6 +16,7 @@ from typing import Final
 from weakref import WeakSet
 
 from otel_llm.support import files, fork_guard, forks
+from otel_llm.support.system import file_locks
 
 _FIRST_WAIT: Final = 0.001
 _LONGEST_WAIT: Final = 0.02
@@ -27,14 +27,16 @@ def new_and_held(path: Path, flags: int) -> Iterator[int]:
     """Makes the file `path`, open with `flags` and locked: yields its descriptor, which stays open; after an error nothing is left.
 
     It is born under a hidden name and gets its own when the block has ended: until it is locked and whole, somebody who looks
-    would take it for one of the dead. Raises OSError.
+    would take it for one of the dead. Where a file that is open cannot be renamed it has its name from the first: who looks then
+    sees one of the dead that has written nothing, and cannot delete it. Raises OSError.
     """
-    hidden = path.with_name(f".{path.name}.tmp")
+    hidden = path.with_name(f".{path.name}.tmp") if file_locks.IS_POSIX else path
     fd = files.create(hidden, flags)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # a prober may hold it for microseconds
+        file_locks.wait_for(fd)
         yield fd
-        hidden.rename(path)
+        if hidden != path:
+            hidden.rename(path)
     except BaseException:
         os.close(fd)
         hidden.unlink(missing_ok=True)
@@ -52,13 +54,7 @@ def is_held(path: Path) -> bool:
 
 def is_held_elsewhere(fd: int) -> bool:
     """Whether a living writer holds the file that is open here, to read, as `fd`. Raises OSError."""
-    try:
-        # Shared, so that two probers do not take each other for the writer.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return True
-    return False
+    return file_locks.is_taken(fd)
 
 
 @contextmanager
@@ -82,7 +78,7 @@ def hold(path: Path) -> io.FileIO | None:
     """
     file = _open(path, time.monotonic())
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file_locks.take(file.fileno())
         if leads_to(path, file.fileno()):
             return file
     except BlockingIOError:
@@ -103,7 +99,7 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
         wait = _FIRST_WAIT
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file_locks.take(fd)
                 break
             except BlockingIOError:
                 if time.monotonic() + wait > deadline:

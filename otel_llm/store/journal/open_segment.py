@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from otel_llm.store.journal import locks
+from otel_llm.support.system import offsets
 
 
 class OpenSegment:
@@ -53,7 +54,7 @@ class OpenSegment:
     def content(self) -> Iterator[bytes]:
         """All that was written, also where the file was deleted."""
         offset = 0
-        while block := os.pread(self._fd, 2**20, offset):
+        while block := offsets.pread(self._fd, 2**20, offset):
             offset += len(block)
             yield block
 
@@ -67,7 +68,7 @@ class OpenSegment:
             return False
 
     def to_disk(self) -> None:
-        os.fdatasync(self._fd)
+        offsets.fdatasync(self._fd)
 
     def close(self) -> None:
         """Lets go of it: whoever looks takes its writer for gone, or gone on to the next."""

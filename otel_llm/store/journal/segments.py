@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from otel_llm.store.journal import locks, record
 from otel_llm.support import files
+from otel_llm.support.system import offsets
 
 _SUFFIX: Final = ".jsonl"
 _ORPHAN_SECONDS: Final = 60.0
@@ -171,9 +172,9 @@ def _read_chunk(fd: int, segment: Segment, offset: int, limit: int, *, live: boo
         return chunk
     if offset:
         chunk.header = _first_line(fd)
-    block = os.pread(fd, limit, offset)
+    block = offsets.pread(fd, limit, offset)
     while b"\n" not in block and offset + len(block) < size:  # one line longer than the limit
-        block += os.pread(fd, limit, offset + len(block))
+        block += offsets.pread(fd, limit, offset + len(block))
     chunk.at_end = offset + len(block) >= size
     whole, newline, tail = block.rpartition(b"\n")
     if newline:
@@ -200,7 +201,7 @@ def _complete(fd: int, chunk: Chunk, block: bytes) -> None:
         return
     said = _attributes_of(block, {span for span, _ in short.values()})
     begun_earlier = {span for span, one in short.values() if not said.get(span, {}).keys() >= set(record.left_out(one))}
-    for span, attributes in _attributes_of(os.pread(fd, chunk.start, 0), begun_earlier).items():
+    for span, attributes in _attributes_of(offsets.pread(fd, chunk.start, 0), begun_earlier).items():
         said[span] = attributes | said.get(span, {})
     for number, (span, one) in short.items():
         chunk.ends[number] = record.encode(record.completed(one, said.get(span, {}))).removesuffix(b"\n")
@@ -236,7 +237,7 @@ def _sort_lines(block: bytes, chunk: Chunk) -> None:
 def _first_line(fd: int) -> bytes:
     block = b""
     while b"\n" not in block:
-        more = os.pread(fd, 2**16, len(block))
+        more = offsets.pread(fd, 2**16, len(block))
         if not more:
             return b""
         block += more

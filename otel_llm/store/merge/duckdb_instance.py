@@ -15,7 +15,8 @@ from otel_llm.store.errors import StoreBusy
 from otel_llm.store.file import database, publish
 from otel_llm.store.merge import batch
 from otel_llm.store.paths import StorePaths
-from otel_llm.support import forks, memory
+from otel_llm.support import forks
+from otel_llm.support.system import memory
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -23,10 +23,11 @@ from otel_llm.store.file import database
 from otel_llm.store.file.waiting import when_free
 from otel_llm.store.journal import follow, locks
 from otel_llm.store.journal.record import Score
-from otel_llm.store.journal.segments import Chunk, Snapshot
+from otel_llm.store.journal.segments import Chunk, Segment, Snapshot
 from otel_llm.store.merge import batch, duckdb_instance, pending, scores
 from otel_llm.store.paths import StorePaths
 from otel_llm.support import files, fork_guard, importing
+from otel_llm.support.system import file_locks
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -186,11 +187,21 @@ def _merge_now(paths: StorePaths, snapshot: Snapshot, note: Offsets | None, resu
         removable = [segment for segment in removable if segment.name not in unread]
     else:
         removable = []
-    for segment in removable:
-        segment.path.unlink(missing_ok=True)
-        result.removed += 1
+    removed = {segment.name for segment in removable if _delete(segment)}
+    result.removed += len(removed)
     snapshot.remove_leftovers()
-    _write_note(paths, offsets, {segment.name for segment in removable})
+    _write_note(paths, offsets, removed)
+
+
+def _delete(segment: Segment) -> bool:
+    """Deletes a segment; false where somebody has it open and the system keeps it for him. Raises OSError."""
+    try:
+        segment.path.unlink(missing_ok=True)
+    except PermissionError:
+        if file_locks.IS_POSIX:
+            raise
+        return False
+    return True
 
 
 def _take_all(paths: StorePaths, snapshot: Snapshot, offsets: Offsets | None, result: MergeResult) -> Offsets:

@@ -1,0 +1,46 @@
+"""Reading and writing at an offset, and putting a file on disk, where the system has its own call for that and where it has not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+__all__ = ["fdatasync", "pread", "pwrite"]
+
+_moving: Final = threading.Lock()
+"""Without `pread` a descriptor is moved and put back, which another thread must not come between."""
+
+
+def pread_by_moving(fd: int, length: int, offset: int) -> bytes:
+    """As `os.pread`."""
+    with _moving:
+        before = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.read(fd, length)
+        finally:
+            os.lseek(fd, before, os.SEEK_SET)
+
+
+def pwrite_by_moving(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """As `os.pwrite`."""
+    with _moving:
+        before = os.lseek(fd, 0, os.SEEK_CUR)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.write(fd, data)
+        finally:
+            os.lseek(fd, before, os.SEEK_SET)
+
+
+pread = getattr(os, "pread", pread_by_moving)
+pwrite = getattr(os, "pwrite", pwrite_by_moving)
+
+
+def fdatasync(fd: int) -> None:
+    """What was written is on disk when this returns."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
