@@ -20,7 +20,6 @@ over are used again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
@@ -31,7 +30,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from otel_llm.store.journal import locks
 from otel_llm.support import files, forks
 
 SLOTS: Final = 64
@@ -206,12 +204,14 @@ class Ledger:
 
     def _open(self) -> io.FileIO:
         """Raises LedgerUnusable."""
+        if not hasattr(os, "pread"):
+            raise LedgerUnusable("budgets that stop calls need a POSIX system")
         try:
             files.make_own_dir(self.directory)
             file = self._file = io.FileIO(files.open_or_create(self.path), "r+")
             with self._alone():
-                header = _unpacked(os.pread(self._fd(), _HEADER, 0))
-                size = os.fstat(self._fd()).st_size
+                header = _unpacked(os.pread(file.fileno(), _HEADER, 0))
+                size = os.fstat(file.fileno()).st_size
                 if header[:2] != (_MAGIC, SLOTS) or size < _HEADER + header[2] * _ROW:
                     # New, or damaged: the account will say what was spent.
                     os.ftruncate(self._fd(), 0)
@@ -236,12 +236,12 @@ class Ledger:
         """Whether the file was deleted, or another put in its place."""
         with self._lock:
             try:
-                return self._file is not None and not locks.leads_to(self.path, self._file.fileno())
+                return self._file is not None and not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
             except OSError:
                 return True
 
     def _alone(self) -> _Alone:
-        return _Alone(self._fd())
+        return _Alone(self.directory / "rows.lock")
 
     def _count(self) -> int:
         """How many rows there are."""
@@ -326,16 +326,10 @@ class Ledger:
 
     def _held(self, slot: int) -> io.FileIO | None:
         """The lock of a slot, where no living process holds it. A fork waits until it is known here, so that the child lets go."""
-        file = io.FileIO(files.open_or_create(self._slot_path(slot)), "r+")
         try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
+            return _locked(self._slot_path(slot))
         except BlockingIOError:
-            file.close()
             return None
-        except BaseException:
-            file.close()
-            raise
 
     def bury(self, row: int) -> bool:
         """Gives back what is set aside in a row by processes that are dead; whether there was anything. Looks every so often."""
@@ -393,16 +387,17 @@ def _unpacked(data: bytes) -> tuple[int, ...]:
 
 
 class _Alone:
-    """Keeps other processes from making rows."""
+    """Keeps other processes from making rows, by the lock file at `path`."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: io.FileIO | None = None
 
     def __enter__(self) -> None:
         deadline = time.monotonic() + _LONGEST_WAIT
         while True:
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._file = _locked(self._path)
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -410,7 +405,24 @@ class _Alone:
             time.sleep(0.001)
 
     def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if self._file is not None:
+            self._file.close()
+
+
+def _locked(path: Path) -> io.FileIO:
+    """Holds the lock file `path`, which is made where it is missing, until what is returned is closed.
+
+    Raises BlockingIOError where somebody else does, OSError.
+    """
+    import fcntl  # where there is none, no account is kept
+
+    file = io.FileIO(files.open_or_create(path), "r+")
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def digest(*parts: str) -> bytes:
