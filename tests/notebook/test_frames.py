@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas
@@ -15,9 +17,10 @@ import pytest
 
 import otel_llm
 from otel_llm.settings import reload
-from otel_llm.store import StoreNotFound
+from otel_llm.store import StoreError, StoreNotFound
 from otel_llm.store.jobs import exclusive
 from otel_llm.store.paths import StorePaths
+from tests.cli.conftest import Fill, both_engines
 
 
 @pytest.fixture
@@ -96,3 +99,38 @@ print({'pandas', 'polars', 'pyarrow'} & set(sys.modules))
 """
     done = subprocess.run([str(python_without("jinja2")), "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+CALLS: list[dict[str, Any]] = [
+    {"user_id": "alice", "cost_usd": "0.000037875", "input_tokens": 7, "started_at": "2026-07-20T12:00:00Z"},
+    {"user_id": None, "started_at": "2026-11-20T12:00:00Z"},
+]
+
+
+@both_engines
+@pytest.mark.parametrize("to", KINDS)
+def test_wherever_the_account_is(to: str, fill: Fill) -> None:
+    place = fill(*CALLS)
+    everything = otel_llm.df(to=to)
+    assert isinstance(everything, KINDS[to]) and len(everything) == 2
+    asked = otel_llm.df(
+        "SELECT user_id, input_tokens, cost_usd, started_at FROM llm_usage ORDER BY started_at", to=to, store=place
+    )
+    rows = asked.to_dict("records") if to == "pandas" else asked.to_dicts() if to == "polars" else asked.to_pylist()
+    assert [row["started_at"].isoformat()[:19] for row in rows] == ["2026-07-20T12:00:00", "2026-11-20T12:00:00"]
+    assert all(row["started_at"].utcoffset() == timedelta(0) for row in rows)
+    assert rows[0]["user_id"] == "alice" and rows[0]["input_tokens"] == 7
+    assert float(rows[0]["cost_usd"]) == 0.000037875 and isinstance(
+        rows[0]["cost_usd"], float if to == "pandas" else Decimal
+    )
+    missing = [rows[1][name] for name in ("user_id", "input_tokens", "cost_usd")]
+    assert [*map(pandas.isna, missing)] == [True] * 3
+
+
+@pytest.mark.parametrize("engine", ["clickhouse"], indirect=True)
+def test_what_a_clickhouse_refuses(fill: Fill, engine: str) -> None:
+    fill(*CALLS)
+    with pytest.raises(StoreError, match="nosuch"):
+        otel_llm.df("select * from nosuch")
+    with pytest.raises(StoreError, match="clickhouse://"):
+        otel_llm.df(store="clickhouse://nowhere.invalid:1/otel")

@@ -10,7 +10,7 @@ import pytest
 
 import otel_llm
 from otel_llm.store import StoreError
-from tests.cli.conftest import Fill, _own_settings, both_engines, engine, fill, fill_spans  # noqa: F401  (fixtures)
+from tests.cli.conftest import Fill, both_engines
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;\u202e"
 TRACE = "ab" * 16
@@ -45,7 +45,7 @@ def html_of(shown: Any) -> Tags:
 
 
 @pytest.fixture
-def recorded(fill: Fill, fill_spans: Fill) -> Any:  # noqa: F811
+def recorded(fill: Fill, fill_spans: Fill) -> Any:
     fill({"trace_id": TRACE, "span_id": CALL, "user_id": HOSTILE, "request_model": "gpt-5", "input_tokens": 1200,
           "output_tokens": 5, "cost_usd": "0.25", "usage_source": "reported"})  # fmt: skip
     return fill_spans(
@@ -88,7 +88,7 @@ def test_sums(recorded: Any) -> None:
     assert otel_llm.usage(errors=True).rows == []
 
 
-def test_what_is_not_there(store_path: Path, tmp_path: Path, fill: Fill) -> None:  # noqa: F811
+def test_what_is_not_there(store_path: Path, tmp_path: Path, fill: Fill) -> None:
     with pytest.raises(LookupError, match=f"no model calls are recorded yet in {store_path}"):
         otel_llm.trace()
     assert otel_llm.usage().rows == []
@@ -103,7 +103,7 @@ def test_what_is_not_there(store_path: Path, tmp_path: Path, fill: Fill) -> None
         otel_llm.usage(store=tmp_path / "none.duckdb")
 
 
-def test_a_long_one_is_cut_and_says_so(fill: Fill, fill_spans: Fill, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_long_one_is_cut_and_says_so(fill: Fill, fill_spans: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
     from otel_llm.notebook import shown
 
     monkeypatch.setattr(shown, "_MOST_SPANS", 2)
