@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from otel_llm.support import files, forks
+from otel_llm.support.system import file_locks, offsets
 
 SLOTS: Final = 64
 """Processes that can keep the same account with budgets that stop, at once."""
@@ -166,7 +167,7 @@ class Ledger:
     # --- the file --------------------------------------------------------------------------------------------------------
     def _read(self, row: int) -> tuple[int, ...]:
         """The words of a row. Raises OSError, LedgerUnusable."""
-        whole = os.pread(self._fd(), _ROW, _HEADER + row * _ROW)
+        whole = offsets.pread(self._fd(), _ROW, _HEADER + row * _ROW)
         if len(whole) < _ROW:
             self.forget()
             raise LedgerUnusable(f"{self.path} was cut")
@@ -175,11 +176,11 @@ class Ledger:
         return words
 
     def _write(self, row: int, word: int, values: tuple[int, ...]) -> None:
-        os.pwrite(self._fd(), _words(*values), _HEADER + row * _ROW + word * _WORD)
+        offsets.pwrite(self._fd(), _words(*values), _HEADER + row * _ROW + word * _WORD)
 
     def _put(self, cells: list[int]) -> None:
         cost, reserved, place = cells
-        os.pwrite(self._fd(), _CELLS.pack(cost, reserved if reserved > 0 else 0), place)
+        offsets.pwrite(self._fd(), _CELLS.pack(cost, reserved if reserved > 0 else 0), place)
 
     def _cells(self, row: int) -> list[int]:
         """This process's cells; the slot is taken where there is none yet. Raises OSError, LedgerUnusable."""
@@ -189,10 +190,10 @@ class Ledger:
         if cells is None:
             place = _HEADER + row * _ROW + (_BEFORE_CELLS + 2 * self._slot) * _WORD
             with self._alone():  # whoever reads the row from now on reads this slot too
-                used, *_ = _unpacked(os.pread(self._fd(), _WORD, _HEADER + row * _ROW + _USED)) or (0,)
+                used, *_ = _unpacked(offsets.pread(self._fd(), _WORD, _HEADER + row * _ROW + _USED)) or (0,)
                 if used <= self._slot:
                     self._write(row, _USED // _WORD, (self._slot + 1,))
-            (before,) = _unpacked(os.pread(self._fd(), _WORD, place)) or (0,)
+            (before,) = _unpacked(offsets.pread(self._fd(), _WORD, place)) or (0,)
             cells = self._own[row] = [before, 0, place]
         return cells
 
@@ -210,12 +211,12 @@ class Ledger:
             files.make_own_dir(self.directory)
             file = self._file = io.FileIO(files.open_or_create(self.path), "r+")
             with self._alone():
-                header = _unpacked(os.pread(file.fileno(), _HEADER, 0))
+                header = _unpacked(offsets.pread(file.fileno(), _HEADER, 0))
                 size = os.fstat(file.fileno()).st_size
                 if header[:2] != (_MAGIC, SLOTS) or size < _HEADER + header[2] * _ROW:
                     # New, or damaged: the account will say what was spent.
                     os.ftruncate(self._fd(), 0)
-                    os.pwrite(self._fd(), _words(_MAGIC, SLOTS, 0, 0, 0, 0, 0, 0), 0)
+                    offsets.pwrite(self._fd(), _words(_MAGIC, SLOTS, 0, 0, 0, 0, 0, 0), 0)
         except OSError as error:
             self._file = None
             raise LedgerUnusable(f"{self.path}: {error.strerror or error}") from error
@@ -245,7 +246,7 @@ class Ledger:
 
     def _count(self) -> int:
         """How many rows there are."""
-        found = _unpacked(os.pread(self._fd(), _HEADER, 0))
+        found = _unpacked(offsets.pread(self._fd(), _HEADER, 0))
         return min(found[2], MOST_ROWS) if found else 0
 
     def refresh(self) -> None:
@@ -273,7 +274,7 @@ class Ledger:
         """Takes note of rows that others have made."""
         rows = self._count()
         while self._seen_rows < rows:
-            digest = os.pread(self._fd(), 16, _HEADER + self._seen_rows * _ROW)
+            digest = offsets.pread(self._fd(), 16, _HEADER + self._seen_rows * _ROW)
             self._rows[digest] = self._seen_rows
             self._seen_rows += 1
 
@@ -287,15 +288,15 @@ class Ledger:
                     raise LedgerUnusable(f"{self.path} has {MOST_ROWS} limits in it, the most that it can have")
                 # Written out, so that a full disk says so here.
                 for number in range(rows, rows + _GROWTH):
-                    os.pwrite(self._fd(), bytes(_ROW), _HEADER + number * _ROW)
+                    offsets.pwrite(self._fd(), bytes(_ROW), _HEADER + number * _ROW)
         if row < rows:
-            os.pwrite(self._fd(), bytes(_ROW), _HEADER + row * _ROW)
+            offsets.pwrite(self._fd(), bytes(_ROW), _HEADER + row * _ROW)
             self._rows = {known: at for known, at in self._rows.items() if at != row}
             self._own.pop(row, None)
         self._write(row, 4, (ends_at_us,))
-        os.pwrite(self._fd(), digest, _HEADER + row * _ROW)
+        offsets.pwrite(self._fd(), digest, _HEADER + row * _ROW)
         if row == rows:
-            os.pwrite(self._fd(), _words(rows + 1), 2 * _WORD)
+            offsets.pwrite(self._fd(), _words(rows + 1), 2 * _WORD)
             self._seen_rows = rows + 1
         self._rows[digest] = row
         return row
@@ -304,7 +305,7 @@ class Ledger:
         """A row that is not needed any more; `rows` where there is none."""
         before = time.time_ns() // 1000 - _GRACE_US
         for row in range(rows):
-            found = _unpacked(os.pread(self._fd(), _WORD, _HEADER + row * _ROW + 4 * _WORD))
+            found = _unpacked(offsets.pread(self._fd(), _WORD, _HEADER + row * _ROW + 4 * _WORD))
             if found and found[0] < before:
                 return row
         return rows
@@ -353,8 +354,8 @@ class Ledger:
         found = False
         for row in range(self._count()):
             place = _HEADER + row * _ROW + (_BEFORE_CELLS + 2 * slot + 1) * _WORD
-            if any(_unpacked(os.pread(self._fd(), _WORD, place))):
-                os.pwrite(self._fd(), bytes(_WORD), place)
+            if any(_unpacked(offsets.pread(self._fd(), _WORD, place))):
+                offsets.pwrite(self._fd(), bytes(_WORD), place)
                 found = True
         return found
 
@@ -414,11 +415,9 @@ def _locked(path: Path) -> io.FileIO:
 
     Raises BlockingIOError where somebody else does, OSError.
     """
-    import fcntl  # where there is none, no account is kept
-
     file = io.FileIO(files.open_or_create(path), "r+")
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file_locks.take(file.fileno())
     except BaseException:
         file.close()
         raise

@@ -33,6 +33,17 @@ otel_llm.instrument()
 import openai
 openai.OpenAI(default_headers={"x-local-behaviour": "slow"}).embeddings.create(model="text-embedding-3-small", input="tyres")
 """
+SPENDS = """
+import otel_llm
+otel_llm.instrument()
+import openai
+client = openai.OpenAI(max_retries=0)
+try:
+    while True:
+        client.embeddings.create(model="text-embedding-3-small", input="tyres")
+except otel_llm.BudgetExceeded:
+    print("stopped")
+"""
 COMMAND = "import sys\nfrom otel_llm.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -85,6 +96,17 @@ def test_who_lives_is_told_from_who_has_died(start: Start, openai_server: LocalO
     assert "embeddings" not in done(start(COMMAND, "ps"))
     rows = json.loads(done(start(COMMAND, "logs", "--json")))
     assert [row["status"] for row in rows] == ["interrupted"]
+
+
+def test_a_budget_holds_over_processes(
+    start: Start, environment: dict[str, str], openai_server: LocalOpenAI, tmp_path: Path
+) -> None:
+    budgets = tmp_path / "budgets.toml"
+    budgets.write_text('[[budget]]\nname = "all"\naction = "stop"\nlimit_calls = 5\nper = "day"\n')
+    environment["OTEL_LLM_BUDGETS"] = str(budgets)
+    processes = [start(SPENDS) for _ in range(2)]
+    assert [process.communicate(timeout=240)[0] for process in processes] == ["stopped\n"] * 2
+    assert len(openai_server.ledger) == 5
 
 
 def test_an_empty_file_is_a_store_to_be(start: Start, store_path: Path) -> None:
