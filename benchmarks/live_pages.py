@@ -104,11 +104,8 @@ def measure(folder: Path, options: Any, stack: contextlib.ExitStack) -> None:
     page_server = run("otel-llm", "ui", "--port", "0", "--no-open")
     url = _url(page_server)
     base = url.partition("?")[0]
-    traffic = run(
-        "opentelemetry-instrument", sys.executable, "-c", _TRAFFIC, str(options.rate), str(options.minutes * 60)
-    )  # fmt: skip
-    while not (folder / "usage.duckdb").exists():
-        time.sleep(0.2)
+    command = ("opentelemetry-instrument", sys.executable, "-c", _TRAFFIC, str(options.rate))
+    run(*command, "1").wait()  # so that there is something to look at
     playwright = stack.enter_context(sync_playwright())
     chromium = os.environ.get("CHROMIUM_BIN") or shutil.which("chromium")
     browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -116,13 +113,15 @@ def measure(folder: Path, options: Any, stack: contextlib.ExitStack) -> None:
     pages: list[Any] = []
     for _ in range(options.tabs):
         page = context.new_page()
-        page.goto(url if not pages else base)
-        page.goto(f"{base}calls?period=24h")
+        if not pages:
+            page.goto(url)  # the token
+        page.goto(f"{base}calls?period=24h", wait_until="commit", timeout=120_000)
         pages.append(page)
     for page in pages:
-        page.locator("#live-state[data-state=live]").wait_for()
+        page.locator("#live-state[data-state=live]").wait_for(timeout=120_000)
     pages[0].evaluate(_WATCH)
     watched_from = time.time()
+    traffic = run(*command, str(options.minutes * 60))
     cookie = "; ".join(f"{one['name']}={one['value']}" for one in context.cookies())
     held = [slow_browser(url, cookie, ("/live", "/calls?period=24h")[number % 2]) for number in range(options.slow)]
     print("minute, MB of the server, lines in the table, calls drawn so far", flush=True)

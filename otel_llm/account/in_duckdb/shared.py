@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _FRESH_SECONDS: Final = 0.5
 """How old an answer may be: who asks ten things for one page looks at the journals once."""
+_MOST_CONNECTIONS: Final = 4
+"""Who waits for one of them gets what another has brought up to now meanwhile: twenty pages that ask at once look at the journals
+a few times, and not twenty."""
 
 
 class SharedDuckDBEngine(DuckDBEngine):
@@ -32,9 +36,11 @@ class SharedDuckDBEngine(DuckDBEngine):
         self.place = str(store)
         self._news = 0.0
         self._free: queue.LifoQueue[tuple[StoreConnection, float]] = queue.LifoQueue()
+        self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._of_thread = threading.local()
 
     def ask(self, sql: str, values: Mapping[str, str] | None = None) -> list[Row]:
-        with self._borrowed() as connection:
+        with self._places, self._borrowed() as connection:
             found: list[Row] = connection.execute(sql, dict(values) if values else None).fetchall()
             return found
 
@@ -49,7 +55,7 @@ class SharedDuckDBEngine(DuckDBEngine):
             if connection is None:
                 seen = time.monotonic()
                 connection = reader.connect_to_moment(self.store)
-            elif seen <= self._news or time.monotonic() - seen > _FRESH_SECONDS:
+            elif seen < self._asked_since() and (seen <= self._news or time.monotonic() - seen > _FRESH_SECONDS):
                 now = time.monotonic()
                 connection.refresh()
                 seen = now
@@ -67,9 +73,25 @@ class SharedDuckDBEngine(DuckDBEngine):
         finally:
             self._free.put((connection, seen))
 
+    def _asked_since(self) -> float:
+        """When this thread has begun to ask for one moment; it is now where it has not."""
+        begun: float | None = getattr(self._of_thread, "begun", None)
+        return time.monotonic() if begun is None else begun
+
+    @contextmanager
+    def one_moment(self) -> Iterator[None]:
+        """What this thread asks here is asked of the store as it was after the beginning: the journals are looked at once."""
+        self._of_thread.begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._of_thread.begun = None
+
     def has_news(self) -> None:
-        """What is answered from here on has everything that had ended by now."""
+        """What is answered from here on has everything that had ended by now; in `one_moment`, if this thread says it there."""
         self._news = time.monotonic()
+        if getattr(self._of_thread, "begun", None) is not None:
+            self._of_thread.begun = self._news
 
     def close(self) -> None:
         """Closes what nobody is using."""

@@ -91,6 +91,7 @@ def _of_store(path: Path, token: str | None) -> tuple[Backend, Callable[[], None
         quote=_quotes(PriceBook(settings().prices, PriceLists(paths.prices))),
         rules=_rules(),
         crossings=lambda: crossings.read(paths),
+        one_moment=engine.one_moment,
         jaeger_url=settings().jaeger_url,
         token=token,
         errors=_ERRORS,

@@ -15,7 +15,7 @@ $("#theme").addEventListener("click", () => {
 // --- live: a hint says that something is new; the page asks for it, at most once in a while, and only while somebody looks
 const liveState = $("#live-state");
 if (document.body.dataset.live) {
-  let pending = false, asked = 0, took = 0;
+  let pending = false, asked = 0, took = 0, busy = 0, again = false;
   const say = (text) => { if (liveState.textContent !== text) { liveState.textContent = text; liveState.dataset.state = text; } };
   const refresh = () => {
     pending = false;
@@ -24,12 +24,23 @@ if (document.body.dataset.live) {
     if ($("[data-refresh]")) reloadMain();
   };
   const news = () => {
-    if (pending || document.hidden) { missed = document.hidden; return; }
+    if (document.hidden) { missed = true; return; }
+    // While an answer is on its way it is not asked again, but after: what is asked with an element that goes would be lost.
+    if (busy) { again = true; return; }
+    if (pending) return;
     pending = true;
-    setTimeout(refresh, Math.max(50, 400 - (Date.now() - asked), 2 * took - (Date.now() - asked)));
+    // A server that has much to do is asked less often.
+    setTimeout(refresh, Math.max(50, Math.max(400, 1.5 * took) - (Date.now() - asked)));
   };
-  // A server that has much to do is asked less often.
-  document.addEventListener("htmx:afterRequest", (event) => { if (event.target.matches("[data-on-calls]")) took = Date.now() - asked; });
+  document.addEventListener("htmx:beforeRequest", ({ detail: { elt, xhr } }) => {
+    if (!elt.matches("[data-on-calls]")) return;
+    busy += 1;
+    xhr.addEventListener("loadend", () => {  // events of the element itself go nowhere once it is gone
+      busy -= 1;
+      took = Date.now() - asked;
+      if (again) { again = false; news(); }
+    });
+  });
   let missed = false;
   document.addEventListener("visibilitychange", () => { if (!document.hidden && missed) { missed = false; news(); } });
   const hear = (word) => { if (word === "calls") news(); else say(word); };

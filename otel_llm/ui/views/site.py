@@ -132,7 +132,8 @@ def _answered(
 ) -> Response:
     try:
         scope = PageScope.of(request.query_params.multi_items())
-        view = answer(request, scope, backend)
+        with backend.one_moment():
+            view = answer(request, scope, backend)
     except BadRequest as error:
         return _json({"error": str(error)}, 400) if as_json else _error(request, environment, str(error), 400)
     except backend.errors as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,8 @@ class Backend:
     """The budgets as their file says now; None where no file is named."""
     crossings: Callable[[], Sequence[Told]] | None = None
     """The thresholds of budgets that were crossed, and who was told."""
+    one_moment: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What a page asks is asked in this."""
     jaeger_url: str | None = None
     token: str | None = None
     errors: tuple[type[Exception], ...] = ()
