@@ -211,10 +211,8 @@ class _SetAside:
             return  # the child of a fork, or other counters: the account will say
         rule = self._rule
         spent = None if cost is None else parts_of(rule.budget.unit, cost, rule.budget.unpriced)
-        if (
-            spent is None and cost is not None
-        ):  # another model has answered, without a price: the budget counts as spent
-            spent = rule.limit
+        if spent is None and cost is not None:  # a model has answered that has no price
+            spent = self._amount
         self._ledger.settle(self._row, self._amount, spent or 0)
 
 
