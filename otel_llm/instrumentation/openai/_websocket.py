@@ -206,13 +206,16 @@ class Session:
 
     def ask(self, gate: admittance.CallGate, event: object) -> Exception | None:
         """Why what the app is about to send may not be sent: it has a model answer, and a budget is spent."""
-        kind = fields(event).get("type")
+        told = fields(event)
+        kind = told.get("type")
         if not isinstance(kind, str) or not (kind in _ASKS or kind.endswith(_HEARS)):
             return None
-        said = attributes(Endpoint(semconv.CHAT, self._api), self._server, {}, True)
+        body = fields(told.get("response")) or told
+        said = attributes(Endpoint(semconv.CHAT, self._api), self._server, body, True)
         said = {semconv.OPERATION: semconv.CHAT, **said, **context.attributes()}
-        if self._model is not None:
-            said[semconv.REQUEST_MODEL] = self._model
+        model = body.get("model") or self._model
+        if isinstance(model, str):
+            said[semconv.REQUEST_MODEL] = model
         answer = gate.admit(said, None, None)
         is_new, self._is_refused = not self._is_refused, isinstance(answer, Exception)
         if isinstance(answer, Exception):

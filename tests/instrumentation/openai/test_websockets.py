@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+import otel_llm
 from otel_llm.calls import ending
 from otel_llm.conventions import semconv as s
 from otel_llm.support import faults
@@ -127,6 +128,40 @@ async def test_async(instrumented, connect):
     found = instrumented.attributes()
     assert {name: found[name] for name in REPORTED} == REPORTED
     assert found[s.STATUS] == "ok"
+
+
+def test_a_budget_lets_no_more_be_sent_than_there_is_room_for(instrumented, connect):
+    received: list[str] = []
+
+    def script(message: dict[str, Any]) -> list[Any]:
+        received.append(message["type"])
+        return realtime(message)[:-1] if message["type"] == "response.create" else []
+
+    client = connect(script)
+    with client.realtime.connect(model="gpt-realtime") as connection, otel_llm.budget("run", limit_calls=2) as run:
+        for _ in range(2):
+            connection.response.create()
+            by_recv(connection)
+        connection.conversation.item.create(item={"type": "message", "role": "user", "content": []})
+        with pytest.raises(otel_llm.BudgetExceeded):
+            connection.response.create()
+        for _ in range(3):  # what a model may answer without being asked
+            with pytest.raises(otel_llm.BudgetExceeded):
+                connection.input_audio_buffer.append(audio="AAAA")
+        assert run.spent_calls == 2
+    statuses = [span.attributes[s.STATUS] for span in instrumented.all()]
+    assert sorted(statuses) == ["ok", "ok", "refused"]  # of the audio there is no second row
+    assert received.count("response.create") == 2
+    assert "input_audio_buffer.append" not in received
+
+
+async def test_a_budget_that_is_spent_and_an_asynchronous_websocket(instrumented, connect):
+    client = connect(realtime, openai.AsyncOpenAI)
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        with otel_llm.budget("run", limit_usd=1e-9), pytest.raises(otel_llm.BudgetExceeded):
+            await connection.response.create(response={"max_output_tokens": 100})
+    assert instrumented.attributes()[s.STATUS] == "refused"
+    assert instrumented.attributes()[s.REQUEST_MODEL] == "gpt-realtime"
 
 
 def test_responses_over_a_websocket(instrumented, connect):
