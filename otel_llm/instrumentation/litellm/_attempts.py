@@ -267,7 +267,9 @@ class LiteLLMAttempt:
             self._offer = PassedOn(call)
             call.describe(self._operation, model, {**known, semconv.RECORDED_BY: self.records.scope})
         self.call = call
-        outermost = self if self.around is None else self.around
+        outermost = self
+        while outermost.around is not None:  # which has asked
+            outermost = outermost.around
         held, outermost._held = outermost._held, None
         call.hold(held)
         call.attempts = 1
