@@ -409,6 +409,15 @@ def test_where_the_account_cannot_be_read_the_budget_says_what_happens(
     assert len(openai_server.ledger) == int(said[0])
 
 
+def test_what_is_counted_stops_calls_also_where_the_account_cannot_be_read(
+    run_instrumented: Run, budgets: Budgets, openai_server: LocalOpenAI, store_path: Path
+) -> None:
+    store_path.write_bytes(b"no database at all")
+    done = run_instrumented(one_by_one(9), env=budgets.env('limit_calls = 3\nper = "day"'), stderr=".")
+    assert done.stdout.split()[:2] == ["3", "refused"]
+    assert len(openai_server.ledger) == 3
+
+
 # --- prices ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("unpriced", "sent", "log"),

@@ -169,8 +169,9 @@ class StopRule:
             if ledger is None:
                 raise LedgerUnusable("no account is kept")
             row = self.row(key)
-            if not self.is_read and (why := self._wait(self)) is not None:
-                raise LedgerUnusable(why)
+            if not self.is_read and (why := self._wait(self)) is not None and (refusal := self._unknown(why)):
+                return refusal
+            # Where the account cannot be read, what this machine has counted is the least that was spent.
             refused = ledger.reserve(row, amount, self.limit)
         except LedgerUnusable as error:
             return self._unknown(str(error))

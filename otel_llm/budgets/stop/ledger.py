@@ -205,8 +205,6 @@ class Ledger:
 
     def _open(self) -> io.FileIO:
         """Raises LedgerUnusable."""
-        if not hasattr(os, "pread"):
-            raise LedgerUnusable("budgets that stop calls need a POSIX system")
         try:
             files.make_own_dir(self.directory)
             file = self._file = io.FileIO(files.open_or_create(self.path), "r+")
