@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import LocalOpenAI, Rows, Run, command
+from tests.fleet import clickhouse_server
 
 PRICE = '[[price]]\nmodel = "*"\ninput = {0}\noutput = {0}\n'
 HEAD = '[[budget]]\nname = "all"\naction = "stop"\nthresholds = [10]\n'
@@ -416,6 +417,22 @@ def test_what_is_counted_stops_calls_also_where_the_account_cannot_be_read(
     done = run_instrumented(one_by_one(9), env=budgets.env('limit_calls = 3\nper = "day"'), stderr=".")
     assert done.stdout.split()[:2] == ["3", "refused"]
     assert len(openai_server.ledger) == 3
+
+
+# --- several machines --------------------------------------------------------------------------------------------------
+def test_what_another_machine_has_spent_counts_once_it_is_shipped(
+    run_instrumented: Run, budgets: Budgets, openai_server: LocalOpenAI, clickhouse: str, tmp_path: Path
+) -> None:
+    clickhouse_server.empty(clickhouse)
+    shared = {**budgets.env('limit_calls = 6\nper = "day"\nfail = "closed"'), "OTEL_LLM_STORE": clickhouse}
+    one, other = ({**shared, "XDG_DATA_HOME": str(tmp_path / name)} for name in ("one", "other"))
+    kept = "the account is kept in"
+    assert run_instrumented(one_by_one(4), env=one, stderr=kept).stdout.split() == ["4"]
+    (store,) = (tmp_path / "one").rglob("usage.duckdb")
+    ship = ["otel-llm", "ship", "--store", str(store), "--to", clickhouse, "--once"]
+    run_instrumented(ship, env=one, instrument=False, stderr=".")
+    assert run_instrumented(one_by_one(9), env=other, stderr=kept).stdout.split()[:2] == ["2", "refused"]
+    assert len(openai_server.ledger) == 6
 
 
 # --- prices ------------------------------------------------------------------------------------------------------------
