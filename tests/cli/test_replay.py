@@ -105,7 +105,7 @@ def test_what_is_missing(journal: Journal, receiver: OtlpReceiver, run: Run, mon
 def test_what_is_too_large_for_the_backend_is_named(journal: Journal, run: Run, receiver: OtlpReceiver) -> None:
     """The rest goes out."""
     calls = [write_call(journal, {"theirs": "x" * size}) for size in (1, 5_000_000, 1)]
-    result = run("replay", "--endpoint", receiver.endpoint("grpc"))
+    result = run("replay", "--endpoint", receiver.endpoint("grpc"), "--protocol", "grpc")
     assert (result.code, result.out) == (2, f"Sent 2 spans to {receiver.endpoint('grpc')}.\n")
     assert result.err.count("\n") == 1 and calls[1]["t"] in result.err
     assert ids(receiver) == [calls[0]["s"], calls[2]["s"]]

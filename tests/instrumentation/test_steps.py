@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import otel_llm
+from otel_llm.calls import admittance
 from otel_llm.setup import distro
 from otel_llm.support import otel_private
 from tests.instrumentation.openai.clients import http
@@ -148,6 +149,7 @@ def steps_of(work: Callable[[], object], times: int = 10) -> Steps:
 @pytest.fixture(autouse=True)
 def _account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OTEL_LLM_FLUSH_INTERVAL", "3600")
+    monkeypatch.setattr(admittance, "gate", None)  # another test may have opened a budget
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
     distro.instrument(tracer_provider=provider, store=tmp_path / "usage.duckdb")

@@ -41,7 +41,7 @@ PATHS = {
 def test_a_page_is_accessible_and_fits_a_phone(name: str, scheme: str, ui: Ui, open_page: Open) -> None:
     axe_core = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
     page = open_page(PATHS.get(name) or _a_trace(ui), color_scheme=scheme)
-    page.wait_for_load_state("networkidle" if name == "health" else "load")
+    page.wait_for_load_state("load")
     page.locator("main").wait_for()
     results = axe_core.Axe().run(page.page)
     assert results.violations_count == 0, results.generate_report()

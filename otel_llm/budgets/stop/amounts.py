@@ -74,4 +74,5 @@ def open_here() -> tuple[Any, ...]:
 
 def open_from_here(budgets: tuple[OpenBudget, ...]) -> None:
     """Makes them those that this place in the program is in."""
-    otel_private.attach(otel.Context({**otel_private.current_context(), _KEY: budgets}))
+    around = {name: value for name, value in otel_private.current_context().items() if name != _KEY}
+    otel_private.attach(otel.Context({**around, _KEY: budgets} if budgets else around))

@@ -502,6 +502,7 @@ class Looks:
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scans = self.opens = self.probes = 0
         self._directory = directory
+        self._opened: set[int] = set()
         monkeypatch.setattr(os, "scandir", partial(self._scandir, os.scandir))
         monkeypatch.setattr(os, "open", partial(self._open, os.open))
         monkeypatch.setattr(fcntl, "flock", partial(self._flock, fcntl.flock))
@@ -511,11 +512,15 @@ class Looks:
         return scandir(path)
 
     def _open(self, open_file: Callable[..., int], path: Any, *more: Any, **named: Any) -> int:
-        self.opens += str(path).endswith(".jsonl")
-        return open_file(path, *more, **named)
+        fd = open_file(path, *more, **named)
+        is_segment = str(path).endswith(".jsonl") and Path(path).parent == self._directory
+        self.opens += is_segment
+        # A number is used again: other stores' threads may be at work in this process.
+        (self._opened.add if is_segment else self._opened.discard)(fd)
+        return fd
 
     def _flock(self, flock: Callable[..., None], fd: int, operation: int) -> None:
-        self.probes += operation == fcntl.LOCK_SH | fcntl.LOCK_NB
+        self.probes += operation == fcntl.LOCK_SH | fcntl.LOCK_NB and fd in self._opened
         flock(fd, operation)
 
     def counted(self) -> tuple[int, int, int]:

@@ -76,7 +76,7 @@ WITH RECURSIVE named AS (
     FROM part WHERE above IS NOT NULL AND end_ns IS NOT NULL GROUP BY ALL
 ), failing AS (
     -- From a chain that failed inwards, as long as what ended last has failed as well.
-    SELECT trace_id, span_id AS chain, span_id, name, 0 AS depth FROM part WHERE part_kind = 'Chain' AND status IN ('error', 'cancelled')
+    SELECT trace_id, span_id AS chain, span_id, name, 0 AS depth FROM part WHERE part_kind = 'Chain' AND status IN ('error', 'cancelled', 'refused')
     UNION ALL
     SELECT failing.trace_id, chain, last_inside.span_id, last_inside.name, depth + 1
     FROM failing JOIN last_inside ON last_inside.trace_id = failing.trace_id AND last_inside.above = failing.span_id
@@ -102,7 +102,7 @@ WITH RECURSIVE named AS (
     FROM part, (SELECT unnest(CAST(part.events AS JSON[])) AS e)
     WHERE part.events IS NOT NULL
     UNION ALL
-    SELECT end_ns, 3, CASE WHEN part_kind = 'Chain' AND status IN ('error', 'cancelled') THEN 'ChainError' ELSE part_kind || 'Completed' END,
+    SELECT end_ns, 3, CASE WHEN part_kind = 'Chain' AND status IN ('error', 'cancelled', 'refused') THEN 'ChainError' ELSE part_kind || 'Completed' END,
         duration_ms, error_type, NULL, part.*
     FROM part WHERE end_ns IS NOT NULL
     UNION ALL
