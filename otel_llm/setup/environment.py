@@ -85,6 +85,24 @@ def endpoint_fault(value: str) -> str | None:
     return None
 
 
+def drop_endless_timeouts() -> None:
+    """Takes away OTLP timeouts that are longer than a day, so that the default counts. Of one without end the gRPC exporter thinks
+    that it is over, tries again for ever, and keeps the program from ending."""
+    for name in _TIMEOUTS:
+        try:
+            is_endless = not float(os.environ.get(name, "0")) <= _LONGEST_TIMEOUT  # nor is what is no number
+        except ValueError:
+            continue  # the exporter says so
+        if is_endless:
+            warn([name], None, "it is longer than a day, and counts as not set")
+            del os.environ[name]
+
+
+_TIMEOUTS: Final = tuple(f"OTEL_EXPORTER_OTLP_{signal}TIMEOUT" for signal in ("", "TRACES_", "METRICS_", "LOGS_"))
+_LONGEST_TIMEOUT: Final = 86_400
+"""Seconds."""
+
+
 def to_blame(error: BaseException) -> list[str]:
     """The variables that `error` speaks of: by their names, or else by their values."""
     said = f"{error} {error.__cause__ or ''}"

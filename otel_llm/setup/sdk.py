@@ -150,6 +150,7 @@ def has_store() -> bool:
 
 def set_defaults() -> None:
     """Fills in the `OTEL_*` variables that are not set. An endpoint that is none counts as not set."""
+    environment.drop_endless_timeouts()
     env = os.environ
     said = {name for name, value in env.items() if value.strip()}
     store = [_STORE] if has_store() else []
