@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_llm.calls import stream_usage
 from otel_llm.setup import distro
 from otel_llm.store.reader import connect
+from otel_llm.store.store import Store
 from tests.instrumentation.litellm.wires import Wires
 
 # Read when it is imported: it would fetch its prices, and tokenizers for what tells no usage.
@@ -54,6 +55,7 @@ def account(tmp_path: Path) -> Iterator[Account]:
 
     yield rows
     distro.uninstrument()
+    Store.open(path).close()  # its thread would go on beside all the tests that follow
     if (litellm := sys.modules.get("litellm")) is not None:
         litellm.api_base = None  # 1.80 keeps that of a call for the next one
     stream_usage.forget()
