@@ -68,6 +68,17 @@ def _strange_servers() -> None:
     stream_usage.forget()
 
 
+@pytest.fixture(autouse=True)
+def _no_store_goes_on() -> Iterator[None]:
+    """The thread of a store ends with its test: hundreds of them would merge beside the tests that follow."""
+    yield
+    module = sys.modules.get("otel_llm.store.store")
+    for store in module.opened() if module is not None else ():
+        if store._thread.thread is not None:
+            store._thread.stop(5)
+            store._thread.reset()
+
+
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # or DuckDB takes what Python does not go through for leaked, and says so
 
