@@ -21,6 +21,8 @@ _CONTENT = (
     semconv.TOOL_CALL_ARGUMENTS, semconv.TOOL_CALL_RESULT,
 )  # fmt: skip
 
+_BAD: Final = frozenset({*semconv.FAILED, semconv.INTERRUPTED})
+"""How a span has ended whose line and bar are red."""
 _TOLD: Final = (REPORTED_COST, LITELLM, CACHE_HIT, REFUSED)
 """Where a cost comes from that is not computed by prices of ours."""
 
@@ -36,6 +38,7 @@ def trace(request: Request, scope: PageScope, backend: Backend) -> PageView:
         "title": f"Trace {trace_id[:8]}",
         "trace": found,
         "bar": lambda node: bar(found, node),
+        "bad": _BAD,
         "chosen": chosen,
         "running": running,
         "detail": None if chosen is None else detail(found, chosen, backend),
@@ -118,7 +121,7 @@ def bar(found: Trace, node: Node) -> Any:
     length = ((node.span["end_ns"] or found.end_ns) - node.span["start_ns"]) / whole
     after = wording.ms((node.span["start_ns"] - found.begin_ns) / 1e6)
     label = f"begins after {after}, takes {wording.ms(node.span['duration_ms'])}"
-    kind = "bad" if node.span["status"] in ("error", "cancelled", "interrupted") else kind_of(node.span["operation"])
+    kind = "bad" if node.span["status"] in _BAD else kind_of(node.span["operation"])
     return charts.meter(begin, length, style=f"k-{kind}", label=label)
 
 
