@@ -32,7 +32,7 @@ SHORTEST_KEY: Final = 14
 _LONGEST: Final = 30
 _MOST: Final = 8_192
 """Words that are remembered; a text of another language starts afresh."""
-_OTHERS: Final = ("bearer", "identified", "basic", "auth", "dockerconfigjson", "curl", "kty", "putty-user-key")
+_OTHERS: Final = ("bearer", "identified", "basic", "auth", "dockerconfigjson", "curl", "kty")
 _SIGNS: Final = ("%", "@", "\\u00", ":*:")
 _SUSPICIOUS: Final = re.compile(
     rf"\d|{'|'.join(map(re.escape, (*STEMS, *(one for one in COMMANDS if ' ' not in one), *_OTHERS, *_SIGNS)))}"

@@ -66,18 +66,7 @@ def connect_to_merged(paths: StorePaths) -> StoreConnection:
     """
     if not paths.database.exists():
         raise StoreNotFound(f"there is no store at {paths.database} yet")
-
-    def connected() -> StoreConnection:
-        plain, instance = _open(paths)
-        view = _View(paths, instance)
-        try:
-            view.bring_up(plain, merged=True)
-        except BaseException:
-            plain.close()
-            raise
-        return StoreConnection(plain, view, follows=False)
-
-    return off_main_thread(connected)()
+    return off_main_thread(partial(_brought_up, paths, merged=True, follow=False))()
 
 
 def _connect_to(path: str | os.PathLike[str] | None, *, follow: bool) -> StoreConnection:
@@ -97,7 +86,10 @@ def _connect_now(paths: StorePaths, *, is_own: bool = False, follow: bool = True
             raise StoreNotFound(f"there is no store at {paths.database} yet")
         with exclusive.alone(paths):
             pass  # has made it
-    merged = _merge(paths)
+    return _brought_up(paths, merged=_merge(paths), follow=follow)
+
+
+def _brought_up(paths: StorePaths, *, merged: bool, follow: bool) -> StoreConnection:
     plain, instance = _open(paths)
     view = _View(paths, instance)
     try:

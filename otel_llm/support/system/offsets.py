@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 __all__ = ["fdatasync", "pread", "pwrite"]
@@ -12,26 +14,27 @@ _moving: Final = threading.Lock()
 """Without `pread` a descriptor is moved and put back, which another thread must not come between."""
 
 
-def pread_by_moving(fd: int, length: int, offset: int) -> bytes:
-    """As `os.pread`."""
+@contextmanager
+def _moved(fd: int, offset: int) -> Iterator[None]:
     with _moving:
         before = os.lseek(fd, 0, os.SEEK_CUR)
         try:
             os.lseek(fd, offset, os.SEEK_SET)
-            return os.read(fd, length)
+            yield
         finally:
             os.lseek(fd, before, os.SEEK_SET)
+
+
+def pread_by_moving(fd: int, length: int, offset: int) -> bytes:
+    """As `os.pread`."""
+    with _moved(fd, offset):
+        return os.read(fd, length)
 
 
 def pwrite_by_moving(fd: int, data: bytes | memoryview, offset: int) -> int:
     """As `os.pwrite`."""
-    with _moving:
-        before = os.lseek(fd, 0, os.SEEK_CUR)
-        try:
-            os.lseek(fd, offset, os.SEEK_SET)
-            return os.write(fd, data)
-        finally:
-            os.lseek(fd, before, os.SEEK_SET)
+    with _moved(fd, offset):
+        return os.write(fd, data)
 
 
 pread = getattr(os, "pread", pread_by_moving)
